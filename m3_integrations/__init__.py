@@ -1,0 +1,65 @@
+"""Dense, lexical and late-interaction retrieval from one forward pass, for LlamaIndex and LangChain."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m3_integrations.core.encoded import Encoded, Mode, MultiVectors, score
+    from m3_integrations.core.encoder import Encoder, M3Encoder
+    from m3_integrations.core.plan import SearchPlan
+    from m3_integrations.core.texts import Passage, Query
+    from m3_integrations.index.base import Hit, Index, Where
+    from m3_integrations.index.local import LocalIndex
+    from m3_integrations.index.memory import MemoryIndex
+    from m3_integrations.retrieval.ingestion import IngestReport, ingest
+    from m3_integrations.retrieval.retriever import Match, Retriever
+
+_HOMES = {
+    "core.encoded": ("Encoded", "Mode", "MultiVectors", "score"),
+    "core.encoder": ("Encoder", "M3Encoder"),
+    "core.plan": ("SearchPlan",),
+    "core.texts": ("Passage", "Query"),
+    "index.base": ("Hit", "Index", "Where"),
+    "index.local": ("LocalIndex",),
+    "index.memory": ("MemoryIndex",),
+    "retrieval.ingestion": ("IngestReport", "ingest"),
+    "retrieval.retriever": ("Match", "Retriever"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Encoded",
+    "Encoder",
+    "Hit",
+    "Index",
+    "IngestReport",
+    "LocalIndex",
+    "M3Encoder",
+    "Match",
+    "MemoryIndex",
+    "Mode",
+    "MultiVectors",
+    "Passage",
+    "Query",
+    "Retriever",
+    "SearchPlan",
+    "Where",
+    "ingest",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that importing the package stays light."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'm3_integrations' has no attribute {name!r}; it has {__all__}")
+    value = getattr(import_module(f"m3_integrations.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""Room 1: values and mathematics. Knows no index and no framework."""

@@ -1,0 +1,1 @@
+"""Room 4: a retriever against judged queries."""

@@ -1,0 +1,1 @@
+"""Room 2: keeping and finding. Never encodes."""

@@ -1,0 +1,75 @@
+"""The protocol that every index keeps, what a search answers, and the filters that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self, runtime_checkable
+
+from m3_integrations.core.encoded import Array, Encoded, Mode
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.where import Where
+
+__all__ = ["Hit", "Index", "Where"]
+
+
+class Hit(NamedTuple):
+    """A passage that was found, and its score: higher is better."""
+
+    id: str
+    score: float
+
+
+@runtime_checkable
+class Index(Protocol):
+    """Keeps passages with their vectors and finds them by inner products. Ties break by id, ascending."""
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        """The modes that it keeps: those of the first passages added; none while it has never held any."""
+
+    def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
+        """Keep these passages; an id seen before is replaced. All or nothing.
+
+        encoded: row i is passages[i], in the modes of the index (more raise no error and are not kept; fewer raise
+        MissingMode). Of an id that comes twice in one call the last is kept.
+        Raises WrongDimension where widths differ from those kept, ValueError where counts differ.
+        """
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Forget these passages; ids that are not there are passed over. Raises ValueError for a bare string."""
+
+    def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
+        """The best k of one mode among the passages that pass the filter, for each query, best first.
+
+        A list is shorter only where fewer passages match. A sparse hit has a score above 0.
+        Raises MissingMode for a mode that is not kept, WrongDimension, ValueError for k < 1. An empty index answers
+        empty lists.
+        """
+
+    def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
+        """The exact scores of ids[i] against query i, in that order. Raises UnknownId."""
+
+    def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
+        """These passages in this order, or all of them ordered by id. Raises UnknownId."""
+
+    def vectors(self, ids: Sequence[str], modes: Collection[Mode] | None = None) -> Encoded:
+        """The kept vectors; row i is ids[i]. None: every mode. Raises UnknownId, MissingMode."""
+
+    def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
+        """Replace the vectors of these ids in the modes of `encoded`, atomically; row i is ids[i]. Raises UnknownId."""
+
+    def ids(self) -> list[str]:
+        """Every id, ascending."""
+
+    def __len__(self) -> int:
+        """How many passages it holds."""
+
+    def close(self) -> None:
+        """Let go of files and connections; what was committed stays."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,1 @@
+"""Room 5: moving vectors. Knows no torch and no framework."""

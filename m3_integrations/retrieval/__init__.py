@@ -1,0 +1,1 @@
+"""Room 3: asking well. Sees only the protocols."""
