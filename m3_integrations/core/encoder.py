@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+import copy
+import hashlib
+import json
+import threading
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
-from m3_integrations.core.encoded import Encoded, Mode
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from m3_integrations.core import checkpoint as checkpoints
+from m3_integrations.core.batching import Batches
+from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, check_modes
+from m3_integrations.core.errors import MissingMode, NonFiniteVector, PartNotExported, TextsTruncated
+from m3_integrations.core.explain import Explanation, explain
+from m3_integrations.core.gathering import Gathering, StateArrays, is_finite, on_cpu, replace_rows
+from m3_integrations.core.model import M3Model, Pooling, States
+from m3_integrations.core.sequences import Sequencer, Span, TokenSequence
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES: Mapping[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_BATCH_TOKENS: Mapping[str, int] = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+_HEAD_FILES: Mapping[Mode, str] = {"sparse": checkpoints.SPARSE_HEAD, "multi_vector": checkpoints.MULTI_VECTOR_HEAD}
 
 
 @runtime_checkable
@@ -45,3 +76,315 @@ class Encoder(Protocol):
         self, texts: Sequence[str], modes: Collection[Mode] | None = None, *, show_progress: bool = False
     ) -> Encoded:
         """Encode texts to be found, likewise."""
+
+
+class M3Encoder:
+    """The Encoder over a checkpoint: dense, lexical and late-interaction vectors from one forward pass a text.
+
+    Safe to call from many threads. Made by `from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: checkpoints.Checkpoint,
+        *,
+        device: str | torch.device | None = None,
+        dtype: Dtype | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+        window_overlap: int | None = None,
+        cls_every: int | None = None,
+    ) -> None:
+        stated = checkpoint.conventions
+        if max_length is not None and max_length > stated.max_length:
+            raise ValueError(
+                f"{checkpoint.name!r} reads at most {stated.max_length} tokens, got max_length={max_length}"
+            )
+        if dtype is not None and dtype not in _DTYPES:
+            raise ValueError(f"dtype is one of {list(_DTYPES)}, got {dtype!r}")
+        if cls_every is not None and stated.pooling != "cls":
+            raise ValueError(
+                f"cls_every needs a checkpoint that pools by its cls token; {checkpoint.name!r} pools by mean"
+            )
+        self.checkpoint = checkpoint
+        self.conventions = replace(
+            stated,
+            max_length=max_length or stated.max_length,
+            query_prefix=stated.query_prefix if query_prefix is None else query_prefix,
+            passage_prefix=stated.passage_prefix if passage_prefix is None else passage_prefix,
+        )
+        self.device = torch.device(device or _best_device())
+        self.dtype: Dtype = dtype or "float32"
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(self.device.type, 4096)
+        self.sequencer = Sequencer(checkpoint.tokenizer, checkpoint.special, self.max_length, window_overlap, cls_every)
+        self._model = M3Model(checkpoint.backbone, checkpoint.heads).to(self.device, _DTYPES[self.dtype]).eval()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "m3-mini",
+        *,
+        device: str | torch.device | None = None,
+        dtype: Dtype | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+        revision: str | None = None,
+        pooling: Pooling | None = None,
+        window_overlap: int | None = None,
+        cls_every: int | None = None,
+    ) -> M3Encoder:
+        """Read a checkpoint: "m3-mini" (embedded), a local folder, or a hub id such as "BAAI/bge-m3".
+
+        device: None takes cuda, else mps, else cpu. dtype: None is float32. max_length: in tokens; None is all that the
+        checkpoint reads. batch_tokens: padded tokens in a batch, which bounds memory. Prefixes: None keeps those that
+        the checkpoint states. pooling: for a plain transformers folder, which does not state it.
+        window_overlap: reads longer texts in windows that share so many tokens, instead of cutting them (dense: the
+        mean of the windows' states, sparse: the maximum, multi-vectors: all). cls_every: MCLS, a cls token before each
+        so many tokens (256 in arXiv 2402.03216), the dense vector being the mean of their states.
+        Raises CheckpointError where there is no such checkpoint, or more must be said about it.
+        """
+        return cls(
+            checkpoints.read(model, revision=revision, pooling=pooling),
+            device=device,
+            dtype=dtype,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            query_prefix=query_prefix,
+            passage_prefix=passage_prefix,
+            window_overlap=window_overlap,
+            cls_every=cls_every,
+        )
+
+    @property
+    def name(self) -> str:
+        """The checkpoint, as it was asked for."""
+        return self.checkpoint.name
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return self.checkpoint.heads.modes
+
+    @property
+    def weights(self) -> Mapping[Mode, float]:
+        return {mode: self.conventions.weights.get(mode, 0.0) for mode in MODES if mode in self.modes}
+
+    @property
+    def max_length(self) -> int:
+        """The tokens that it reads of a text, prefix and special tokens among them."""
+        return self.conventions.max_length
+
+    @property
+    def dim(self) -> int:
+        return int(self.checkpoint.backbone.config.hidden_size)
+
+    @property
+    def width(self) -> int:
+        head = self.checkpoint.heads.multi_vector
+        return 0 if head is None else int(getattr(head, "out_features", self.dim))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.checkpoint.tokenizer.get_vocab_size() if "sparse" in self.modes else 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        conventions = {key: value for key, value in asdict(self.conventions).items() if key != "weights"}
+        reading = {**conventions, "windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
+        stated = json.dumps(reading, sort_keys=True)
+        return hashlib.sha256(f"{self.checkpoint.hash_weights()}{stated}".encode()).hexdigest()
+
+    def encode_queries(
+        self, texts: Sequence[str], modes: Collection[Mode] | None = None, *, show_progress: bool = False
+    ) -> Encoded:
+        """Encode questions, in the caller's order. Empty text gives a defined vector and an empty sparse row.
+
+        Raises MissingMode where the checkpoint lacks a head, NonFiniteVector where the model gives NaN, TypeError for
+        what is no text. Warns TextsTruncated, once a call, where texts are longer than `max_length`.
+        """
+        return self._encode(texts, self._asked(modes), self.conventions.query_prefix, show_progress)
+
+    def encode_passages(
+        self, texts: Sequence[str], modes: Collection[Mode] | None = None, *, show_progress: bool = False
+    ) -> Encoded:
+        """Encode texts to be found, likewise."""
+        return self._encode(texts, self._asked(modes), self.conventions.passage_prefix, show_progress)
+
+    def iter_encode(
+        self, texts: Iterable[str], modes: Collection[Mode] | None = None, *, chunk: int = 1024
+    ) -> Iterator[Encoded]:
+        """Encode a stream of passages, `chunk` texts at a time and in order; holds no more than one chunk."""
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        stream = iter(texts)
+        while some := list(islice(stream, chunk)):
+            yield self.encode_passages(some, modes)
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of these ids, which are sparse columns too, as the tokenizer writes them."""
+        return [self.checkpoint.tokenizer.id_to_token(int(id)) or "" for id in ids]
+
+    def token_count(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each passage has whole, prefix and special tokens among them; `max_length` are read."""
+        return self.sequencer.count(_checked(texts), self.conventions.passage_prefix)
+
+    def query_spans(self, text: str) -> list[Span]:
+        """The tokens of a question in the order of its multi-vectors."""
+        return self.sequencer.spans(text, self.conventions.query_prefix)
+
+    def passage_spans(self, text: str) -> list[Span]:
+        """The tokens of a passage in the order of its multi-vectors."""
+        return self.sequencer.spans(text, self.conventions.passage_prefix)
+
+    def explain(self, query: str, passage: str, weights: Mapping[Mode, float] | None = None) -> Explanation:
+        """Which tokens matched, and how much each mode gave to the score."""
+        return explain(self, query, passage, self.weights if weights is None else weights)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder in BGE-M3's layout, which FlagEmbedding and `from_pretrained` load.
+
+        Warns PartNotExported where the checkpoint has a token prior: only this package reads it, and to FlagEmbedding
+        such tokens weigh nothing.
+        """
+        checkpoints.save(self.checkpoint, Path(folder), self.conventions)
+        if self.checkpoint.heads.token_prior is not None:
+            warnings.warn(
+                f"{self.name!r} has a lexical weight for each token ({checkpoints.TOKEN_PRIOR}.safetensors), which "
+                "BGE-M3's layout cannot hold: this package loads the folder whole, FlagEmbedding without that part",
+                PartNotExported,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"M3Encoder({self.name!r}, max_length={self.max_length}, dtype={self.dtype!r}, device={str(self.device)!r})"
+        )
+
+    def _widths(self, modes: Collection[Mode]) -> dict[Mode, int]:
+        widths: Mapping[Mode, int] = {"dense": self.dim, "sparse": self.vocab_size, "multi_vector": self.width}
+        return {mode: widths[mode] for mode in MODES if mode in modes}
+
+    @cached_property
+    def _silent(self) -> list[int]:
+        """The tokens that stand for no text; BGE-M3's code gives these no lexical weight either, and <mask> one."""
+        special = self.checkpoint.special
+        return [id for id in (special.cls, special.eos, special.pad, special.unk) if id is not None]
+
+    def _asked(self, modes: Collection[Mode] | None) -> frozenset[Mode]:
+        if modes is None:
+            return self.modes
+        for mode in check_modes(modes, MODES) - self.modes:
+            file = _HEAD_FILES[mode]
+            raise MissingMode(
+                f"{self.name!r} has no head for {mode!r}: its folder holds no {file}.pt or {file}.safetensors; ask for "
+                f"modes={tuple(each for each in MODES if each in self.modes)!r}, or load a BGE-M3 checkpoint"
+            )
+        return check_modes(modes, MODES)
+
+    def _encode(self, texts: Sequence[str], modes: frozenset[Mode], prefix: str, show_progress: bool) -> Encoded:
+        sequences, cut = self.sequencer.sequences(_checked(texts), prefix)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts are longer than {self.max_length} tokens and were cut; split them, or "
+                "read them whole with from_pretrained(..., window_overlap=64)",
+                TextsTruncated,
+                stacklevel=3,
+            )
+        gathered = Gathering(
+            sequences, len(texts), widths=self._widths(modes), silent=self._silent, normalise=self.conventions.normalise
+        )
+        with tqdm(total=len(sequences), desc="encode", unit="text", disable=not show_progress) as bar:
+            for batch, states in self._forward_all(sequences, modes):
+                gathered.put(batch, states)
+                bar.update(len(batch))
+        return gathered.encoded()
+
+    def _forward_all(
+        self, sequences: Sequence[TokenSequence], modes: frozenset[Mode]
+    ) -> Iterator[tuple[list[int], StateArrays]]:
+        """Every sequence once, by batches; where memory does not carry one, it and those after it are halved."""
+        batches = Batches([len(each.ids) for each in sequences], self.batch_tokens)
+        while batches.left:
+            batch = batches.peek().tolist()
+            states = self._forward_if_it_fits([sequences[i] for i in batch], modes)
+            if states is None:
+                batches.halve()
+                continue
+            batches.take()
+            yield batch, states
+
+    def _forward_if_it_fits(self, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> StateArrays | None:
+        try:
+            return self._forward(batch, modes)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not _out_of_memory(error):
+                raise
+        return None
+
+    def _forward(self, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> StateArrays:
+        states = on_cpu(self._run(self._model, batch, modes))
+        bad = [i for i in range(len(batch)) if not is_finite(states, i, len(batch[i].ids))]
+        if bad and self.dtype != "float32":
+            replace_rows(states, bad, on_cpu(self._run(self._float32, [batch[i] for i in bad], modes)))
+            bad = [i for i in bad if not is_finite(states, i, len(batch[i].ids))]
+        if bad:
+            raise NonFiniteVector(
+                f"{self.name!r} gives NaN or infinity for the text at position {batch[bad[0]].text}, in float32 too; "
+                "remove that text, or check the checkpoint's weights"
+            )
+        return states
+
+    @cached_property
+    def _float32(self) -> M3Model:
+        with self._lock:
+            return copy.deepcopy(self._model).float()
+
+    def _run(self, model: M3Model, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> States:
+        lengths = [len(each.ids) for each in batch]
+        ids = np.full((len(batch), max(lengths)), self.checkpoint.special.pad, np.int64)
+        for row, each in enumerate(batch):
+            ids[row, : len(each.ids)] = each.ids
+        # Without padding there is nothing to mask, and attention takes its fastest path.
+        mask = None if min(lengths) == max(lengths) else np.arange(ids.shape[1]) < np.array(lengths)[:, None]
+        pool = self._pool(batch, ids.shape) if "dense" in modes else None
+        with torch.inference_mode():
+            states: States = model(self._tensor(ids), self._tensor(mask, torch.long), self._tensor(pool), modes)
+            return states
+
+    def _pool(self, batch: Sequence[TokenSequence], shape: tuple[int, ...]) -> Array | None:
+        """(texts, length): the share of each position in the pooled state; None where that is the first alone."""
+        if self.conventions.pooling == "cls" and all(len(each.cls) == 1 for each in batch):
+            return None
+        pool = np.zeros(shape, np.float32)
+        for row, each in enumerate(batch):
+            places = each.cls if self.conventions.pooling == "cls" else np.arange(len(each.ids))
+            pool[row, places] = 1 / len(places)
+        return pool
+
+    def _tensor(self, array: npt.NDArray[np.generic] | None, dtype: torch.dtype | None = None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(self.device, dtype)
+
+
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"expected a sequence of texts, got one text; write [{texts[:40]!r}]")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"the text at position {position} is {text!r}, not a string; an empty text is ''")
+    return texts
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()  # the CPU's and MPS's words

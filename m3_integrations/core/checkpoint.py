@@ -1,0 +1,418 @@
+"""Checkpoints: finds and reads BGE-M3 folders, sentence-transformers folders, plain transformers folders and our own.
+
+A checkpoint of ours is a BGE-M3 folder with one more file, `m3_config.json`, which states what that layout leaves to
+the caller (pooling, normalisation, prefixes, recommended mode weights), and `token_prior.safetensors` where it has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from m3_integrations.core import mini
+from m3_integrations.core.encoded import Mode
+from m3_integrations.core.errors import CheckpointError
+from m3_integrations.core.model import Heads, Pooling
+
+OWN_FILE = "m3_config.json"
+SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR = "sparse_linear", "colbert_linear", "token_prior"
+# What BGE-M3's own code weighs: FlagEmbedding, compute_score(weights_for_different_modes=[1.0, 0.3, 1.0]).
+BGE_M3_WEIGHTS: Mapping[Mode, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
+_UNBOUNDED = sys.maxsize
+_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})  # count from pad + 1
+_WITH_POOLER = _OFFSET_POSITIONS | {"bert"}
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.pt", "*.safetensors", "*.bin"]
+_NOT_FROM_HUB = ["onnx/*", "openvino/*", "*.onnx", "tf_model*", "flax_model*", "training_args.bin", "optimizer*"]
+_POOLING_OF: Mapping[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How texts become vectors beside the weights: all that a checkpoint says, or leaves to be said."""
+
+    pooling: Pooling
+    normalise: bool = True
+    max_length: int = 512
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    weights: Mapping[Mode, float] = field(default_factory=lambda: dict(BGE_M3_WEIGHTS))
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids that stand for no text; cls begins a sequence, eos ends it."""
+
+    cls: int
+    eos: int
+    pad: int
+    unk: int | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was read: its weights, its tokenizer, and how to use them. `name` is what the user wrote."""
+
+    name: str
+    backbone: PreTrainedModel
+    heads: Heads
+    tokenizer: Tokenizer
+    special: SpecialTokens
+    token_names: Mapping[str, str]
+    conventions: Conventions
+    folder: Path | None  # None for m3-mini
+
+    def hash_weights(self) -> str:
+        """64 hex digits over the weights as stored and the tokenizer, whatever file or precision they are loaded in."""
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
+        for name, values in sorted(self._stored(), key=lambda pair: pair[0]):
+            digest.update(f"{name}{tuple(values.shape)}".encode())
+            digest.update(_bytes(values))
+        return digest.hexdigest()
+
+    def _stored(self) -> Iterator[tuple[str, Tensor]]:
+        stored = self.backbone.state_dict() if self.backbone.dtype == torch.float32 else None
+        if stored is None:
+            stored = read_backbone(self.folder).state_dict() if self.folder else mini.read_mini().backbone.state_dict()
+        yield from stored.items()
+        yield from _head_tensors(self.heads).items()
+
+
+def read(model: str, *, revision: str | None = None, pooling: Pooling | None = None) -> Checkpoint:
+    """Read a checkpoint in float32.
+
+    model: "m3-mini", a local folder, or a hub id. pooling: for a plain transformers folder, which does not say.
+    Raises CheckpointError with what to type.
+    """
+    if model == mini.NAME:
+        return _read_mini()
+    return _read_folder(model, _find(model, revision), pooling)
+
+
+def _read_mini() -> Checkpoint:
+    parts = mini.read_mini()
+    prior = torch.from_numpy(np.sqrt(parts.information))
+    return Checkpoint(
+        name=mini.NAME,
+        backbone=parts.backbone,
+        heads=Heads(token_prior=prior, multi_vector=nn.Identity()),
+        tokenizer=parts.tokenizer,
+        special=_special_ids(parts.tokenizer, parts.special_tokens),
+        token_names=parts.special_tokens,
+        conventions=Conventions(
+            pooling="mean", query_prefix="query: ", passage_prefix="passage: ", weights=mini.WEIGHTS
+        ),
+        folder=None,
+    )
+
+
+def _find(model: str, revision: str | None) -> Path:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{model!r} is a file; name the folder that holds config.json")
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB)
+        )
+    except HFValidationError as error:
+        raise CheckpointError(f"there is no folder {model!r}, and it is no hub id either; {_NAMES}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"there is no folder {model!r}, and the hub gave no model of that name ({type(error).__name__}); {_NAMES}"
+        ) from error
+
+
+_NAMES = "name a folder, a hub id such as 'BAAI/bge-m3', or 'm3-mini', which needs no download"
+
+
+def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint:
+    conventions = _conventions(name, folder, pooling)
+    tokenizer = _read_tokenizer(folder)
+    backbone = read_backbone(folder)
+    limit = _positions(backbone)
+    longest = min(conventions.max_length, limit, int(tokenizer.model_max_length))
+    token_names = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return Checkpoint(
+        name=name,
+        backbone=backbone,
+        heads=_read_heads(folder, backbone.config.hidden_size),
+        tokenizer=_bare(tokenizer),
+        special=_special_ids(tokenizer.backend_tokenizer, token_names),
+        token_names=token_names,
+        conventions=Conventions(**{**asdict(conventions), "max_length": longest}),
+        folder=folder,
+    )
+
+
+def _conventions(name: str, folder: Path, pooling: Pooling | None) -> Conventions:
+    stated = _stated(folder)
+    if pooling is not None:
+        stated = {**stated, "pooling": pooling}
+    if "pooling" not in stated:
+        raise CheckpointError(
+            f"{name!r} is a plain transformers folder and does not say how it pools; "
+            "write from_pretrained(..., pooling='mean') or pooling='cls'"
+        )
+    if stated["pooling"] not in ("cls", "mean"):
+        raise CheckpointError(f"{name!r} pools by {stated['pooling']!r}; this package reads 'cls' and 'mean'")
+    try:
+        return Conventions(**{"max_length": _UNBOUNDED, **stated})
+    except TypeError as error:
+        raise CheckpointError(f"{folder / OWN_FILE} has settings that this version does not know: {error}") from error
+
+
+def _stated(folder: Path) -> dict[str, Any]:
+    if (folder / OWN_FILE).is_file():
+        return dict(_read_json(folder / OWN_FILE))
+    if (folder / "modules.json").is_file():
+        return _sentence_transformers(folder)
+    if _head_file(folder, SPARSE_HEAD) or _head_file(folder, MULTI_VECTOR_HEAD):
+        return {"pooling": "cls"}  # what FlagEmbedding's fine-tuning writes: BGE-M3's conventions, unstated
+    return {}
+
+
+def _sentence_transformers(folder: Path) -> dict[str, Any]:
+    stated: dict[str, Any] = {"normalise": False, "max_length": _UNBOUNDED}
+    for module in _read_json(folder / "modules.json"):
+        kind = str(module["type"]).rpartition(".")[2]
+        if kind == "Pooling":
+            stated["pooling"] = _pooling(folder / module["path"])
+        elif kind == "Normalize":
+            stated["normalise"] = True
+        elif kind != "Transformer" or module["path"]:
+            raise CheckpointError(
+                f"{folder} has a sentence-transformers module {kind!r} at {module['path']!r}; this package reads "
+                "Transformer (at the top of the folder), Pooling and Normalize"
+            )
+    settings = _read_json(folder / "sentence_bert_config.json", default={})
+    if settings.get("do_lower_case"):
+        raise CheckpointError(f"{folder} lower-cases texts outside its tokenizer, which this package does not")
+    if settings.get("max_seq_length"):
+        stated["max_length"] = int(settings["max_seq_length"])
+    prompts = _read_json(folder / "config_sentence_transformers.json", default={}).get("prompts", {})
+    stated["query_prefix"] = prompts.get("query", "")
+    stated["passage_prefix"] = prompts.get("passage") or prompts.get("document", "")
+    return stated
+
+
+def _pooling(folder: Path) -> str:
+    config = _read_json(folder / "config.json")
+    if config.get("include_prompt") is False:
+        raise CheckpointError(f"{folder} leaves the prefix out of pooling, which this package does not")
+    named = config.get("pooling_mode")
+    if isinstance(named, str):
+        return named
+    chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
+    return _POOLING_OF.get(chosen[0], chosen[0]) if len(chosen) == 1 else "+".join(chosen)
+
+
+def read_backbone(folder: Path) -> PreTrainedModel:
+    """The transformer of a folder, in float32, without a pooler where its class has one."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+        with _no_progress_bars():
+            model: PreTrainedModel = AutoModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, **options
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be read as a transformers encoder: {error}; it needs config.json, model.safetensors (or "
+            "pytorch_model.bin) and tokenizer.json"
+        ) from error
+    model.train(False)
+    return model
+
+
+def _positions(backbone: PreTrainedModel) -> int:
+    config = backbone.config
+    offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
+    return int(getattr(config, "max_position_embeddings", _UNBOUNDED)) - offset
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no tokenizer that transformers can read: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(f"{folder} has no fast tokenizer; save one with tokenizer.save_pretrained into it")
+    return tokenizer
+
+
+def _bare(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The Rust tokenizer alone, which many threads may call at once: nothing sets its padding or truncation between."""
+    bare = tokenizer.backend_tokenizer
+    bare.no_padding()
+    bare.no_truncation()
+    return bare
+
+
+def _special_ids(tokenizer: Tokenizer, names: Mapping[str, str]) -> SpecialTokens:
+    def id_of(*keys: str) -> int | None:
+        return next((tokenizer.token_to_id(names[key]) for key in keys if key in names), None)
+
+    cls, eos = id_of("cls_token", "bos_token"), id_of("eos_token", "sep_token")
+    framed = tokenizer.encode("").ids
+    if cls is None or eos is None or framed != [cls, eos]:
+        raise CheckpointError(
+            f"the tokenizer frames a text as {tokenizer.encode('').tokens}, not as one beginning and one ending token"
+        )
+    pad = id_of("pad_token", "unk_token")
+    return SpecialTokens(cls=cls, eos=eos, pad=eos if pad is None else pad, unk=id_of("unk_token"))
+
+
+def _read_heads(folder: Path, hidden: int) -> Heads:
+    prior = _head_file(folder, TOKEN_PRIOR)
+    sparse = _read_linear(folder, SPARSE_HEAD, hidden)
+    vectors = _read_linear(folder, MULTI_VECTOR_HEAD, hidden)
+    return Heads(
+        sparse=None if prior and sparse and _is_silent(sparse) else sparse,
+        token_prior=_read_tensors(prior)["weight"] if prior else None,
+        multi_vector=nn.Identity() if vectors and _is_identity(vectors) else vectors,
+    )
+
+
+def _read_linear(folder: Path, name: str, hidden: int) -> nn.Linear | None:
+    path = _head_file(folder, name)
+    if path is None:
+        return None
+    tensors = _read_tensors(path)
+    weight, bias = tensors.get("weight"), tensors.get("bias")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != hidden:
+        shape = None if weight is None else tuple(weight.shape)
+        raise CheckpointError(f"{path} should hold a 'weight' of (outputs, {hidden}), and holds {shape}")
+    linear = nn.Linear(hidden, weight.shape[0], bias=bias is not None, device="meta")
+    linear.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    return linear.requires_grad_(False)
+
+
+def _head_file(folder: Path, name: str) -> Path | None:
+    files = (folder / f"{name}.safetensors", folder / f"{name}.pt")
+    return next((path for path in files if path.is_file()), None)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what it likes on a hostile file, from KeyError to UnpicklingError
+        raise CheckpointError(f"{path} cannot be read as tensors alone: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} should hold a dict of tensors, and holds something else")
+    return tensors
+
+
+def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None:
+    """Write a folder in BGE-M3's layout with our own file beside it; FlagEmbedding and we can both load it.
+
+    A token prior does not fit that layout: it goes into a file of its own, which only we read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _no_progress_bars():
+        checkpoint.backbone.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+        tokenizer_object=checkpoint.tokenizer, model_max_length=conventions.max_length, **checkpoint.token_names
+    )
+    tokenizer.save_pretrained(folder)
+    hidden = int(checkpoint.backbone.config.hidden_size)
+    heads = checkpoint.heads
+    if heads.sparse is not None or heads.token_prior is not None:
+        torch.save(_state(heads.sparse or _silent(hidden)), folder / f"{SPARSE_HEAD}.pt")
+    if heads.multi_vector is not None:
+        torch.save(_state(_as_linear(heads.multi_vector, hidden)), folder / f"{MULTI_VECTOR_HEAD}.pt")
+    if heads.token_prior is not None:
+        save_file({"weight": heads.token_prior.float().cpu().contiguous()}, folder / f"{TOKEN_PRIOR}.safetensors")
+    (folder / OWN_FILE).write_text(json.dumps(asdict(conventions), indent=2) + "\n", encoding="utf-8")
+
+
+def _state(linear: nn.Linear) -> dict[str, Tensor]:
+    return {name: value.detach().float().cpu() for name, value in linear.state_dict().items()}
+
+
+def _silent(hidden: int) -> nn.Linear:
+    """The linear part of a checkpoint whose lexical weights are its token prior alone: it adds nothing."""
+    linear = nn.Linear(hidden, 1)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _is_silent(linear: nn.Linear) -> bool:
+    return not any(bool(value.any()) for value in linear.state_dict().values())
+
+
+def _as_linear(head: nn.Linear | nn.Identity, hidden: int) -> nn.Linear:
+    if isinstance(head, nn.Linear):
+        return head
+    linear = nn.Linear(hidden, hidden)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _is_identity(linear: nn.Linear) -> bool:
+    size, width = linear.weight.shape
+    unbiased = linear.bias is None or not bool(linear.bias.any())
+    return size == width and unbiased and torch.equal(linear.weight, torch.eye(size))
+
+
+def _head_tensors(heads: Heads) -> dict[str, Tensor]:
+    parts = {SPARSE_HEAD: heads.sparse, MULTI_VECTOR_HEAD: heads.multi_vector}
+    tensors = {
+        f"{name}.{key}": value
+        for name, head in parts.items()
+        if isinstance(head, nn.Linear)
+        for key, value in _state(head).items()
+    }
+    if isinstance(heads.multi_vector, nn.Identity):
+        tensors[MULTI_VECTOR_HEAD] = torch.zeros(0)
+    if heads.token_prior is not None:
+        tensors[TOKEN_PRIOR] = heads.token_prior
+    return tensors
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws a bar for weights that load in a second; whoever wants bars asks for them."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
+
+
+def _bytes(values: Tensor) -> memoryview:
+    array: npt.NDArray[np.float32] = values.detach().float().cpu().contiguous().numpy()
+    return array.data.cast("B") if array.size else memoryview(b"")
+
+
+def _read_json(path: Path, default: Any = None) -> Any:
+    if default is not None and not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error

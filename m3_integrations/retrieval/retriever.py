@@ -1,0 +1,142 @@
+"""Asking an index: candidates by the modes that propose, scored exactly in every weighted mode."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from m3_integrations.core.encoded import MODES, Encoded, Mode
+from m3_integrations.core.encoder import Encoder
+from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
+from m3_integrations.core.fusion import weighted_sum
+from m3_integrations.core.plan import SearchPlan
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.base import Index, Where
+
+_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A passage that was found. score is the sum of `by_mode`: what each mode gave, its weight included."""
+
+    passage: Passage
+    score: float
+    by_mode: Mapping[Mode, float]
+
+
+class _Usable(NamedTuple):
+    """The part of a plan that this encoder and this index can carry out."""
+
+    propose: tuple[Mode, ...]
+    weights: Mapping[Mode, float]
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return frozenset(self.propose) | frozenset(self.weights)
+
+
+class Retriever:
+    """Hybrid retrieval over any encoder and any index that holds the encoder's vectors."""
+
+    def __init__(self, encoder: Encoder, index: Index, plan: SearchPlan | None = None) -> None:
+        self.encoder = encoder
+        self.index = index
+        self.plan = plan or SearchPlan()
+        self._said: set[Mode] = set()
+
+    def retrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
+        """The best k passages for a question, best first, ties by id; fewer only where fewer were found."""
+        return self.retrieve_many([query], k, where)[0]
+
+    def retrieve_many(self, queries: Sequence[str], k: int = 10, where: Where | None = None) -> list[list[Match]]:
+        """The best k passages for each question, from one pass through the model."""
+        if len(self.index) == 0:
+            _check_k(k)
+            return [[] for _ in queries]
+        return self.retrieve_encoded(self.encoder.encode_queries(queries, self._usable().modes), k, where)
+
+    async def aretrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
+        """`retrieve` on a thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.retrieve, query, k, where)
+
+    def retrieve_encoded(self, queries: Encoded, k: int = 10, where: Where | None = None) -> list[list[Match]]:
+        """The best k passages for questions that were encoded before. Modes that they lack drop out of the plan."""
+        _check_k(k)
+        if len(self.index) == 0:
+            return [[] for _ in range(len(queries))]
+        for _ in range(_TRIES):
+            try:
+                return self._search(queries, k, where)
+            except UnknownId:
+                continue  # a candidate was deleted by another thread or process after it was found: look again
+        return self._search(queries, k, where)
+
+    def _search(self, queries: Encoded, k: int, where: Where | None) -> list[list[Match]]:
+        usable = self._usable(queries.modes)
+        candidates = self._propose(queries, usable, max(k, self.plan.candidates), where)
+        return self._rank(queries, usable, candidates, k)
+
+    def _propose(self, queries: Encoded, usable: _Usable, count: int, where: Where | None) -> list[list[str]]:
+        """For each query the union of what each proposing mode found."""
+        found: list[set[str]] = [set() for _ in range(len(queries))]
+        for mode in usable.propose:
+            for ids, hits in zip(found, self.index.search(mode, queries, count, where), strict=True):
+                ids.update(hit.id for hit in hits)
+        return [sorted(ids) for ids in found]
+
+    def _rank(
+        self, queries: Encoded, usable: _Usable, candidates: Sequence[Sequence[str]], k: int
+    ) -> list[list[Match]]:
+        scores = {mode: self.index.score(mode, queries, candidates) for mode in usable.weights}
+        best = []
+        for i, ids in enumerate(candidates):
+            by_mode = [{mode: float(scores[mode][i][j]) for mode in scores} for j in range(len(ids))]
+            summed = [weighted_sum(each, usable.weights) for each in by_mode]
+            ranked = sorted(zip(ids, summed, strict=True), key=lambda pair: (-pair[1][0], pair[0]))
+            best.append(ranked[:k])
+        return self._matches(best)
+
+    def _matches(self, ranked: Sequence[Sequence[tuple[str, tuple[float, Mapping[Mode, float]]]]]) -> list[list[Match]]:
+        wanted = sorted({id for best in ranked for id, _ in best})
+        passages = dict(zip(wanted, self.index.passages(wanted), strict=True))
+        return [[Match(passages[id], score, parts) for id, (score, parts) in best] for best in ranked]
+
+    def _usable(self, asked: frozenset[Mode] | None = None) -> _Usable:
+        """What of the plan can be done here; says once a mode that cannot."""
+        there = self.encoder.modes & self.index.modes & (asked or self.encoder.modes)
+        stated = self.encoder.weights if self.plan.weights is None else self.plan.weights
+        weights = {mode: stated[mode] for mode in MODES if stated.get(mode)}
+        planned = frozenset(self.plan.propose) | weights.keys()
+        if self.plan == SearchPlan():
+            planned &= self.encoder.modes  # nobody asked this encoder for more than it has
+        self._say_dropped(planned - there)
+        usable = _Usable(
+            tuple(mode for mode in self.plan.propose if mode in there),
+            {mode: weight for mode, weight in weights.items() if mode in there},
+        )
+        if not usable.propose or not usable.weights:
+            raise MissingMode(
+                f"the plan proposes by {list(self.plan.propose)} and weighs {list(weights)}, but the index holds "
+                f"{sorted(self.index.modes)} and the encoder gives {sorted(self.encoder.modes)}; "
+                "choose others with SearchPlan(propose=..., weights=...)"
+            )
+        return usable
+
+    def _say_dropped(self, modes: frozenset[Mode]) -> None:
+        for mode in sorted(modes - self._said):
+            self._said.add(mode)
+            warnings.warn(
+                f"the plan uses {mode!r}, which the index ({sorted(self.index.modes)}) or the encoder "
+                f"({sorted(self.encoder.modes)}) does not have; searching without it",
+                ModeDropped,
+                stacklevel=4,
+            )
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
