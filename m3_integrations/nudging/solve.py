@@ -51,8 +51,8 @@ def bearing(passages: Floats, pulls: Floats) -> Bearing:
 
     A zero pull, and one along the passage, give angle 0; one exactly opposite gives π and some orthogonal direction.
     """
-    straight = _unit(passages)
-    target = _unit(pulls)
+    straight = unit(passages)
+    target = unit(pulls)
     along = _dot(target, straight)
     sideways = target - along[:, None] * straight
     sideways -= (
@@ -99,10 +99,11 @@ def push(passages: Floats, pulls: Floats, gamma: float) -> Floats:
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma is a length: finite and at least 0, got {gamma}")
     passages, pulls = _checked(passages, pulls)
-    return (passages + passages.dtype.type(gamma) * _unit(pulls)).astype(passages.dtype, copy=False)
+    return (passages + passages.dtype.type(gamma) * unit(pulls)).astype(passages.dtype, copy=False)
 
 
-def _unit(vectors: Floats) -> Floats:
+def unit(vectors: Floats) -> Floats:
+    """(n, dim): each row divided by its length; a row of zeros stays."""
     # Scaled by the largest coordinate first: squares of very small or very large pulls would under- or overflow.
     scale = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
     scaled = vectors / np.where(scale > 0, scale, 1)
@@ -122,7 +123,7 @@ def _any_orthogonal(vectors: Floats) -> Floats:
     axes[np.arange(len(vectors)), np.abs(vectors).argmin(axis=1)] = 1
     for _ in range(2):
         axes -= _dot(axes, vectors)[:, None] * vectors
-    return _unit(axes)
+    return unit(axes)
 
 
 def _checked(passages: Floats, pulls: Floats) -> tuple[Floats, Floats]:

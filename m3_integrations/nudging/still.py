@@ -1,0 +1,93 @@
+"""What does not move enters a sweep through each query's k best alone, and those are found in one pass over blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from m3_integrations.core.errors import WrongDimension
+from m3_integrations.nudging.judged import Floats, Ints
+
+ROWS = 4096  # passages in a block
+CELLS = 1 << 22  # scores in a block
+LOST = 4e-6  # what a float32 product of unit vectors may lose to rounding, amply
+
+
+class Still(NamedTuple):
+    """Each query's best among what does not move, best first: scores (queries, k) float64, rows (queries, k).
+
+    Where there are fewer than k, scores of -inf and rows of -1. Rows of the background follow those of the passages.
+    """
+
+    scores: Floats
+    rows: Ints
+
+
+def best_still(passages: Floats, moved: Ints, background: Iterable[Floats], queries: Floats, k: int) -> Still:
+    """Stream the passages but for the rows `moved`, then the background, past the queries; keep each query's k best.
+
+    passages: (n, dim); background: blocks of (any, dim), seen once. Raises WrongDimension for a block of another width.
+    """
+    best = Still(np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1, np.int64))
+    margin = LOST * np.linalg.norm(queries, axis=1)
+    batch = max(1, CELLS // ROWS)
+    for rows, block in _blocks(passages, moved, background):
+        if block.shape[1:] != queries.shape[1:]:
+            raise WrongDimension(f"queries have {queries.shape[1]} dimensions and this block {block.shape[1:]}")
+        for start in range(0, len(queries), batch):
+            part = slice(start, start + batch)
+            _improve(Still(best.scores[part], best.rows[part]), queries[part], margin[part], rows, block)
+    return best
+
+
+def _blocks(passages: Floats, moved: Ints, background: Iterable[Floats]) -> Iterator[tuple[Ints, Floats]]:
+    """Row numbers and vectors of what stays, at most ROWS at a time."""
+    for start in range(0, len(passages), ROWS):
+        stop = min(start + ROWS, len(passages))
+        here = moved[np.searchsorted(moved, start) : np.searchsorted(moved, stop)] - start
+        rows = np.delete(np.arange(start, stop), here)
+        if len(rows):
+            yield rows, passages[start:stop] if not len(here) else passages[rows]
+    seen = len(passages)
+    for each in background:
+        for start in range(0, len(each), ROWS):
+            block = each[start : start + ROWS]
+            yield np.arange(seen + start, seen + start + len(block)), block
+        seen += len(each)
+
+
+def _improve(best: Still, queries: Floats, margin: Floats, rows: Ints, block: Floats) -> None:
+    """Take into `best`, in place, what this block has to offer."""
+    k = best.scores.shape[1]
+    scores = queries @ block.T
+    floor = best.scores[:, -1]
+    fresh = np.isneginf(floor)
+    if fresh.any() and len(rows) > k:
+        floor = np.where(fresh, np.partition(scores, -k, axis=1)[:, -k], floor)
+    askers, places = np.nonzero(scores >= (floor - margin)[:, None].astype(scores.dtype))
+    if not len(askers):
+        return
+    # Scored again in double precision: equal passages are then equal, wherever they lie.
+    exact = pair_products(queries, askers, block, places)
+    known, places_known = np.nonzero(np.isin(np.arange(len(queries)), askers)[:, None] & (best.rows >= 0))
+    every = np.concatenate([known, askers])
+    score = np.concatenate([best.scores[known, places_known], exact])
+    row = np.concatenate([best.rows[known, places_known], rows[places]])
+    order = np.lexsort((row, -score, every))
+    every, score, row = every[order], score[order], row[order]
+    place = np.arange(len(every)) - np.searchsorted(every, every)
+    kept = place < k
+    best.scores[every[kept], place[kept]] = score[kept]
+    best.rows[every[kept], place[kept]] = row[kept]
+
+
+def pair_products(queries: Floats, askers: Ints, passages: Floats, places: Ints) -> Floats:
+    """(pairs,) float64: the product of `queries[askers[i]]` with `passages[places[i]]`."""
+    products = np.empty(len(askers))
+    for start in range(0, len(askers), ROWS):
+        part = slice(start, start + ROWS)
+        a, b = queries[askers[part]].astype(np.float64), passages[places[part]].astype(np.float64)
+        np.einsum("pd,pd->p", a, b, out=products[part])
+    return products
