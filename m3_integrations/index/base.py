@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from m3_integrations.core.encoded import Array, Encoded, Mode
 from m3_integrations.core.texts import Passage
+from m3_integrations.index.entries import content_hash
 from m3_integrations.index.where import Where
 
-__all__ = ["Hit", "Index", "Where"]
+__all__ = ["Hit", "Index", "Where", "content_hash"]
 
 
 class Hit(NamedTuple):
@@ -32,8 +33,10 @@ class Index(Protocol):
         """Keep these passages; an id seen before is replaced. All or nothing.
 
         encoded: row i is passages[i], in the modes of the index (more raise no error and are not kept; fewer raise
-        MissingMode). Of an id that comes twice in one call the last is kept.
-        Raises WrongDimension where widths differ from those kept, ValueError where counts differ.
+        MissingMode). Of an id that comes twice in one call the last is kept. No passages: nothing happens.
+        Metadata is kept as JSON says it: a tuple comes back as a list.
+        Raises WrongDimension where widths differ from those kept, ValueError where counts differ or where metadata is
+        not JSON (a datetime, NaN, a key that is no string).
         """
 
     def delete(self, ids: Collection[str]) -> None:
@@ -57,7 +60,14 @@ class Index(Protocol):
         """The kept vectors; row i is ids[i]. None: every mode. Raises UnknownId, MissingMode."""
 
     def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
-        """Replace the vectors of these ids in the modes of `encoded`, atomically; row i is ids[i]. Raises UnknownId."""
+        """Replace the vectors of these ids in the modes of `encoded`, atomically; row i is ids[i].
+
+        Of an id that comes twice the last is kept. Raises UnknownId, MissingMode for a mode that the index does not
+        keep, WrongDimension, ValueError where counts differ.
+        """
+
+    def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
+        """`content_hash` of each of these passages, or of all; ids that are not there are passed over."""
 
     def ids(self) -> list[str]:
         """Every id, ascending."""

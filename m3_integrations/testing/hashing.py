@@ -1,4 +1,4 @@
-"""What tests can stand on: an encoder without a model, and the contract that every index keeps."""
+"""An encoder without a model, for tests to stand on."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class HashEncoder:
         return direction
 
     def _hash(self, word: str) -> int:
-        return int.from_bytes(hashlib.blake2b(f"{self.seed}:{word}".encode(), digest_size=8).digest(), "big")
+        said = f"{self.seed}:{word}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big")
 
     def __repr__(self) -> str:
         modes = [mode for mode in MODES if mode in self.modes]

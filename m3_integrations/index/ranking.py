@@ -1,0 +1,31 @@
+"""The one order of hits: by score, descending, then by id, ascending."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from m3_integrations.core.encoded import Array
+from m3_integrations.index.base import Hit
+
+Ints: TypeAlias = npt.NDArray[np.integer[Any]]
+
+
+def contenders(scores: Array, k: int, slack: float = 0.0) -> Ints:
+    """The positions that can be among the best k where each score is off by at most half the slack.
+
+    scores: (n,). Every tie with the k-th is among them, so there may be more than k; in ascending order.
+    """
+    if k >= len(scores):
+        return np.arange(len(scores))
+    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return np.flatnonzero(scores >= kth - np.float64(slack))
+
+
+def rank(ids: Sequence[str], scores: Array, k: int) -> list[Hit]:
+    """The best k as hits."""
+    hits = [Hit(id, score) for id, score in zip(ids, scores.tolist(), strict=True)]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
