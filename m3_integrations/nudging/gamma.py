@@ -31,14 +31,14 @@ PAIRS = 1 << 17  # pairs of curves in a block
 
 
 class Pulls(Protocol):
-    """The passages that move and what pulls them, answered part by part: not all need be there at once."""
+    """The passages that move and what pulls them, taken part by part: not all need be there at once."""
 
     @property
     def rows(self) -> Ints:
         """(m,) the passages that move, ascending."""
         ...
 
-    def of(self, which: Ints) -> Floats:
+    def take(self, which: Ints) -> Floats:
         """(len(which), dim): the pulls of `rows[which]`."""
         ...
 
@@ -50,7 +50,7 @@ class KnownPulls:
     rows: Ints
     vectors: Floats
 
-    def of(self, which: Ints) -> Floats:
+    def take(self, which: Ints) -> Floats:
         return self.vectors[which]
 
 
@@ -82,6 +82,10 @@ class Sweep:
         passed = np.searchsorted(self.gammas, gamma) if gamma > 0 else 0
         changes = np.bincount(self.askers[:passed], self.changes[:passed], minlength=len(self.start))
         return np.asarray(self.start + changes)
+
+    def level(self, gamma: float) -> float:
+        """The metric at gamma, which is 0 or no crossing."""
+        return float(self.at(gamma) @ self._shares)
 
     def only(self, queries: Ints) -> Sweep:
         """The sweep of these queries alone."""
@@ -120,10 +124,15 @@ def sweep(passages: Floats, pulls: Pulls, judged: Judged, metric: RankMetric, wa
     movers = _Movers(passages, pulls, way)
     relevant = _relevant(judged, movers, still)
     shortlist = _Shortlist(judged, way, movers.end, still, relevant)
-    for which in movers.blocks():
+    for which in parts(len(pulls.rows)):
         shortlist.consider(movers, which)
     ranks = _Ranks(relevant, shortlist)
     return _in_steps(ranks, relevant, judged, metric, way, movers.end)
+
+
+def parts(n: int) -> list[Ints]:
+    """0 to n - 1, at most ROWS at a time."""
+    return [np.arange(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
 
 
 class _Movers:
@@ -132,17 +141,14 @@ class _Movers:
     def __init__(self, passages: Floats, pulls: Pulls, way: Way) -> None:
         self.passages, self.pulls, self.way, self.rows = passages, pulls, way, pulls.rows
         self.reach = np.zeros(len(self.rows))
-        for which in self.blocks():
+        for which in parts(len(pulls.rows)):
             self.reach[which] = self.lie(which)[2]
         self.end = way.end(self.reach)
-
-    def blocks(self) -> list[Ints]:
-        return np.split(np.arange(len(self.rows)), range(ROWS, len(self.rows), ROWS))
 
     def lie(self, which: Ints) -> tuple[Floats, Floats, Floats]:
         """Passages and directions (len(which), dim), and where they arrive (len(which),)."""
         passages = self.passages[self.rows[which]].astype(np.float64)
-        sideways, reach = self.way.bearing(passages, self.pulls.of(which).astype(np.float64))
+        sideways, reach = self.way.bearing(passages, self.pulls.take(which).astype(np.float64))
         return passages, sideways, reach
 
     def find(self, rows: Ints) -> tuple[Ints, Bools]:
@@ -297,7 +303,7 @@ class _Ranks:
         for s in range(STRETCHES):
             keys = s * queries + relevant.asker
             first, last = (np.searchsorted(self.rivals.stretch_asker, keys, side) for side in ("left", "right"))
-            for part in _parts(last - first):
+            for part in _runs(last - first):
                 self._count(s, part, first[part], last[part])
 
     def _count(self, s: int, relevant: Ints, first: Ints, last: Ints) -> None:
@@ -348,7 +354,7 @@ class _Duel(NamedTuple):
         return first, changes
 
 
-def _parts(sizes: Ints) -> list[Ints]:
+def _runs(sizes: Ints) -> list[Ints]:
     """Runs of neighbours whose sizes sum to about PAIRS, those of size 0 left out."""
     some = np.flatnonzero(sizes)
     run = np.cumsum(sizes[some]) // PAIRS

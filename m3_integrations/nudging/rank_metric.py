@@ -30,6 +30,9 @@ class RankMetric:
             )
         return cls(found[1], int(found[2]))
 
+    def __str__(self) -> str:
+        return f"{self.name}@{self.k}"
+
     @property
     def adds_up(self) -> bool:
         return self.name not in ("mrr", "accuracy")

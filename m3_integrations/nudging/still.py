@@ -18,44 +18,50 @@ LOST = 4e-6  # what a float32 product of unit vectors may lose to rounding, ampl
 class Still(NamedTuple):
     """Each query's best among what does not move, best first: scores (queries, k) float64, rows (queries, k).
 
-    Where there are fewer than k, scores of -inf and rows of -1. Rows of the background follow those of the passages.
+    Where there are fewer than k, scores of -inf and rows of -1.
     """
 
     scores: Floats
     rows: Ints
 
+    @classmethod
+    def nothing(cls, queries: int, k: int) -> Still:
+        return cls(np.full((queries, k), -np.inf), np.full((queries, k), -1, np.int64))
 
-def best_still(passages: Floats, moved: Ints, background: Iterable[Floats], queries: Floats, k: int) -> Still:
-    """Stream the passages but for the rows `moved`, then the background, past the queries; keep each query's k best.
+    def with_(self, blocks: Iterable[tuple[Ints, Floats]], queries: Floats) -> Still:
+        """The best of these and those in `blocks`, which are seen once: row numbers (any,) and vectors (any, dim).
 
-    passages: (n, dim); background: blocks of (any, dim), seen once. Raises WrongDimension for a block of another width.
-    """
-    best = Still(np.full((len(queries), k), -np.inf), np.full((len(queries), k), -1, np.int64))
-    margin = LOST * np.linalg.norm(queries, axis=1)
-    batch = max(1, CELLS // ROWS)
-    for rows, block in _blocks(passages, moved, background):
-        if block.shape[1:] != queries.shape[1:]:
-            raise WrongDimension(f"queries have {queries.shape[1]} dimensions and this block {block.shape[1:]}")
-        for start in range(0, len(queries), batch):
-            part = slice(start, start + batch)
-            _improve(Still(best.scores[part], best.rows[part]), queries[part], margin[part], rows, block)
-    return best
+        queries: (queries, dim). Raises WrongDimension for a block of another width.
+        """
+        best = Still(self.scores.copy(), self.rows.copy())
+        margin = LOST * np.linalg.norm(queries, axis=1)
+        batch = max(1, CELLS // ROWS)
+        for rows, block in blocks:
+            for start in range(0, len(queries), batch):
+                part = slice(start, start + batch)
+                _improve(Still(best.scores[part], best.rows[part]), queries[part], margin[part], rows, block)
+        return best
 
 
-def _blocks(passages: Floats, moved: Ints, background: Iterable[Floats]) -> Iterator[tuple[Ints, Floats]]:
-    """Row numbers and vectors of what stays, at most ROWS at a time."""
+def resting(passages: Floats, moved: Ints) -> Iterator[tuple[Ints, Floats]]:
+    """The passages but for the rows `moved`, ascending, at most ROWS at a time."""
     for start in range(0, len(passages), ROWS):
         stop = min(start + ROWS, len(passages))
         here = moved[np.searchsorted(moved, start) : np.searchsorted(moved, stop)] - start
         rows = np.delete(np.arange(start, stop), here)
         if len(rows):
-            yield rows, passages[start:stop] if not len(here) else passages[rows]
-    seen = len(passages)
+            yield rows, passages[rows] if len(here) else passages[start:stop]
+
+
+def numbered(background: Iterable[Floats], first: int, dim: int) -> Iterator[tuple[Ints, Floats]]:
+    """The rows of a background, numbered on from `first`. Raises WrongDimension for a block that is not (any, dim)."""
     for each in background:
+        if each.ndim != 2 or each.shape[1] != dim:
+            raise WrongDimension(f"background blocks are (any, {dim}), got shape {each.shape}")
         for start in range(0, len(each), ROWS):
             block = each[start : start + ROWS]
-            yield np.arange(seen + start, seen + start + len(block)), block
-        seen += len(each)
+            yield np.arange(first + start, first + start + len(block)), block
+        first += len(each)
 
 
 def _improve(best: Still, queries: Floats, margin: Floats, rows: Ints, block: Floats) -> None:
