@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -90,9 +91,14 @@ def nudge(
     their neighbours. gamma: None finds the best.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
+    _require_one_of("method", method, ("auto", "n", "m"))
+    _require_one_of("spread", spread, ("auto", "neighbours", None))
     ground = _Ground.of(passages, train, validation, RankMetric.of(metric), background)
+    if gamma is None and not len(ground.judged):
+        raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
     candidates = list(ground.candidates(method, spread))
     if gamma is not None:
+        _require_in_range(gamma, {each.method for each in candidates})
         chosen = max(candidates, key=lambda each: each.sweep.level(gamma))
         return ground.nudged(chosen, gamma)
     choice = choose([each.sweep for each in candidates])
@@ -213,6 +219,16 @@ class _Ground:
             vectors[part] = way.move(before.astype(np.float64), chosen.pulls.take(part).astype(np.float64), gamma)
             stays[part] = (vectors[part] == before).all(axis=1)
         return (rows[~stays], vectors[~stays]) if stays.any() else (rows, vectors)
+
+
+def _require_one_of(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def _require_in_range(gamma: float, methods: Collection[Method]) -> None:
+    if not 0 <= gamma < math.inf or ("n" in methods and gamma > 4):
+        raise ValueError(f"gamma is a squared chord in method 'n', 0 <= gamma <= 4, and a length in 'm'; got {gamma}")
 
 
 def _precision(passages: Floats) -> np.dtype[Any]:

@@ -73,6 +73,7 @@ def test_an_optimiser_finds_what_the_turn_says():
 def test_a_push_moves_each_pulled_passage_by_gamma_along_its_pull(problem, gamma):
     passages, pulls = problem
     moved = push(passages, pulls, gamma) - passages
+    pulls = pulls.astype(np.float64)
     pulled = np.linalg.norm(pulls, axis=1) > 0
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), np.where(pulled, gamma, 0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.einsum("nd,nd->n", moved, pulls), gamma * np.linalg.norm(pulls, axis=1), atol=1e-4)
