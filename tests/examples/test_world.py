@@ -79,6 +79,10 @@ def test_no_query_is_in_two_splits():
     assert sum(map(len, asked)) == len(set().union(*asked))
 
 
+def test_train_asks_for_every_passage():
+    assert {passage for _, passage, _ in JUDGED["train"]} == set(PASSAGES)
+
+
 @pytest.mark.parametrize("passage", NICKNAMED)
 def test_a_nicknamed_passage_is_asked_for_in_every_split(passage):
     for split in SPLITS:
