@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from m3_integrations.nudging.gamma import Sweep
-from m3_integrations.nudging.judged import Floats
+from m3_integrations.nudging.judged import Floats, Ints
 
-FOLDS = 10
+FOLDS = 5
 SEED = 0
-ERRORS = 1.0  # by how many standard errors a gain must stand out
+ERRORS = 2.0  # by how many standard errors a gain must stand out
 
 
 class Choice(NamedTuple):
@@ -47,13 +47,32 @@ def choose(sweeps: Sequence[Sweep]) -> Choice:
     return Choice(*best_of(sweeps), gain, error)
 
 
+def join(sweeps: Sequence[Sweep]) -> Sweep:
+    """One sweep over the queries of all, which are different ones."""
+    starts = np.cumsum([0, *(len(each.start) for each in sweeps)])
+    gammas = np.concatenate([each.gammas for each in sweeps])
+    order = np.argsort(gammas, kind="stable")
+    return Sweep(
+        start=np.concatenate([each.start for each in sweeps]),
+        weights=np.concatenate([each.weights for each in sweeps]),
+        gammas=gammas[order],
+        askers=np.concatenate([each.askers + first for each, first in zip(sweeps, starts, strict=False)])[order],
+        changes=np.concatenate([each.changes for each in sweeps])[order],
+        end=max(each.end for each in sweeps),
+    )
+
+
+def split(n: int) -> list[tuple[Ints, Ints]]:
+    """FOLDS parts of 0 to n - 1, each with the rest, ascending."""
+    order = np.random.default_rng(SEED).permutation(n)
+    held = [np.sort(part) for part in np.array_split(order, FOLDS) if len(part)]
+    return [(part, np.setdiff1d(order, part)) for part in held]
+
+
 def unseen_gains(sweeps: Sequence[Sweep]) -> Floats:
     """(queries,): what each query gains by the choice that is made without its fold."""
-    n = len(sweeps[0].start)
-    gains = np.zeros(n)
-    order = np.random.default_rng(SEED).permutation(n)
-    for fold in np.array_split(order, min(FOLDS, n)):
-        rest = np.setdiff1d(order, fold)
+    gains = np.zeros(len(sweeps[0].start))
+    for held, rest in split(len(gains)):
         which, gamma = best_of([sweep.only(rest) for sweep in sweeps])
-        gains[fold] = (sweeps[which].at(gamma) - sweeps[which].start)[fold]
+        gains[held] = (sweeps[which].at(gamma) - sweeps[which].start)[held]
     return gains

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
-from m3_integrations.nudging.choose import Choice, choose
+from m3_integrations.nudging.choose import FOLDS, Choice, choose, join, split
 from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.rank_metric import RankMetric
@@ -24,6 +24,8 @@ Method = Literal["n", "m"]
 Spread = Literal["auto", "neighbours"]
 WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
 TEMPERATURES = (0.02, 0.05, 0.1, 0.3)  # of the softmax over cosines, from the nearest alone to nearly all alike
+FEW = 1000  # validation queries below which training queries judge too, where that is quick:
+CROSSED = 1 << 28  # training queries times passages
 SPREAD_TO = 250_000  # "auto" spreads to no more passages than this: each that moves is kept in memory
 
 
@@ -87,45 +89,47 @@ def nudge(
     passages: (n, dim), an array or a memory map, of length 1 for method "n"; the answers of both sets are rows of it.
     background: more passages, (any, dim) or blocks of that, which answer nothing and do not move.
     method: "n" keeps lengths; "m" does not, and needs an index that compares by dot product; "auto" takes the better,
-    or moves nothing where the gain does not stand out from chance. spread: whether passages without queries follow
-    their neighbours. gamma: None finds the best.
+    or moves nothing where the gain does not stand out from chance; on few validation queries it lets folds of the
+    training queries judge too, each without its own pulls. spread: whether passages without queries follow their
+    neighbours. gamma: None finds the best.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
     _require_one_of("method", method, ("auto", "n", "m"))
     _require_one_of("spread", spread, ("auto", "neighbours", None))
-    ground = _Ground.of(passages, train, validation, RankMetric.of(metric), background)
-    if gamma is None and not len(ground.judged):
-        raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
-    candidates = list(ground.candidates(method, spread))
+    scene = _Scene.of(passages, train, validation, RankMetric.of(metric), background, crossed=method == "auto")
+    plans = scene.plans(method, spread)
+    sweeps = [scene.sweep(plan) for plan in plans]
     if gamma is not None:
-        _require_in_range(gamma, {each.method for each in candidates})
-        chosen = max(candidates, key=lambda each: each.sweep.level(gamma))
-        return ground.nudged(chosen, gamma)
-    choice = choose([each.sweep for each in candidates])
-    if method == "auto" and not choice.convinces:
-        return ground.nudged(candidates[choice.which], 0.0, choice)
-    return ground.nudged(candidates[choice.which], choice.gamma, choice)
+        _require_in_range(gamma, {plan.method for plan in plans})
+        which = int(np.argmax([each.level(gamma) for each in sweeps]))
+        return scene.nudged(plans[which], sweeps[which], gamma, None)
+    if not len(scene.judged):
+        raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
+    choice = choose([join([each, *scene.crossed(plan)]) for plan, each in zip(plans, sweeps, strict=True)])
+    moves = method != "auto" or choice.convinces
+    return scene.nudged(plans[choice.which], sweeps[choice.which], choice.gamma if moves else 0.0, choice)
 
 
-class _Candidate(NamedTuple):
-    """One way to nudge, and the metric along it."""
+class _Plan(NamedTuple):
+    """One way to nudge: by which method, and the temperature of the spread, None where there is none."""
 
     method: Method
-    spread: float | None
-    pulls: Pulls
-    sweep: Sweep
+    temperature: float | None
 
 
 @dataclass(frozen=True, eq=False)
-class _Ground:
-    """What all candidates share: passages, what pulls them, and who judges."""
+class _Scene:
+    """Passages, who pulls them and who judges. background: the best of it for each who judges.
+
+    folds: the same with a part of the training queries moved to the judges' seats.
+    """
 
     passages: Floats
-    pulled: Ints
-    pulls: Floats
+    train: Judged
     judged: Judged
     metric: RankMetric
     background: Still
+    folds: Sequence[_Scene]
     unanswered: tuple[int, int]
 
     @classmethod
@@ -136,87 +140,95 @@ class _Ground:
         validation: Judged,
         metric: RankMetric,
         background: Floats | Iterable[Floats] | None,
-    ) -> _Ground:
+        *,
+        crossed: bool,
+    ) -> _Scene:
         passages = _checked(passages, train, validation)
-        pulled, pulls = pulls_of_rows(train)
-        judged = validation.answered()
-        queries = judged.queries
-        _require_finite(passages, pulled)
+        pullers, judged = train.answered(), validation.answered()
+        _require_finite(passages, np.unique(pullers.rows))
+        crossed &= len(judged) < FEW and FOLDS <= len(pullers) <= CROSSED // len(passages)
+        seen = np.concatenate([judged.queries, pullers.queries]) if crossed else judged.queries
         blocks = [background] if isinstance(background, np.ndarray) else background or []
-        still = Still.nothing(len(queries), metric.k).with_(numbered(blocks, len(passages), queries.shape[1]), queries)
-        unanswered = len(train) - len(train.answered()), len(validation) - len(judged)
-        return cls(passages, pulled, pulls, judged, metric, still, unanswered)
+        best = Still.nothing(len(seen), metric.k).with_(numbered(blocks, len(passages), seen.shape[1]), seen)
+        folds = []
+        for held, rest in split(len(pullers)) if crossed else ():
+            behind = best.take(len(judged) + held)
+            folds.append(cls(passages, pullers.take(rest), pullers.take(held), metric, behind, (), (0, 0)))
+        unanswered = len(train) - len(pullers), len(validation) - len(judged)
+        return cls(passages, pullers, judged, metric, best.take(np.arange(len(judged))), folds, unanswered)
 
-    def candidates(self, method: Literal["auto", "n", "m"], spread: Spread | None) -> Iterator[_Candidate]:
+    def plans(self, method: Literal["auto", "n", "m"], spread: Spread | None) -> list[_Plan]:
         methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
-        if method == "auto" and not self.unit:
+        if method == "auto" and _off_unit(self.passages, self.pulled) is not None:
             methods = ("m",)
-        for temperature in self.temperatures(spread):
-            for each in methods:
-                yield self.candidate(each, temperature)
+        return [_Plan(each, temperature) for temperature in self._temperatures(spread) for each in methods]
 
-    def temperatures(self, spread: Spread | None) -> list[float | None]:
-        """Those to try; None is not to spread."""
-        if spread is None or not self.unpulled or not len(self.pulled):
+    def _temperatures(self, spread: Spread | None) -> list[float | None]:
+        alone = len(self.passages) - len(self.pulled)
+        if spread is None or not alone or not len(self.pulled) or (spread == "auto" and alone > SPREAD_TO):
             return [None]
-        if spread == "neighbours":
-            return list(TEMPERATURES)
-        return [None, *TEMPERATURES] if self.unpulled <= SPREAD_TO else [None]
+        return [*TEMPERATURES] if spread == "neighbours" else [None, *TEMPERATURES]
+
+    def sweep(self, plan: _Plan) -> Sweep:
+        pulls = self.pulls(plan)
+        if plan.method == "n":
+            _require_unit(self.passages, pulls.rows)
+        still = self._resting if plan.temperature is None else self.background
+        return sweep(self.passages, pulls, self.judged, self.metric, WAYS[plan.method], still)
+
+    def crossed(self, plan: _Plan) -> list[Sweep]:
+        """The sweeps of the folds."""
+        return [fold.sweep(plan) for fold in self.folds]
+
+    def pulls(self, plan: _Plan) -> Pulls:
+        if plan.temperature is None:
+            return self._known
+        return SpreadPulls.of(self._known.rows, self._known.vectors, self._neighbours, plan.temperature)
 
     @property
-    def unpulled(self) -> int:
-        return len(self.passages) - len(self.pulled)
+    def pulled(self) -> Ints:
+        return self._known.rows
 
     @cached_property
-    def unit(self) -> bool:
-        """Whether the passages that are pulled have length 1."""
-        return _off_unit(self.passages, self.pulled) is None
+    def _known(self) -> KnownPulls:
+        return KnownPulls(*pulls_of_rows(self.train))
 
     @cached_property
-    def neighbours(self) -> Neighbours:
+    def _neighbours(self) -> Neighbours:
         return Neighbours.of(self.passages, self.pulled)
 
     @cached_property
-    def resting(self) -> Still:
+    def _resting(self) -> Still:
         """The best of all that nothing pulls."""
         return self.background.with_(resting(self.passages, self.pulled), self.judged.queries)
 
-    def candidate(self, method: Method, temperature: float | None) -> _Candidate:
-        pulls: Pulls = KnownPulls(self.pulled, self.pulls)
-        if temperature is not None:
-            pulls = SpreadPulls.of(self.pulled, self.pulls, self.neighbours, temperature)
-        if method == "n":
-            _require_unit(self.passages, pulls.rows)
-        still = self.resting if temperature is None else self.background
-        swept = sweep(self.passages, pulls, self.judged, self.metric, WAYS[method], still)
-        return _Candidate(method, temperature, pulls, swept)
-
-    def nudged(self, chosen: _Candidate, gamma: float, choice: Choice | None = None) -> Nudged:
-        rows, vectors = self._moved(chosen, gamma) if gamma > 0 else (self.pulled[:0], self.pulls[:0])
+    def nudged(self, plan: _Plan, swept: Sweep, gamma: float, choice: Choice | None) -> Nudged:
+        rows, vectors = self._moved(plan, gamma)
         return Nudged(
             start=self.passages,
             rows=rows,
             vectors=vectors,
-            method=chosen.method,
+            method=plan.method,
             gamma=gamma,
-            spread=chosen.spread,
+            spread=plan.temperature,
             metric=str(self.metric),
-            before=chosen.sweep.before,
-            after=chosen.sweep.level(gamma),
-            curve=Curve(*chosen.sweep.curve()),
+            before=swept.before,
+            after=swept.level(gamma),
+            curve=Curve(*swept.curve()),
             choice=choice,
             unanswered_train=self.unanswered[0],
             unanswered_validation=self.unanswered[1],
         )
 
-    def _moved(self, chosen: _Candidate, gamma: float) -> tuple[Ints, Floats]:
+    def _moved(self, plan: _Plan, gamma: float) -> tuple[Ints, Floats]:
         """The rows that do not stay where they were, and where they are then."""
-        rows, way = chosen.pulls.rows, WAYS[chosen.method]
+        pulls, way = self.pulls(plan), WAYS[plan.method]
+        rows = pulls.rows if gamma > 0 else pulls.rows[:0]
         vectors = np.empty((len(rows), self.passages.shape[1]), _precision(self.passages))
         stays = np.zeros(len(rows), bool)
         for part in parts(len(rows)):
             before = self.passages[rows[part]]
-            vectors[part] = way.move(before.astype(np.float64), chosen.pulls.take(part).astype(np.float64), gamma)
+            vectors[part] = way.move(before.astype(np.float64), pulls.take(part).astype(np.float64), gamma)
             stays[part] = (vectors[part] == before).all(axis=1)
         return (rows[~stays], vectors[~stays]) if stays.any() else (rows, vectors)
 

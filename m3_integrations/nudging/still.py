@@ -28,6 +28,9 @@ class Still(NamedTuple):
     def nothing(cls, queries: int, k: int) -> Still:
         return cls(np.full((queries, k), -np.inf), np.full((queries, k), -1, np.int64))
 
+    def take(self, queries: Ints) -> Still:
+        return Still(self.scores[queries], self.rows[queries])
+
     def with_(self, blocks: Iterable[tuple[Ints, Floats]], queries: Floats) -> Still:
         """The best of these and those in `blocks`, which are seen once: row numbers (any,) and vectors (any, dim).
 
