@@ -55,7 +55,12 @@ def check_widths(kept: Mapping[Mode, int], encoded: Encoded) -> None:
 def check_replacement(kept: Mapping[Mode, int], count: int, encoded: Encoded) -> None:
     """What `set_vectors` refuses, beside strangers."""
     check_count("ids", count, encoded)
-    check_widths({mode: kept[mode] for mode in check_modes(encoded.modes, kept.keys())}, encoded)
+    strange = [mode for mode in MODES if mode in encoded.modes and mode not in kept]
+    if strange:
+        raise MissingMode(
+            f"the index keeps {sorted(kept)} and no {' or '.join(strange)}; leave it out with encoded.only(index.modes)"
+        )
+    check_widths({mode: kept[mode] for mode in encoded.modes}, encoded)
 
 
 def check_search(kept: Mapping[Mode, int], mode: Mode, queries: Encoded, k: int) -> Encoded:

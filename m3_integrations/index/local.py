@@ -1,0 +1,313 @@
+"""An index in a folder: a SQLite catalogue, and memory-mapped segments of vectors. One machine, no server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+
+from m3_integrations.core.encoded import Array, Encoded, Mode, check_modes
+from m3_integrations.core.errors import IndexFolderError, WrongEncoder
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.arrays import checksum, damaged, sync_folder
+from m3_integrations.index.base import Hit
+from m3_integrations.index.catalogue import FILE_NAME, Busy, Catalogue, Transaction
+from m3_integrations.index.checks import (
+    check_count,
+    check_pairs,
+    check_queries,
+    check_replacement,
+    check_search,
+    check_widths,
+    last_rows,
+    list_of_ids,
+    unknown,
+    widths,
+)
+from m3_integrations.index.entries import entries
+from m3_integrations.index.searching import exact_scores, search
+from m3_integrations.index.segments import map_segment
+from m3_integrations.index.snapshot import Snapshot
+from m3_integrations.index.where import Where
+from m3_integrations.index.writing import Writing, due, missing, sweep
+
+_TRIES = 5
+T = TypeVar("T")
+
+
+class _Fills(Protocol):
+    """What an index remembers of an encoder."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class LocalIndex:
+    """A folder that survives crashes, with one writer at a time and any number of readers, threads or processes.
+
+    Open it with `LocalIndex.open`. Every call sees the newest committed state. Searches answer what `MemoryIndex`
+    answers, to the bit.
+    """
+
+    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+        self.folder = folder
+        self._catalogue = catalogue
+        self._lock = threading.Lock()
+        self._newest = Snapshot(folder)
+
+    @classmethod
+    def open(cls, folder: str | PathLike[str], encoder: _Fills | None = None, *, patience: float = 60.0) -> LocalIndex:
+        """The index in a folder, which is made where there is none.
+
+        encoder: whose vectors it holds; a new folder remembers the first that it is told. None: not checked.
+        patience: how many seconds a write waits for another process's.
+        Raises WrongEncoder where the folder was filled with another, IndexFolderError where it holds something else,
+        DamagedFolder.
+        """
+        path = Path(folder).absolute()
+        _require_ours(path)
+        path.mkdir(parents=True, exist_ok=True)
+        index = cls(path, Catalogue(path, patience))
+        try:
+            index._prepare(encoder)
+        except BaseException:
+            index.close()
+            raise
+        return index
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return self._read(lambda _, snapshot: frozenset(snapshot.widths))
+
+    def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
+        check_count("passages", len(passages), encoded)
+        if not passages:
+            return
+        latest = {entry.id: entry for entry in entries(passages)}
+        newest = encoded.take(list(last_rows([passage.id for passage in passages]).values()))
+        with self._write() as write:
+            kept = write.snapshot.widths or widths(encoded)
+            check_widths(kept, encoded)
+            if not write.snapshot.widths:
+                write.transaction.fix_modes(kept)
+            write.bury(write.transaction.slots_of(latest).values())
+            slots = write.keep(list(latest.values()))
+            for mode in kept:
+                write.segment(slots, newest.only((mode,)))
+
+    def delete(self, ids: Collection[str]) -> None:
+        wanted = list_of_ids(ids, "delete")
+        if not wanted:
+            return
+        with self._write() as write:
+            write.bury(write.transaction.slots_of(wanted).values())
+
+    def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
+        wanted = list_of_ids(ids, "set_vectors")
+        with self._write() as write:
+            slots = np.array(_slots(write.transaction, last_rows(wanted)), np.int64)
+            if not wanted:
+                return
+            check_replacement(write.snapshot.widths, len(wanted), encoded)
+            newest = encoded.take(list(last_rows(wanted).values()))
+            for mode in encoded.modes:
+                write.outdate(mode, slots)
+                write.segment(slots, newest.only((mode,)))
+
+    def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
+        def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Hit]]:
+            asked = check_search(snapshot.widths, mode, queries, k)
+            if not snapshot.living:
+                return [[] for _ in range(len(asked))]
+            return search(transaction, snapshot, mode, asked, k, snapshot.allowed(transaction, where))
+
+        return self._read(found)
+
+    def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
+        def scores(transaction: Transaction, snapshot: Snapshot) -> list[Array]:
+            asked = check_queries(snapshot.widths, mode, queries)
+            check_pairs(asked, ids)
+            rows = [snapshot.rows_of(_slots(transaction, list_of_ids(each, "score"))) for each in ids]
+            return [exact_scores(snapshot, mode, asked.take([i]), each) for i, each in enumerate(rows)]
+
+        return self._read(scores)
+
+    def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
+        wanted = None if ids is None else list_of_ids(ids, "passages")
+
+        def kept(transaction: Transaction, _: Snapshot) -> list[Passage]:
+            if wanted is None:
+                return transaction.all_passages()
+            return transaction.passages(_slots(transaction, wanted))
+
+        return self._read(kept)
+
+    def vectors(self, ids: Sequence[str], modes: Collection[Mode] | None = None) -> Encoded:
+        wanted = list_of_ids(ids, "vectors")
+
+        def kept(transaction: Transaction, snapshot: Snapshot) -> Encoded:
+            rows = snapshot.rows_of(_slots(transaction, wanted))
+            asked = check_modes(snapshot.widths if modes is None else modes, snapshot.widths)
+            return snapshot.all_vectors(rows, asked)
+
+        return self._read(kept)
+
+    def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
+        wanted = None if ids is None else list_of_ids(ids, "content_hashes")
+        return self._read(lambda transaction, _: transaction.hashes(wanted))
+
+    def ids(self) -> list[str]:
+        return self._read(lambda transaction, _: transaction.ids())
+
+    def __len__(self) -> int:
+        return self._read(lambda _, snapshot: snapshot.living)
+
+    def verify(self) -> None:
+        """Read every file and compare it with what was written. Raises DamagedFolder for the first that differs."""
+
+        def check(transaction: Transaction, snapshot: Snapshot) -> None:
+            transaction.check_integrity()
+            for row in transaction.segments():
+                path = self.folder / row.file
+                if checksum(path) != row.checksum:
+                    raise damaged(path, "differs from what was written")
+                segment = map_segment(path, row.mode, snapshot.widths[row.mode], row.length)
+                segment.take(np.arange(len(segment)))
+
+        self._read(check)
+
+    def close(self) -> None:
+        self._catalogue.close()
+        self._newest = Snapshot(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LocalIndex.open({str(self.folder)!r})"
+
+    def _prepare(self, encoder: _Fills | None) -> None:
+        with self._catalogue.reading() as transaction:
+            new = transaction.is_new()
+        try:
+            # Whoever writes has files that no commit names yet, so that only the writer may sweep.
+            with self._catalogue.writing(patience=None if new else 0) as transaction:
+                if transaction.is_new():
+                    transaction.create()
+                    sync_folder(self.folder.parent)
+                sweep(self.folder, transaction)
+        except Busy:
+            if new:
+                raise
+        if encoder is not None:
+            self._meet(encoder)
+        len(self)
+
+    def _meet(self, encoder: _Fills) -> None:
+        with self._catalogue.reading() as transaction:
+            fingerprint, label = transaction.encoder()
+        if fingerprint is None:
+            with self._catalogue.writing() as transaction:
+                fingerprint, label = transaction.encoder()
+                if fingerprint is None:
+                    transaction.remember_encoder(encoder.fingerprint, repr(encoder))
+                    return
+        if fingerprint != encoder.fingerprint:
+            raise WrongEncoder(
+                f"{self.folder} was filled by {label} (fingerprint {fingerprint[:12]}), and this encoder is "
+                f"{encoder!r} (fingerprint {encoder.fingerprint[:12]}); open it with the encoder that filled it, or "
+                "ingest the passages into a new folder"
+            )
+
+    def _read(self, answer: Callable[[Transaction, Snapshot], T]) -> T:
+        """What the newest committed state answers."""
+        for _ in range(_TRIES):
+            try:
+                with self._catalogue.reading() as transaction, self._snapshot(transaction) as snapshot:
+                    return answer(transaction, snapshot)
+            except FileNotFoundError as error:
+                lost = error  # a merge took the file away after this transaction began; a newer one knows better
+        raise missing(lost) from lost
+
+    @contextmanager
+    def _write(self) -> Iterator[Writing]:
+        """One commit, or nothing; after the merging that is due."""
+        self._merge()
+        with self._commit() as writing:
+            yield writing
+
+    @contextmanager
+    def _commit(self) -> Iterator[Writing]:
+        with (
+            self._catalogue.writing() as transaction,
+            self._snapshot(transaction) as snapshot,
+            Writing(self.folder, transaction, snapshot) as writing,
+        ):
+            yield writing
+
+    def _merge(self) -> None:
+        """Join the segments whose time has come, before the write that adds to them: a failure here loses nothing."""
+        with self._catalogue.reading() as transaction:
+            if not due(transaction.segments()):
+                return
+        with self._commit() as writing:
+            merged = [writing.merge(group) for group in due(writing.transaction.segments())]
+        for file in (file for group in merged for file in group):
+            (self.folder / file).unlink(missing_ok=True)
+
+    @contextmanager
+    def _snapshot(self, transaction: Transaction) -> Iterator[Snapshot]:
+        """The state that the transaction sees, which nobody changes meanwhile."""
+        with self._lock:
+            # The first read fixes what a transaction sees. Being here, it is never older than the newest snapshot.
+            snapshot = self._advanced(transaction)
+            snapshot.readers += 1
+        try:
+            yield snapshot
+        finally:
+            with self._lock:
+                snapshot.readers -= 1
+
+    def _advanced(self, transaction: Transaction) -> Snapshot:
+        state, snapshot = transaction.state(), self._newest
+        if state.generation == snapshot.generation:
+            return snapshot
+        self._newest = Snapshot(self.folder)  # one that fails half-way is not gone on with
+        if snapshot.generation < state.forgotten or snapshot.wasteful():
+            snapshot = Snapshot(self.folder)
+        elif snapshot.readers:
+            snapshot = snapshot.copy()
+        snapshot.advance(transaction)
+        self._newest = snapshot
+        return snapshot
+
+
+def _slots(transaction: Transaction, ids: Collection[str]) -> list[int]:
+    """The slot of each id. Raises UnknownId."""
+    found = transaction.slots_of(ids)
+    for id in ids:
+        if id not in found:
+            raise unknown(id)
+    return [found[id] for id in ids]
+
+
+def _require_ours(folder: Path) -> None:
+    """Raises IndexFolderError for what is no folder, or one that holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise IndexFolderError(f"{folder} is a file; name a folder, which is made where there is none")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if names and FILE_NAME not in names:
+        raise IndexFolderError(
+            f"{folder} holds {names[:3]} and no {FILE_NAME}, so that it is no index; choose an empty or a new folder"
+        )

@@ -1,0 +1,187 @@
+"""Segments: files with the vectors of one mode for some passages, written once and mapped into memory.
+
+Each row has the slot of its passage, a number that the catalogue gives once and never again. A slot that comes in two
+segments of a mode has its vectors in the later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+from m3_integrations.core.encoded import Array, Encoded, Mode, MultiVectors
+from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
+
+Longs: TypeAlias = npt.NDArray[np.int64]
+
+
+class Segment(NamedTuple):
+    """One mapped segment. arrays: what `_SHAPES` says of its mode."""
+
+    mode: Mode
+    width: int
+    path: Path
+    arrays: Arrays
+
+    @property
+    def slots(self) -> Longs:
+        """(rows,) the slot of each row."""
+        return self.arrays["slots"]
+
+    @property
+    def written(self) -> Longs:
+        """(rows,) the generation in which each row's vectors were made; merging does not change it."""
+        return self.arrays["written"]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def take(self, rows: Longs) -> Encoded:
+        """A copy of these rows. Raises DamagedFolder where what is there cannot be vectors."""
+        try:
+            return _TAKE[self.mode](self, rows)
+        except (IndexError, ValueError) as error:
+            raise damaged(self.path, f"holds what cannot be vectors ({error})") from error
+
+
+def write_segment(path: Path, slots: Longs, written: Longs, encoded: Encoded) -> Stamp:
+    """Write and sync a segment of the one mode that `encoded` has; row i is of slots[i], made in written[i]."""
+    (mode,) = encoded.modes
+    return write_arrays(path, {"slots": slots, "written": written, **_LAY_OUT[mode](encoded)})
+
+
+def map_segment(path: Path, mode: Mode, width: int, length: int) -> Segment:
+    """Raises FileNotFoundError, and DamagedFolder where the file is no such segment."""
+    arrays = map_arrays(path, length)
+    found = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
+    if found != _SHAPES[mode]:
+        raise damaged(path, f"is no {mode} segment: it holds {sorted(found)}")
+    segment = Segment(mode, width, path, arrays)
+    wrong = _FAULT[mode](segment) if len(segment.written) == len(segment) else "holds rows that are not dated"
+    if wrong:
+        raise damaged(path, wrong)
+    return segment
+
+
+def token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
+    """(rows,) how much each row shares with one query's tokens, token by token over the inverted lists."""
+    scores = np.zeros(len(segment), np.float32)
+    terms, offsets = segment.arrays["terms"], segment.arrays["term_offsets"]
+    places = np.searchsorted(terms, query.indices)
+    for place, term, weight in zip(places.tolist(), query.indices.tolist(), query.data, strict=True):
+        if place < len(terms) and terms[place] == term:
+            begin, end = offsets[place], offsets[place + 1]
+            scores[segment.arrays["posted"][begin:end]] += weight * segment.arrays["posted_weights"][begin:end]
+    return scores
+
+
+def _lay_out_dense(encoded: Encoded) -> Arrays:
+    lengths = np.linalg.norm(encoded.dense, axis=1)
+    return {"values": encoded.dense, "longest": lengths.max(initial=0, keepdims=True)}
+
+
+def _lay_out_sparse(encoded: Encoded) -> Arrays:
+    rows = encoded.sparse
+    columns = rows.tocsc()
+    terms = np.flatnonzero(np.diff(columns.indptr))
+    return {
+        "offsets": rows.indptr.astype(np.int64),
+        "columns": rows.indices.astype(np.int32),
+        "weights": rows.data,
+        "terms": terms.astype(np.int32),
+        "term_offsets": columns.indptr[[*terms, -1]].astype(np.int64),
+        "posted": columns.indices.astype(np.int32),
+        "posted_weights": columns.data,
+    }
+
+
+def _lay_out_multi_vector(encoded: Encoded) -> Arrays:
+    return {"offsets": encoded.multi_vector.offsets, "values": encoded.multi_vector.values}
+
+
+def _take_dense(segment: Segment, rows: Longs) -> Encoded:
+    return Encoded(dense=segment.arrays["values"][rows])
+
+
+def _take_sparse(segment: Segment, rows: Longs) -> Encoded:
+    picked, offsets = _ragged(segment.arrays["offsets"], rows)
+    columns = segment.arrays["columns"][picked]
+    # scipy's own loops trust the columns that they are given.
+    if len(columns) and not 0 <= columns.min() <= columns.max() < segment.width:
+        raise ValueError("a column outside the vocabulary")
+    weights = segment.arrays["weights"][picked]
+    return Encoded(sparse=scipy.sparse.csr_array((weights, columns, offsets), shape=(len(rows), segment.width)))
+
+
+def _take_multi_vector(segment: Segment, rows: Longs) -> Encoded:
+    picked, offsets = _ragged(segment.arrays["offsets"], rows)
+    return Encoded(multi_vector=MultiVectors(segment.arrays["values"][picked], offsets))
+
+
+def _ragged(offsets: Longs, rows: Longs) -> tuple[Longs, Longs]:
+    """The places of these rows' elements, one row after the other, and where each row now begins."""
+    counts = np.diff(offsets)[rows]
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    return np.repeat(offsets[rows] - begins[:-1], counts) + np.arange(begins[-1]), begins
+
+
+def _fault_dense(segment: Segment) -> str:
+    wanted = (len(segment), segment.width)
+    shape = segment.arrays["values"].shape
+    return "" if shape == wanted else f"holds dense vectors of shape {shape} instead of {wanted}"
+
+
+def _fault_sparse(segment: Segment) -> str:
+    it = segment.arrays
+    rows = _are_offsets(it["offsets"], len(segment), len(it["columns"])) and len(it["columns"]) == len(it["weights"])
+    terms = _are_offsets(it["term_offsets"], len(it["terms"]), len(it["posted"]))
+    inverted = terms and len(it["posted"]) == len(it["posted_weights"])
+    return "" if rows and inverted else "holds sparse rows that do not add up"
+
+
+def _fault_multi_vector(segment: Segment) -> str:
+    values = segment.arrays["values"]
+    whole = values.shape[1] == segment.width and _are_offsets(segment.arrays["offsets"], len(segment), len(values))
+    return "" if whole else "holds multi-vectors that do not add up"
+
+
+def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
+    return len(offsets) == rows + 1 and offsets[0] == 0 and offsets[-1] == total and bool((np.diff(offsets) >= 0).all())
+
+
+_FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
+_EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
+_SHAPES: Mapping[Mode, Mapping[str, tuple[str, int]]] = {
+    "dense": {**_EACH, "values": (_FLOATS, 2), "longest": (_FLOATS, 1)},
+    "sparse": {
+        **_EACH,
+        "offsets": (_LONGS, 1),
+        "columns": (_INTS, 1),
+        "weights": (_FLOATS, 1),
+        "terms": (_INTS, 1),
+        "term_offsets": (_LONGS, 1),
+        "posted": (_INTS, 1),
+        "posted_weights": (_FLOATS, 1),
+    },
+    "multi_vector": {**_EACH, "offsets": (_LONGS, 1), "values": (_FLOATS, 2)},
+}
+_LAY_OUT: Mapping[Mode, Callable[[Encoded], dict[str, npt.NDArray[Any]]]] = {
+    "dense": _lay_out_dense,
+    "sparse": _lay_out_sparse,
+    "multi_vector": _lay_out_multi_vector,
+}
+_TAKE: Mapping[Mode, Callable[[Segment, Longs], Encoded]] = {
+    "dense": _take_dense,
+    "sparse": _take_sparse,
+    "multi_vector": _take_multi_vector,
+}
+_FAULT: Mapping[Mode, Callable[[Segment], str]] = {
+    "dense": _fault_dense,
+    "sparse": _fault_sparse,
+    "multi_vector": _fault_multi_vector,
+}

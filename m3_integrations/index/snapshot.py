@@ -1,0 +1,235 @@
+"""One committed state of a local index as arrays: which rows are alive, and where each row's vectors lie.
+
+A row is a passage that this process has seen; rows are numbered in the order of slots. What a newer commit changed is
+applied to the arrays in place, so that following a writer costs what the writer wrote.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+from m3_integrations.core.encoded import Encoded, Mode, MultiVectors
+from m3_integrations.index.arrays import damaged
+from m3_integrations.index.catalogue import Transaction, broken
+from m3_integrations.index.columns import Columns, Mask
+from m3_integrations.index.segments import Longs, Segment, map_segment
+from m3_integrations.index.where import Where
+
+_ROW_BITS = 32
+_NOWHERE = -1
+_FEW = 4096
+
+
+class Placed:
+    """A segment, and the row of the snapshot that each of its rows belongs to; -1 for those that died before."""
+
+    def __init__(self, segment: Segment, rows: Longs) -> None:
+        self.segment = segment
+        self.rows = rows
+        self._current: tuple[Longs, Longs] | None = None
+
+    def current(self, number: int, places: Longs) -> tuple[Longs, Longs]:
+        """Which of its rows are still the newest, and the rows of the snapshot that they belong to."""
+        if self._current is None:
+            known = np.flatnonzero(self.rows >= 0)
+            mine = known[places[self.rows[known]] == _place(number, known)]
+            self._current = mine, self.rows[mine]
+        return self._current
+
+    def stale(self) -> None:
+        self._current = None
+
+    def copy(self) -> Placed:
+        return Placed(self.segment, self.rows)
+
+
+class Snapshot:
+    """The state of one generation. `readers` counts who is reading: it is changed in place only where nobody is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.readers = 0
+        self.generation = -1
+        self.widths: dict[Mode, int] = {}
+        self.count = 0
+        self.living = 0
+        self.columns = Columns()
+        self._filling = threading.Lock()
+        self._folder = folder
+        self._next_slot = 0
+        self._slots: Longs = np.zeros(0, np.int64)
+        self._live: Mask = np.zeros(0, bool)
+        self._places: dict[Mode, Longs] = {}
+        self._placed: dict[int, Placed] = {}
+
+    @property
+    def slots(self) -> Longs:
+        """(count,) the slot of each row, ascending."""
+        return self._slots[: self.count]
+
+    @property
+    def live(self) -> Mask:
+        """(count,) which rows are passages still."""
+        return self._live[: self.count]
+
+    def copy(self) -> Snapshot:
+        twin = Snapshot(self._folder)
+        twin.generation, twin.widths, twin.count, twin.living = self.generation, self.widths, self.count, self.living
+        twin.columns, twin._next_slot = self.columns.copy(), self._next_slot
+        twin._slots, twin._live = self._slots.copy(), self._live.copy()
+        twin._places = {mode: places.copy() for mode, places in self._places.items()}
+        twin._placed = {number: placed.copy() for number, placed in self._placed.items()}
+        return twin
+
+    def wasteful(self) -> bool:
+        """Whether most rows are of passages that are gone, so that loading afresh is the better way on."""
+        return self.count > 2 * self.living + _FEW
+
+    def advance(self, transaction: Transaction) -> None:
+        """Apply what was committed since. Raises FileNotFoundError where a segment was merged away meanwhile."""
+        state = transaction.state()
+        if not self.widths:
+            self.widths = transaction.widths()
+            self._places = {mode: np.full(len(self._slots), _NOWHERE, np.int64) for mode in self.widths}
+        first_new = self.count
+        self._append(transaction.slots(self._next_slot))
+        self._bury(transaction.buried(self.generation))
+        self._place_segments(transaction)
+        self._require_vectors(first_new)
+        self.generation, self._next_slot = state.generation, state.next_slot
+
+    def rows_of(self, slots: Iterable[int]) -> Longs:
+        """The rows of slots that are there."""
+        return self._look_up(np.fromiter(slots, np.int64))
+
+    def allowed(self, transaction: Transaction, where: Where | None) -> Longs:
+        """The rows that live and pass the filter, ascending."""
+        if where is None:
+            return np.flatnonzero(self.live)
+        with self._filling:
+            self._fill(transaction, where.fields())
+            return np.flatnonzero(self.live & self.columns.passing(where, self.count))
+
+    def segments(self, mode: Mode) -> list[tuple[Segment, Longs, Longs]]:
+        """Each segment of a mode, which of its rows are the newest of their passage, and the rows of those passages.
+
+        The passages may be dead.
+        """
+        return [
+            (placed.segment, *placed.current(number, self._places[mode]))
+            for number, placed in self._placed.items()
+            if placed.segment.mode == mode
+        ]
+
+    def vectors(self, mode: Mode, rows: Longs) -> Encoded:
+        """A copy of the vectors of these rows, in this order."""
+        places = self._places[mode][rows]
+        numbers = places >> _ROW_BITS
+        order = np.argsort(numbers, kind="stable")
+        bounds = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
+        parts = [self._take(places[order[begin:end]]) for begin, end in pairwise(bounds)]
+        if not parts:
+            return empty(mode, self.widths[mode])
+        joined = parts[0].join(*parts[1:])
+        return joined if len(parts) == 1 else joined.take(np.argsort(order, kind="stable"))
+
+    def all_vectors(self, rows: Longs, modes: Iterable[Mode]) -> Encoded:
+        return Encoded(**{mode: getattr(self.vectors(mode, rows), mode) for mode in modes})
+
+    def counted_places(self, mode: Mode, rows: Longs) -> dict[int, int]:
+        """How many of these rows' vectors lie in each segment, by its number."""
+        numbers, counts = np.unique(self._places[mode][rows] >> _ROW_BITS, return_counts=True)
+        return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+    def newest_of(self, number: int) -> tuple[Segment, Longs]:
+        """A segment, and those of its rows that are a living passage's vectors."""
+        placed = self._placed[number]
+        mine, rows = placed.current(number, self._places[placed.segment.mode])
+        return placed.segment, mine[self._live[rows]]
+
+    def _fill(self, transaction: Transaction, fields: frozenset[str]) -> None:
+        filled = self.columns.filled(fields)
+        if fields and filled < self.count:
+            rows = {slot: row for row, slot in enumerate(self.slots[filled:].tolist(), filled)}
+            metadata = transaction.metadata(int(self._slots[filled]))
+            self.columns.fill(fields, ((rows[slot], said) for slot, said in metadata), self.count)
+
+    def _take(self, places: Longs) -> Encoded:
+        placed = self._placed.get(int(places[0] >> _ROW_BITS))
+        if placed is None:
+            raise broken("a segment that passages lie in is not named", self._folder)
+        return placed.segment.take(places & ((1 << _ROW_BITS) - 1))
+
+    def _append(self, slots: Sequence[int]) -> None:
+        count = self.count + len(slots)
+        if count > len(self._slots):
+            room = max(count, 2 * self.count) - len(self._slots)
+            self._slots = np.concatenate([self._slots, np.zeros(room, np.int64)])
+            self._live = np.concatenate([self._live, np.zeros(room, bool)])
+            nowhere = np.full(room, _NOWHERE, np.int64)
+            self._places = {mode: np.concatenate([places, nowhere]) for mode, places in self._places.items()}
+        self._slots[self.count : count] = slots
+        self._live[self.count : count] = True
+        self.count, self.living = count, self.living + len(slots)
+
+    def _bury(self, slots: Sequence[int]) -> None:
+        rows = self._look_up(np.array(slots, np.int64))
+        rows = rows[rows >= 0]
+        self.living -= int(np.count_nonzero(self._live[rows]))
+        self._live[rows] = False
+
+    def _place_segments(self, transaction: Transaction) -> None:
+        named = {row.number: row for row in transaction.segments()}
+        for number in self._placed.keys() - named.keys():
+            del self._placed[number]
+        for placed in self._placed.values():
+            placed.stale()
+        for number, row in named.items():
+            if number not in self._placed:
+                if row.mode not in self.widths:
+                    raise broken(f"a {row.mode} segment in an index of {sorted(self.widths)}")
+                path = self._folder / row.file
+                segment = map_segment(path, row.mode, self.widths[row.mode], row.length)
+                if len(segment) != row.rows:
+                    raise damaged(path, f"has {len(segment)} rows instead of {row.rows}")
+                self._place(number, segment)
+
+    def _place(self, number: int, segment: Segment) -> None:
+        rows = self._look_up(segment.slots)
+        known = np.flatnonzero(rows >= 0)
+        self._places[segment.mode][rows[known]] = _place(number, known)
+        self._placed[number] = Placed(segment, rows)
+
+    def _require_vectors(self, first: int) -> None:
+        for mode, places in self._places.items():
+            lost = np.flatnonzero(self._live[first : self.count] & (places[first : self.count] == _NOWHERE))
+            if len(lost):
+                raise broken(f"the passage of slot {self._slots[first + lost[0]]} has no {mode} vectors", self._folder)
+        if self.living and not self._places:
+            raise broken("it has passages but no modes", self._folder)
+
+    def _look_up(self, slots: Longs) -> Longs:
+        """The row of each slot, -1 where there is none."""
+        if not self.count:
+            return np.full(len(slots), -1, np.int64)
+        rows = np.minimum(np.searchsorted(self.slots, slots), self.count - 1)
+        return np.where(self._slots[rows] == slots, rows, -1)
+
+
+def empty(mode: Mode, width: int) -> Encoded:
+    """No text, in one mode."""
+    if mode == "dense":
+        return Encoded(dense=np.zeros((0, width)))
+    if mode == "sparse":
+        return Encoded(sparse=scipy.sparse.csr_array((0, width), dtype=np.float32))
+    return Encoded(multi_vector=MultiVectors.of([], width))
+
+
+def _place(number: int, rows: Longs) -> Longs:
+    """Where vectors lie, as one number: the segment's above, the row's below."""
+    return (np.int64(number) << _ROW_BITS) | rows
