@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import scipy.sparse
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from m3_integrations.core.encoded import MODES, Encoded, Mode, MultiVectors, rows_of
 from m3_integrations.core.errors import MissingMode, UnknownId, UnsupportedFilter, WrongDimension
@@ -51,9 +51,6 @@ writes = st.one_of(
     st.tuples(st.just("delete"), st.lists(ids, max_size=3)),
     st.tuples(st.just("set_vectors"), st.sets(st.sampled_from(MODES), min_size=1), st.lists(texts, max_size=4)),
     st.tuples(st.just("reopen")),
-)
-one_index_for_all_examples = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -126,17 +123,21 @@ class IndexContract:
 
     # A sequence of writes leaves what it leaves in memory
 
-    @one_index_for_all_examples
-    @given(st.lists(writes, max_size=8), wheres)
-    def test_after_any_writes_it_answers_as_the_exact_index_does(
-        self, index: Index, written: list[tuple[Any, ...]], where: Where
-    ) -> None:
-        index = self.reopen(index)
-        index.delete(index.ids())
-        judge = MemoryIndex()
-        for write in written:
-            index = self._write(index, judge, write)
-        assert_alike(index, judge, where)
+    def test_after_any_writes_it_answers_as_the_exact_index_does(self, index: Index) -> None:
+        latest = self.reopen(index)
+
+        # A function of its own for each backend: hypothesis keeps its examples by the function.
+        @settings(max_examples=60, deadline=None)
+        @given(st.lists(writes, max_size=8), wheres)
+        def holds(written: list[tuple[Any, ...]], where: Where) -> None:
+            nonlocal latest
+            latest.delete(latest.ids())
+            judge = MemoryIndex()
+            for write in written:
+                latest = self._write(latest, judge, write)
+            assert_alike(latest, judge, where)
+
+        holds()
 
     def _write(self, index: Index, judge: Index, write: tuple[Any, ...]) -> Index:
         match write:

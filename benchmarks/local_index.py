@@ -1,0 +1,118 @@
+"""LocalIndex beside MemoryIndex on synthetic passages: how long, and whether every list is the same.
+
+python benchmarks/local_index.py [--passages 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from m3_integrations.core.encoded import Encoded, Mode
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.base import Hit, Index, Where
+from m3_integrations.index.local import LocalIndex
+from m3_integrations.index.memory import MemoryIndex
+from m3_integrations.index.where import Field, all_of
+
+DIM, COLUMNS, ENTRIES, QUERY_ENTRIES = 384, 250_002, 120, 12
+BATCH, QUERIES, K = 1000, 20, 100
+MODES: tuple[Mode, ...] = ("dense", "sparse")
+FILTERS: dict[str, Where | None] = {
+    "no filter": None,
+    "half pass": Field("year", ">=", 2013),
+    "1 in 100": all_of(Field("language", "==", "de"), Field("page", "<", 10)),
+    "25 pass": Field("serial", "<", 25),
+}
+
+
+def encoded(random: np.random.Generator, count: int, entries: int) -> Encoded:
+    dense = random.standard_normal((count, DIM), np.float32)
+    columns = (random.zipf(1.3, (count, entries)) - 1) % COLUMNS
+    weights = random.random(columns.shape, np.float32) + np.float32(0.01)
+    offsets = np.arange(count + 1) * entries
+    sparse = scipy.sparse.csr_array((weights.ravel(), columns.ravel(), offsets), shape=(count, COLUMNS))
+    return Encoded(dense=dense / np.linalg.norm(dense, axis=1, keepdims=True), sparse=sparse)
+
+
+def batches(total: int) -> Iterator[tuple[list[Passage], Encoded]]:
+    random = np.random.default_rng(0)
+    languages = ("de", "en", "es", "fr", "hi", "ja", "pt", "ru", "th", "zh")
+    for start in range(0, total, BATCH):
+        numbers = range(start, min(start + BATCH, total))
+        metadata = [
+            {"language": languages[i % 10], "year": 2000 + i % 26, "page": i // 10 % 100, "serial": i} for i in numbers
+        ]
+        passages = [Passage(f"p{i:07d}", f"passage {i}", said) for i, said in zip(numbers, metadata, strict=True)]
+        yield passages, encoded(random, len(passages), ENTRIES)
+
+
+def fill(index: Index, total: int) -> float:
+    """Seconds spent in `add`."""
+    spent = 0.0
+    for passages, vectors in batches(total):
+        start = time.perf_counter()
+        index.add(passages, vectors)
+        spent += time.perf_counter() - start
+    return spent
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    answer = call()
+    return time.perf_counter() - start, answer
+
+
+def searched(index: Index, mode: Mode, queries: Encoded, where: Where | None) -> tuple[float, float, list[list[Hit]]]:
+    """The first search's seconds, the median of the others, and all lists."""
+    runs = [timed(lambda i=i: index.search(mode, queries.take([i]), K, where)[0]) for i in range(len(queries))]
+    seconds = [spent for spent, _ in runs]
+    return seconds[0], float(np.median(seconds[1:])), [hits for _, hits in runs]
+
+
+def compare(local: Index, memory: Index, queries: Encoded) -> None:
+    row = "{:<8}{:<12}{:>12}{:>12}{:>14}{:>14}{:>8}"
+    print(row.format("mode", "filter", "local p50", "memory p50", "local first", "memory first", "lists"))
+    for mode in MODES:
+        for name, where in FILTERS.items():
+            first, p50, hits = searched(local, mode, queries, where)
+            memory_first, memory_p50, exact = searched(memory, mode, queries, where)
+            assert hits == exact, f"{mode}, {name}: the lists differ"
+            times = [f"{1000 * seconds:.1f} ms" for seconds in (p50, memory_p50, first, memory_first)]
+            print(row.format(mode, name, *times, "equal"))
+        both = [timed(lambda index=index: index.search(mode, queries, K)) for index in (local, memory)]
+        assert both[0][1] == both[1][1], f"{mode}: the lists of a batch differ"
+        times = [f"{1000 * seconds / len(queries):.1f} ms" for seconds, _ in both]
+        print(row.format(mode, f"batch of {len(queries)}", *times, "", "", "equal"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--passages", type=int, default=100_000)
+    total = parser.parse_args(arguments).passages
+    queries = encoded(np.random.default_rng(1), QUERIES, QUERY_ENTRIES)
+    with tempfile.TemporaryDirectory() as folder:
+        with LocalIndex.open(folder) as local:
+            print(f"{total} passages, dense {DIM}, {ENTRIES} sparse entries, batches of {BATCH}")
+            print(f"local: filled in {fill(local, total):.1f} s")
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+        opening, local = timed(lambda: LocalIndex.open(folder))
+        print(f"local: {size / 2**20:.0f} MiB, opened in {opening:.2f} s")
+        assert opening < 5, "opening takes 5 s or longer"
+        memory = MemoryIndex()
+        print(f"memory: filled in {fill(memory, total):.1f} s")
+        gc.collect()
+        with local:
+            compare(local, memory, queries)
+
+
+if __name__ == "__main__":
+    main()
