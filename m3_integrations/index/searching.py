@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, score_mode
+from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores, score_mode
 from m3_integrations.index.base import Hit
 from m3_integrations.index.catalogue import Transaction
 from m3_integrations.index.ranking import contenders, rank
@@ -19,15 +19,14 @@ from m3_integrations.index.snapshot import Snapshot
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _SCORES_AT_ONCE = 1 << 25
+_SCANNED_AT_ONCE = 1 << 16
+_FEW_QUERIES = 4
 _ROWS_AT_ONCE: Mapping[Mode, int] = {"dense": 4096, "sparse": 4096, "multi_vector": 256}
 
 
-def search(
-    transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs
-) -> list[list[Hit]]:
-    """The best k of the allowed rows for each query."""
-    proposed = _PROPOSE[mode](snapshot, queries, k, allowed)
-    return [decide(transaction, snapshot, mode, queries.take([i]), k, rows) for i, rows in enumerate(proposed)]
+def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+    """For each query rows among which are the best k of the allowed ones."""
+    return _PROPOSE[mode](snapshot, queries, k, allowed)
 
 
 def decide(transaction: Transaction, snapshot: Snapshot, mode: Mode, query: Encoded, k: int, rows: Longs) -> list[Hit]:
@@ -69,14 +68,21 @@ def _propose_dense_block(snapshot: Snapshot, queries: Array, k: int, allowed: Lo
 
 
 def _inner_products(segment: Segment, mine: Longs, rows: Longs, queries: Array, scores: Array) -> None:
-    """Write the scores of these rows of a segment to these rows of the snapshot."""
+    """Write the scores of these rows of a segment to these rows of the snapshot. mine ascends."""
     values = segment.arrays["values"]
-    step = _ROWS_AT_ONCE["dense"]
-    for start in range(0, len(mine), step):
-        block = mine[start : start + step]
-        whole = block[-1] - block[0] + 1 == len(block)
-        chosen = values[block[0] : block[-1] + 1] if whole else values[block]
-        scores[:, rows[start : start + step]] = queries @ chosen.T
+    for start in range(0, len(values), _SCANNED_AT_ONCE):
+        block = values[start : start + _SCANNED_AT_ONCE]
+        begin, end = np.searchsorted(mine, [start, start + len(block)])
+        here, there = mine[begin:end] - start, rows[begin:end]
+        if 4 * len(here) > len(block):  # to read all is then faster than to pick
+            scores[:, there] = _quick_products(queries, block)[:, here]
+        elif len(here):
+            scores[:, there] = _quick_products(queries, block[here])
+
+
+def _quick_products(queries: Array, passages: Array) -> Array:
+    # A matrix product reads the passages once for all queries, but is slow to set out where the cores are busy.
+    return queries @ passages.T if len(queries) > _FEW_QUERIES else dense_scores(queries, passages)
 
 
 def _propose_sparse(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:

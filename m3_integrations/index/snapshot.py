@@ -146,6 +146,13 @@ class Snapshot:
         numbers, counts = np.unique(self._places[mode][rows] >> _ROW_BITS, return_counts=True)
         return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
+    def written(self, mode: Mode) -> Longs:
+        """(count,) the generation in which each row's vectors were made."""
+        written = np.zeros(self.count, np.int64)
+        for segment, mine, rows in self.segments(mode):
+            written[rows] = segment.written[mine]
+        return written
+
     def newest_of(self, number: int) -> tuple[Segment, Longs]:
         """A segment, and those of its rows that are a living passage's vectors."""
         placed = self._placed[number]

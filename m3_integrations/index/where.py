@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
 from m3_integrations.core.errors import UnsupportedFilter
@@ -36,7 +37,7 @@ class Field:
         if self.operator in ("in", "not in"):
             if isinstance(self.value, str) or not isinstance(self.value, (Sequence, set, frozenset)):
                 raise UnsupportedFilter(f"{self.operator!r} takes a list of values, got {self.value!r}")
-            object.__setattr__(self, "value", tuple(self.value))
+            object.__setattr__(self, "value", _Choices(self.value))
         if self.operator in ("<", "<=", ">", ">=") and not isinstance(self.value, (str, int, float)):
             raise UnsupportedFilter(f"{self.operator!r} compares with a number or a string, got {self.value!r}")
         if self.operator == "exists" and not isinstance(self.value, bool):
@@ -133,8 +134,30 @@ def _equal(kept: Any, asked: Any) -> bool:
     return bool(kept == asked)
 
 
-def _one_of(kept: Any, asked: Sequence[Any]) -> bool:
-    return any(_equal(kept, each) for each in asked)
+class _Choices(tuple[Any, ...]):
+    """Values to be one of, of which there may be thousands."""
+
+    @cached_property
+    def scalars(self) -> frozenset[tuple[bool, Any]]:
+        return frozenset(_key(each) for each in self if _is_scalar(each))
+
+    @cached_property
+    def others(self) -> list[Any]:
+        return [each for each in self if not _is_scalar(each)]
+
+
+def _is_one_of(kept: Any, asked: _Choices) -> bool:
+    if _is_scalar(kept):
+        return _key(kept) in asked.scalars
+    return any(_equal(kept, each) for each in asked.others)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _key(scalar: Any) -> tuple[bool, Any]:
+    return isinstance(scalar, bool), scalar
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
@@ -157,7 +180,7 @@ def _comparable(value: Any) -> bool:
 def _contains(kept: Any, asked: Any) -> bool:
     if isinstance(kept, str):
         return isinstance(asked, str) and asked in kept
-    return isinstance(kept, (list, tuple)) and _one_of(asked, kept)
+    return isinstance(kept, (list, tuple)) and any(_equal(asked, each) for each in kept)
 
 
 _TESTS: Mapping[Operator, Callable[[Any, Any], bool]] = {
@@ -167,8 +190,8 @@ _TESTS: Mapping[Operator, Callable[[Any, Any], bool]] = {
     "<=": _ordered(lambda kept, asked: kept <= asked),
     ">": _ordered(lambda kept, asked: kept > asked),
     ">=": _ordered(lambda kept, asked: kept >= asked),
-    "in": lambda kept, asked: kept is not ABSENT and _one_of(kept, asked),
-    "not in": lambda kept, asked: kept is ABSENT or not _one_of(kept, asked),
+    "in": lambda kept, asked: kept is not ABSENT and _is_one_of(kept, asked),
+    "not in": lambda kept, asked: kept is ABSENT or not _is_one_of(kept, asked),
     "contains": _contains,
     "exists": lambda kept, asked: (kept is not ABSENT) == asked,
 }

@@ -16,6 +16,7 @@ from m3_integrations.core.errors import DamagedFolder
 from m3_integrations.index.arrays import damaged, sync_folder
 from m3_integrations.index.catalogue import SEGMENT_NAME, SegmentRow, Transaction
 from m3_integrations.index.entries import Entry
+from m3_integrations.index.graph import UNFINISHED_NAME
 from m3_integrations.index.segments import Longs, write_segment
 from m3_integrations.index.snapshot import Snapshot
 
@@ -127,10 +128,11 @@ def due(segments: Iterable[SegmentRow]) -> list[list[SegmentRow]]:
 
 
 def sweep(folder: Path, transaction: Transaction) -> None:
-    """Remove the segment files that no commit names: what a crash left behind, and nothing that is not ours."""
+    """Remove segments that no commit names and unfinished graphs: what a crash left behind, and nothing else."""
     named = {row.file for row in transaction.segments()}
     for path in folder.iterdir():
-        if SEGMENT_NAME.fullmatch(path.name) and path.name not in named:
+        orphan = SEGMENT_NAME.fullmatch(path.name) and path.name not in named
+        if orphan or UNFINISHED_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
