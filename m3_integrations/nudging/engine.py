@@ -26,7 +26,7 @@ WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
 TEMPERATURES = (0.02, 0.05, 0.1, 0.3)  # of the softmax over cosines, from the nearest alone to nearly all alike
 FEW = 1000  # validation queries below which training queries judge too, where that is quick:
 CROSSED = 1 << 28  # training queries times passages
-SPREAD_TO = 250_000  # "auto" spreads to no more passages than this: each that moves is kept in memory
+SPREAD_TO = 50_000  # passages up to which "auto" tries to spread: beyond, it is slower than all the rest together
 
 
 class Curve(NamedTuple):

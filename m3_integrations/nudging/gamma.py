@@ -8,7 +8,7 @@ among a query's k best on a stretch is left out of it, and what does not move en
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ STRETCHES = 8
 ROWS = 2048  # moved passages in a block
 CELLS = 1 << 19  # scores in a block
 PAIRS = 1 << 17  # pairs of curves in a block
+CROWD = 1 << 20  # rivals found before those are dropped who no longer matter
 
 
 class Pulls(Protocol):
@@ -190,11 +191,19 @@ def _curves(judged: Judged, pairs: Ints, movers: _Movers, places: Ints) -> Curve
 
 
 class _Rivals(NamedTuple):
-    """Who may come before a relevant passage. stretch_asker: stretch * queries + query, ascending."""
+    """Who may come before a relevant passage, an element each. stretch_asker: stretch * queries + query."""
 
     stretch_asker: Ints
     row: Ints
     curves: Curves
+
+    @classmethod
+    def join(cls, parts: Sequence[_Rivals]) -> _Rivals:
+        keys, rows, curves = zip(*parts, strict=True)
+        return cls(np.concatenate(keys), np.concatenate(rows), Curves(*map(np.concatenate, zip(*curves, strict=True))))
+
+    def take(self, which: Ints) -> _Rivals:
+        return _Rivals(self.stretch_asker[which], self.row[which], self.curves.take(which))
 
 
 class _Shortlist:
@@ -214,7 +223,8 @@ class _Shortlist:
         for s, low, high in self._spans(relevant.curves, self.bend[relevant.asker]):
             np.minimum.at(self.least[s], relevant.asker, low)
             np.maximum.at(self.most[s], relevant.asker, high)
-        self.found: list[tuple[Ints, Ints, Curves]] = []
+        self.found = list(self._still_rivals())
+        self.room = CROWD
 
     def _still_floor(self) -> Floats:
         floor = np.empty((STRETCHES, *self.still.scores.shape))
@@ -254,7 +264,14 @@ class _Shortlist:
             askers, places = np.nonzero(high >= self.threshold(s, part)[:, None])
             if len(askers):
                 chosen = Curves(curves.a[askers, places], curves.b[askers, places], curves.reach[places])
-                self.found.append((s * len(self.queries) + part.start + askers, rows[places], chosen))
+                self._found(_Rivals(s * len(self.queries) + part.start + askers, rows[places], chosen))
+
+    def _found(self, rivals: _Rivals) -> None:
+        self.found.append(rivals)
+        self.room -= len(rivals.row)
+        if self.room < 0:
+            self.found = [self._who_still_matter()]
+            self.room = max(CROWD, len(self.found[0].row))
 
     def _raise_floor(self, s: int, part: slice, low: Floats) -> None:
         floor = self.floor[s, part]
@@ -264,26 +281,24 @@ class _Shortlist:
             both = np.concatenate([floor[risen], low[risen]], axis=1)
             floor[risen] = np.partition(both, -k, axis=1)[:, -k:]
 
-    def rivals(self) -> _Rivals:
-        """Everyone who matters, moving or not, in the order of stretch and query."""
-        keys, rows, curves = zip(*self.found, *self._still_found(), strict=True)
-        every = _Rivals(
-            np.concatenate(keys), np.concatenate(rows), Curves(*map(np.concatenate, zip(*curves, strict=True)))
-        )
+    def _who_still_matter(self) -> _Rivals:
+        """Those found so far, but for who is out of it by now: thresholds rise from block to block."""
+        every = _Rivals.join(self.found)
         stretch, asker = np.divmod(every.stretch_asker, len(self.queries))
         ends = [self.way.score(self.grid[stretch + i], every.curves) for i in (0, 1)]
-        # Once more, for the thresholds have risen since the first blocks came by.
         thresholds = np.stack([self.threshold(s, slice(None)) for s in range(STRETCHES)])
-        kept = np.flatnonzero(np.maximum(*ends) + self.bend[asker] >= thresholds[stretch, asker])
-        kept = kept[np.argsort(every.stretch_asker[kept], kind="stable")]
-        return _Rivals(every.stretch_asker[kept], every.row[kept], every.curves.take(kept))
+        return every.take(np.flatnonzero(np.maximum(*ends) + self.bend[asker] >= thresholds[stretch, asker]))
 
-    def _still_found(self) -> Iterator[tuple[Ints, Ints, Curves]]:
+    def rivals(self) -> _Rivals:
+        """Everyone who matters, moving or not, in the order of stretch and query."""
+        rivals = self._who_still_matter()
+        return rivals.take(np.argsort(rivals.stretch_asker, kind="stable"))
+
+    def _still_rivals(self) -> Iterator[_Rivals]:
         askers, places = np.nonzero(self.still.rows >= 0)
-        curves = self._still_curves()
-        chosen = Curves(*(part[askers, places] for part in curves))
+        curves = Curves(*(part[askers, places] for part in self._still_curves()))
         for s in range(STRETCHES):
-            yield s * len(self.queries) + askers, self.still.rows[askers, places], chosen
+            yield _Rivals(s * len(self.queries) + askers, self.still.rows[askers, places], curves)
 
 
 class _Ranks:
