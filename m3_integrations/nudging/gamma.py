@@ -24,7 +24,7 @@ Bools = npt.NDArray[np.bool_]
 
 TIE = 1e-12  # scores are float64 here: nearer than this is rounding, and the lower row goes first
 NARROW = 1e-6  # a narrower interval of gamma does not outlast the rounding of moved vectors to float32
-STRETCHES = 8
+STRETCHES = 16  # of the way; shortlists are short where curves hardly move on a stretch
 ROWS = 2048  # moved passages in a block
 CELLS = 1 << 19  # scores in a block
 PAIRS = 1 << 17  # pairs of curves in a block
