@@ -80,15 +80,16 @@ class Transaction:
         self._connection = connection
 
     def state(self) -> State:
-        (row,) = self._rows("SELECT generation, next_slot, forgotten FROM state")
-        return State(*map(_integer, row))
+        return State(*map(_integer, self._found("SELECT generation, next_slot, forgotten FROM state")))
 
     def widths(self) -> dict[Mode, int]:
         """Each kept mode and how wide its rows are; nothing before the first passages."""
         found = {mode: (width, precision) for mode, width, precision in self._rows("SELECT * FROM modes")}
         for mode, (width, precision) in found.items():
-            if mode not in MODES or precision != "float32" or _integer(width) < 0:
+            if mode not in MODES or precision != "float32":
                 raise _newer(f"{mode} vectors kept as {precision}")
+            if _integer(width) < 0:
+                raise broken(f"{mode} vectors of width {width}")
         return {mode: found[mode][0] for mode in MODES if mode in found}
 
     def segments(self) -> list[SegmentRow]:
@@ -97,8 +98,8 @@ class Transaction:
         return [_segment_row(row) for row in rows]
 
     def encoder(self) -> tuple[str | None, str | None]:
-        ((fingerprint, label),) = self._rows("SELECT encoder, encoder_label FROM state")
-        return fingerprint, label
+        fingerprint, label = self._found("SELECT encoder, encoder_label FROM state")
+        return fingerprint and str(fingerprint), label
 
     def slots(self, first: int = 0) -> list[int]:
         """The slots of all passages from this one on, ascending."""
@@ -313,7 +314,7 @@ class Catalogue:
             yield
         except sqlite3.OperationalError as error:
             raise self._operational(error) from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged name can make SQLite's message no text
             raise broken(f"SQLite says: {error}", self._folder) from error
 
     def _operational(self, error: sqlite3.OperationalError) -> IndexFolderError:
@@ -323,7 +324,7 @@ class Catalogue:
                 f"another process has been writing to {self._folder} for longer than {self._patience:g} s; wait for "
                 "it to end, or give it longer with LocalIndex.open(..., patience=...)"
             )
-        if code == sqlite3.SQLITE_ERROR:
+        if code in (0, sqlite3.SQLITE_ERROR):  # 0: a text that is no UTF-8
             return broken(f"SQLite says: {error}", self._folder)
         return IndexFolderError(f"{self._folder / FILE_NAME} cannot be read or written: {error}")
 

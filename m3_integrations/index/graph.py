@@ -44,7 +44,7 @@ class Graph(NamedTuple):
         """(queries, k) the nodes that seem to score highest among the allowed ones; -1 where fewer were found."""
         passing = np.packbits(allowed, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(passing))
-        breadth = max(_BREADTH, 2 * k) * len(allowed) / max(1, np.count_nonzero(allowed))
+        breadth = max(_BREADTH, 2 * k) * len(allowed) / max(1, int(np.count_nonzero(allowed)))
         search = faiss.SearchParametersHNSW(sel=selector, efSearch=max(2 * k, min(_WIDEST, int(breadth))))
         nodes: Longs = self.index.search(np.ascontiguousarray(queries), k, params=search)[1]
         return nodes
