@@ -40,20 +40,22 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def random_problem(passages: int, train: int, validation: int, mapped: bool = False) -> tuple[np.ndarray, Any, Any]:
-    """Unit vectors; each query lies off a passage by a shift that all share, and by noise."""
+    """Unit vectors; each query lies off one of the passages in demand by a shift that all share, and by noise."""
     rng = np.random.default_rng(0)
-    vectors = _mapped(rng, passages) if mapped else unit(rng.standard_normal((passages, DIM), dtype=np.float32))
+    vectors = _mapped(passages) if mapped else unit(rng.standard_normal((passages, DIM), dtype=np.float32))
+    demanded = rng.choice(passages, train, replace=False)
     shift = unit(rng.standard_normal((1, DIM), dtype=np.float32))
 
     def queries(n: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = rng.integers(0, passages, n)
+        rows = rng.choice(demanded, n)
         noise = unit(rng.standard_normal((n, DIM), dtype=np.float32))
         return unit(0.25 * vectors[rows] + 0.5 * shift + noise), rows
 
     return vectors, queries(train), queries(validation)
 
 
-def _mapped(rng: np.random.Generator, passages: int) -> np.ndarray:
+def _mapped(passages: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
     path = Path(tempfile.gettempdir()) / f"nudge_arrays_{passages}.npy"
     if not path.exists():
         whole = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(passages, DIM))
