@@ -210,7 +210,7 @@ class _Scene:
             vectors=vectors,
             method=plan.method,
             gamma=gamma,
-            spread=plan.temperature,
+            spread=plan.temperature if gamma > 0 else None,
             metric=str(self.metric),
             before=swept.before,
             after=swept.level(gamma),
