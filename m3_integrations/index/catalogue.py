@@ -28,6 +28,7 @@ _APPLICATION = 0x4D334958
 _FORMAT = 1
 _MOST_SEGMENTS = 1 << 31
 _PARSED_AT_ONCE = 4096
+_INHERITED: list[sqlite3.Connection] = []
 _SCHEMA = f"""
 CREATE TABLE state (
     generation INTEGER NOT NULL,    -- rises with every commit
@@ -280,7 +281,8 @@ class Catalogue:
         with self._lock:
             if self._closed:
                 raise IndexFolderError(f"the index in {self._folder} is closed; open it again with LocalIndex.open()")
-            if self._process != os.getpid():  # SQLite's connections must not be carried over a fork
+            if self._process != os.getpid():  # SQLite's connections must not be used after a fork, nor be closed
+                _INHERITED.extend(self._idle)
                 self._idle, self._process = [], os.getpid()
             if self._idle:
                 return self._idle.pop()

@@ -138,7 +138,7 @@ class LocalIndex:
             if not snapshot.living:
                 return [[] for _ in range(len(asked))]
             proposed = self._propose(snapshot, mode, asked, k, snapshot.allowed(transaction, where))
-            return [decide(transaction, snapshot, mode, asked.take([i]), k, rows) for i, rows in enumerate(proposed)]
+            return decide(transaction, snapshot, mode, asked, k, proposed)
 
         return self._read(found)
 
@@ -147,7 +147,7 @@ class LocalIndex:
             asked = check_queries(snapshot.widths, mode, queries)
             check_pairs(asked, ids)
             rows = [snapshot.rows_of(_slots(transaction, list_of_ids(each, "score"))) for each in ids]
-            return [exact_scores(snapshot, mode, asked.take([i]), each) for i, each in enumerate(rows)]
+            return [exact_scores(snapshot, mode, asked.take([i]), each)[0] for i, each in enumerate(rows)]
 
         return self._read(scores)
 

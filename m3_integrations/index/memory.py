@@ -30,6 +30,8 @@ from m3_integrations.index.entries import Entry, entries
 from m3_integrations.index.ranking import Ints, contenders, rank
 from m3_integrations.index.where import Where
 
+_KEPT_STALE = 1024
+
 
 class MemoryIndex:
     """Exact search over arrays in memory. Safe to use from many threads: a search sees one state, whole.
@@ -176,6 +178,8 @@ class _Log:
         self._at.update(zip(rows, range(self._length, self._length + len(rows)), strict=True))
         self._length += len(rows)
         self._settled = None
+        if self._length > 2 * len(self._at) + _KEPT_STALE:
+            self._pack(list(self._at))
 
     def forget(self, id: str) -> None:
         del self._at[id]
@@ -184,14 +188,18 @@ class _Log:
     def settle(self, ids: list[str]) -> _Settled:
         """The newest vectors of these ids, who are all that the log holds, in this order."""
         if self._settled is None:
-            joined = self._chunks[0].join(*self._chunks[1:])
-            rows = [self._at[id] for id in ids]
-            newest = joined if rows == list(range(self._length)) else joined.take(rows)
-            if self._mode == "dense":  # the kernel rounds another memory layout differently
-                newest = Encoded(dense=np.ascontiguousarray(newest.dense))
-            self._settled = _Settled(self._mode, ids, newest)
-            self._chunks, self._at, self._length = [newest], dict(self._settled.rows), len(ids)
+            self._settled = _Settled(self._mode, ids, self._pack(ids))
         return self._settled
+
+    def _pack(self, ids: Sequence[str]) -> Encoded:
+        """Keep nothing but the newest vectors of these ids, in this order."""
+        joined = self._chunks[0].join(*self._chunks[1:])
+        rows = [self._at[id] for id in ids]
+        newest = joined if rows == list(range(self._length)) else joined.take(rows)
+        if self._mode == "dense":  # the kernel rounds another memory layout differently
+            newest = Encoded(dense=np.ascontiguousarray(newest.dense))
+        self._chunks, self._at, self._length = [newest], last_rows(ids), len(ids)
+        return newest
 
 
 class _Settled:
@@ -199,13 +207,13 @@ class _Settled:
 
     def __init__(self, mode: Mode, ids: list[str], encoded: Encoded) -> None:
         self.ids = ids
-        self.rows = {id: row for row, id in enumerate(ids)}
+        self.rows = last_rows(ids)
         self._mode = mode
         self._encoded = encoded
 
     def search(self, query: Encoded, k: int, allowed: Rows | None) -> list[Hit]:
         """The best k of the allowed rows, ascending; None allows all."""
-        rows = np.arange(len(self.ids)) if allowed is None else np.asarray(allowed)
+        rows = np.arange(len(self.ids)) if allowed is None else np.asarray(allowed, np.int64)
         scores = self._scores(query, rows)
         if self._mode == "sparse":
             rows, scores = rows[scores > 0], scores[scores > 0]

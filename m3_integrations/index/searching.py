@@ -6,7 +6,8 @@ the kernel's scores of those are then what an exact scan gives, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -29,21 +30,39 @@ def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: L
     return _PROPOSE[mode](snapshot, queries, k, allowed)
 
 
-def decide(transaction: Transaction, snapshot: Snapshot, mode: Mode, query: Encoded, k: int, rows: Longs) -> list[Hit]:
-    """The best k of these rows by their exact scores."""
-    scores = exact_scores(snapshot, mode, query, rows)
+def decide(
+    transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
+) -> list[list[Hit]]:
+    """The best k of the rows proposed for each query, by their exact scores."""
+    return [
+        _best(transaction, snapshot, mode, scores, k, rows)
+        for rows, asking in _sharing(proposed)
+        for scores in exact_scores(snapshot, mode, queries.take(asking), rows)
+    ]
+
+
+def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) -> Array:
+    """(queries, rows) by the kernel that every index shares."""
+    step = _ROWS_AT_ONCE[mode]
+    blocks = (rows[start : start + step] for start in range(0, len(rows), step))
+    scores = [score_mode(mode, queries, snapshot.vectors(mode, block)) for block in blocks]
+    return np.concatenate([np.zeros((len(queries), 0), np.float32), *scores], axis=1)
+
+
+def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
+    """Rows, and the queries in a row that they were all proposed to, so that their vectors are read once."""
+    for _, same in groupby(range(len(proposed)), key=lambda i: id(proposed[i])):
+        asking = list(same)
+        rows = proposed[asking[0]]
+        step = max(1, _SCORES_AT_ONCE // max(1, len(rows)))
+        yield from ((rows, asking[start : start + step]) for start in range(0, len(asking), step))
+
+
+def _best(transaction: Transaction, snapshot: Snapshot, mode: Mode, scores: Array, k: int, rows: Longs) -> list[Hit]:
     if mode == "sparse":
         rows, scores = rows[scores > 0], scores[scores > 0]
     best = contenders(scores, k)
     return rank(transaction.ids_of(snapshot.slots[rows[best]].tolist()), scores[best], k)
-
-
-def exact_scores(snapshot: Snapshot, mode: Mode, query: Encoded, rows: Longs) -> Array:
-    """(rows,) by the kernel that every index shares."""
-    step = _ROWS_AT_ONCE[mode]
-    blocks = (rows[start : start + step] for start in range(0, len(rows), step))
-    scores = [score_mode(mode, query, snapshot.vectors(mode, block))[0] for block in blocks]
-    return np.concatenate([np.zeros(0, np.float32), *scores])
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:

@@ -69,7 +69,17 @@ def map_segment(path: Path, mode: Mode, width: int, length: int) -> Segment:
 
 
 def token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
-    """(rows,) how much each row shares with one query's tokens, token by token over the inverted lists."""
+    """(rows,) how much each row shares with one query's tokens, token by token over the inverted lists.
+
+    Raises DamagedFolder where a list names a row that is not there.
+    """
+    try:
+        return _token_scores(segment, query)
+    except IndexError as error:
+        raise damaged(segment.path, f"holds lists of rows that it has not ({error})") from error
+
+
+def _token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
     scores = np.zeros(len(segment), np.float32)
     terms, offsets = segment.arrays["terms"], segment.arrays["term_offsets"]
     places = np.searchsorted(terms, query.indices)

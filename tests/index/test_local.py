@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from m3_integrations.core.encoded import MODES, Encoded
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WrongEncoder
 from m3_integrations.core.texts import Passage
+from m3_integrations.index.arrays import map_arrays, write_arrays
 from m3_integrations.index.catalogue import FILE_NAME, Catalogue
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
@@ -41,16 +43,29 @@ def segments(folder, mode=""):
     return sorted(folder.glob(f"{mode}*.segment"))
 
 
-def filled(folder, count=40):
+def filled(folder, count=24):
     """A folder after enough writes that segments were merged, and an index in memory that saw the same."""
     judge = MemoryIndex()
     with LocalIndex.open(folder) as index:
         for each in (index, judge):
             for i in range(count):
-                add(each, Passage(f"p{i % 30}", f"red {'cat ' * (i % 3)}{i}", {"i": i}))
+                add(each, Passage(f"p{i % 18}", f"red {'cat ' * (i % 3)}{i}", {"i": i}))
             each.set_vectors(["p3", "p7"], encode(["dog", "blue"]))
             each.delete(["p5"])
     return judge
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small filled folder, made once: syncing is what takes the time."""
+    folder = tmp_path_factory.mktemp("made") / "index"
+    return folder, filled(folder, 12)
+
+
+@pytest.fixture
+def copied(made, folder):
+    shutil.copytree(made[0], folder)
+    return folder
 
 
 # What the folder remembers
@@ -60,7 +75,7 @@ def test_a_folder_opened_again_answers_as_before(folder):
     judge = filled(folder)
     with LocalIndex.open(folder) as index:
         index.verify()
-        assert_alike(index, judge, Field("i", ">", 20))
+        assert_alike(index, judge, Field("i", ">", 9))
 
 
 def test_many_small_writes_leave_few_files(folder):
@@ -125,11 +140,10 @@ def test_the_folder_remembers_its_encoder(folder):
         LocalIndex.open(folder, other)
 
 
-def test_a_folder_made_without_an_encoder_remembers_the_first_that_it_is_told(folder):
-    filled(folder)
-    LocalIndex.open(folder, HashEncoder(seed=1)).close()
+def test_a_folder_made_without_an_encoder_remembers_the_first_that_it_is_told(copied):
+    LocalIndex.open(copied, HashEncoder(seed=1)).close()
     with pytest.raises(WrongEncoder):
-        LocalIndex.open(folder, HashEncoder(seed=2))
+        LocalIndex.open(copied, HashEncoder(seed=2))
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(folder):
@@ -157,13 +171,12 @@ def test_another_programs_database_is_refused_and_left_alone(folder):
     assert (folder / FILE_NAME).read_bytes() == before
 
 
-def test_a_newer_format_is_refused(folder):
-    filled(folder, 12)
-    with sqlite3.connect(folder / FILE_NAME) as connection:
+def test_a_newer_format_is_refused(copied):
+    with sqlite3.connect(copied / FILE_NAME) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(IndexFolderError, match="install a newer m3-integrations"):
-        LocalIndex.open(folder)
+        LocalIndex.open(copied)
 
 
 def test_an_empty_folder_serves(folder):
@@ -200,50 +213,46 @@ def test_opening_sweeps_what_a_crash_left_and_nothing_else(folder):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_missing_or_shortened_segment_is_named(folder, mode):
-    filled(folder)
-    path = segments(folder, mode)[0]
+def test_a_missing_or_shortened_segment_is_named(copied, mode):
+    path = segments(copied, mode)[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
     with pytest.raises(DamagedFolder, match=rf"{path.name} is {len(whole) - 8} bytes long instead of {len(whole)}"):
-        LocalIndex.open(folder)
+        LocalIndex.open(copied)
     path.unlink()
     with pytest.raises(DamagedFolder, match=rf"{path.name} is missing.*put back a copy"):
-        LocalIndex.open(folder)
+        LocalIndex.open(copied)
 
 
-def test_verify_finds_one_changed_byte(folder):
-    filled(folder)
-    path = segments(folder, "dense")[0]
+def test_verify_finds_one_changed_byte(copied):
+    path = segments(copied, "dense")[0]
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
-    with LocalIndex.open(folder) as index, pytest.raises(DamagedFolder, match=f"{path.name} differs from what was"):
+    with LocalIndex.open(copied) as index, pytest.raises(DamagedFolder, match=f"{path.name} differs from what was"):
         index.verify()
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_a_hostile_folder_can_at_worst_raise(folder, seed):
-    filled(folder, 12)
+def test_a_hostile_folder_can_at_worst_raise(copied, seed):
     random = np.random.default_rng(seed)
-    for path in [path for path in segments(folder) if random.random() < 0.5] or segments(folder)[:1]:
+    for path in [path for path in segments(copied) if random.random() < 0.5] or segments(copied)[:1]:
         hostile = bytearray(path.read_bytes())
         for place in random.integers(0, len(hostile), 1 + seed):
             hostile[place] = random.integers(256)
         path.write_bytes(hostile)
-    _use_at_ones_risk(folder)
+    _use_at_ones_risk(copied)
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_a_damaged_catalogue_can_at_worst_raise(folder, seed):
-    filled(folder, 12)
+def test_a_damaged_catalogue_can_at_worst_raise(copied, seed):
     random = np.random.default_rng(seed)
-    path = folder / FILE_NAME
+    path = copied / FILE_NAME
     damaged = bytearray(path.read_bytes())
     for place in random.integers(0, len(damaged), 1 + 4 * seed):
         damaged[place] = random.integers(256)
     path.write_bytes(damaged)
-    _use_at_ones_risk(folder)
+    _use_at_ones_risk(copied)
 
 
 @pytest.mark.parametrize(
@@ -269,20 +278,27 @@ def test_a_damaged_catalogue_can_at_worst_raise(folder, seed):
         "DROP TABLE passages",
     ],
 )
-def test_a_catalogue_that_says_the_impossible_is_damaged(folder, statement):
-    filled(folder, 12)
-    with sqlite3.connect(folder / FILE_NAME) as connection:
+def test_a_catalogue_that_says_the_impossible_is_damaged(copied, statement):
+    with sqlite3.connect(copied / FILE_NAME) as connection:
         connection.execute(statement)
     connection.close()
     with pytest.raises(DamagedFolder, match="put back a copy of the whole folder"):
-        _use(folder)
+        _use(copied)
 
 
-def test_what_is_no_database_is_damaged(folder):
-    filled(folder, 12)
-    (folder / FILE_NAME).write_bytes(b"not a database, but as long as one" * 100)
+def test_what_is_no_database_is_damaged(copied):
+    (copied / FILE_NAME).write_bytes(b"not a database, but as long as one" * 100)
     with pytest.raises(DamagedFolder, match=rf"{FILE_NAME} in .* is damaged"):
-        LocalIndex.open(folder)
+        LocalIndex.open(copied)
+
+
+def test_a_list_of_rows_that_are_not_there_is_damage(copied):
+    for path in segments(copied, "sparse"):
+        arrays = dict(map_arrays(path, path.stat().st_size))
+        path.unlink()
+        write_arrays(path, {**arrays, "posted": arrays["posted"] + 1000})
+    with LocalIndex.open(copied) as index, pytest.raises(DamagedFolder, match="lists of rows that it has not"):
+        index.search("sparse", encode(["red"]), 3)
 
 
 def _use_at_ones_risk(folder):
@@ -305,7 +321,7 @@ def _use(folder):
 def test_two_handles_see_each_others_writes(folder):
     with LocalIndex.open(folder) as one, LocalIndex.open(folder) as other:
         judge = MemoryIndex()
-        for i in range(60):
+        for i in range(40):
             for each in (one if i % 2 else other, judge):
                 add(each, Passage(f"p{i % 20}", f"red {i}", {"i": i}))
                 each.delete([f"p{(i + 7) % 20}"])
@@ -383,11 +399,21 @@ def test_processes_may_open_a_new_folder_at_once(folder):
         index.verify()
 
 
-def test_a_copied_folder_is_the_same_index(folder, tmp_path):
-    judge = filled(folder)
-    shutil.copytree(folder, tmp_path / "copy")
-    with LocalIndex.open(tmp_path / "copy") as index:
-        assert_alike(index, judge)
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_process_may_go_on_with_the_index(folder):
+    with LocalIndex.open(folder) as index:
+        fill(index, ["red", "blue"])
+        child = multiprocessing.get_context("fork").Process(target=add, args=(index, Passage("child", "green")))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        assert index.ids() == ["child", "p0", "p1"]
+        assert found(index.search("sparse", encode(["green"]), 1)[0]) == ["child"]
+
+
+def test_a_copied_folder_is_the_same_index(made, copied):
+    with LocalIndex.open(copied) as index:
+        assert_alike(index, made[1])
 
 
 _WRITER = """

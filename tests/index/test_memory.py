@@ -21,3 +21,11 @@ def test_adding_one_by_one_is_joined_once():
     for i in range(2000):
         index.add([Passage(str(i), "red")], encoder.encode_passages(["red"]))
     assert len(index.search("dense", encoder.encode_queries(["red"]), 2000)[0]) == 2000
+
+
+def test_what_is_replaced_without_being_asked_for_does_not_pile_up():
+    index, encoder = MemoryIndex(), HashEncoder()
+    for i in range(5000):
+        index.add([Passage("only", f"red {i}")], encoder.encode_passages([f"red {i % 7}"]))
+    assert sum(len(chunk) for chunk in index._logs["dense"]._chunks) < 1100
+    assert index.passages() == [Passage("only", "red 4999")]
