@@ -118,7 +118,6 @@ def test_a_damaged_graph_is_built_again(folder, harm):
     with opened(folder) as index:
         assert recall(index, judge) > 0.95
         index.verify()
-    assert path.read_bytes() == whole or harm != "removed"
 
 
 @pytest.mark.parametrize("seed", range(40))

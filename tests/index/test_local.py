@@ -241,7 +241,7 @@ def test_a_hostile_folder_can_at_worst_raise(copied, seed):
         for place in random.integers(0, len(hostile), 1 + seed):
             hostile[place] = random.integers(256)
         path.write_bytes(hostile)
-    _use_at_ones_risk(copied)
+    _use_at_risk(copied)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -252,7 +252,7 @@ def test_a_damaged_catalogue_can_at_worst_raise(copied, seed):
     for place in random.integers(0, len(damaged), 1 + 4 * seed):
         damaged[place] = random.integers(256)
     path.write_bytes(damaged)
-    _use_at_ones_risk(copied)
+    _use_at_risk(copied)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_list_of_rows_that_are_not_there_is_damage(copied):
         index.search("sparse", encode(["red"]), 3)
 
 
-def _use_at_ones_risk(folder):
+def _use_at_risk(folder):
     with suppress(M3Error):
         _use(folder)
 
