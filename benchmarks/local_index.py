@@ -37,7 +37,8 @@ FILTERS: dict[str, Where | None] = {
 
 def encoded(random: np.random.Generator, count: int, entries: int) -> Encoded:
     dense = random.standard_normal((count, DIM), np.float32)
-    columns = (random.zipf(1.3, (count, entries)) - 1) % COLUMNS
+    drawn = (random.zipf(1.1, (count, 4 * entries)) - 1) % COLUMNS
+    columns = np.array([list(dict.fromkeys(row))[:entries] for row in drawn.tolist()])  # distinct ones
     weights = random.random(columns.shape, np.float32) + np.float32(0.01)
     offsets = np.arange(count + 1) * entries
     sparse = scipy.sparse.csr_array((weights.ravel(), columns.ravel(), offsets), shape=(count, COLUMNS))
