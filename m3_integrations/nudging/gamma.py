@@ -8,7 +8,7 @@ among a query's k best on a stretch is left out of it, and what does not move en
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ TIE = 1e-12  # scores are float64 here: nearer than this is rounding, and the lo
 NARROW = 1e-6  # a narrower interval of gamma does not outlast the rounding of moved vectors to float32
 STRETCHES = 16  # of the way; shortlists are short where curves hardly move on a stretch
 ROWS = 2048  # moved passages in a block
+KEPT = 4 * ROWS  # moved passages whose blocks are kept
 CELLS = 1 << 19  # scores in a block
 PAIRS = 1 << 17  # pairs of curves in a block
 CROWD = 1 << 20  # rivals found before those are dropped who no longer matter
@@ -125,8 +126,8 @@ def sweep(passages: Floats, pulls: Pulls, judged: Judged, metric: RankMetric, wa
     movers = _Movers(passages, pulls, way)
     relevant = _relevant(judged, movers, still)
     shortlist = _Shortlist(judged, way, movers.end, still, relevant)
-    for which in parts(len(pulls.rows)):
-        shortlist.consider(movers, which)
+    for block in movers.blocks():
+        shortlist.consider(block)
     ranks = _Ranks(relevant, shortlist)
     return _in_steps(ranks, relevant, judged, metric, way, movers.end)
 
@@ -136,21 +137,33 @@ def parts(n: int) -> list[Ints]:
     return [np.arange(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
 
 
+class _Block(NamedTuple):
+    """Some of the passages that move, in double precision: rows (m,), passages and directions (m, dim), reach (m,)."""
+
+    rows: Ints
+    passages: Floats
+    sideways: Floats
+    reach: Floats
+
+
 class _Movers:
-    """The passages that move, block by block, in double precision."""
+    """The passages that move, block by block; a few blocks are kept, more are worked out again when they are needed."""
 
     def __init__(self, passages: Floats, pulls: Pulls, way: Way) -> None:
         self.passages, self.pulls, self.way, self.rows = passages, pulls, way, pulls.rows
+        self.kept = [self.take(which) for which in parts(len(self.rows))] if len(self.rows) <= KEPT else []
         self.reach = np.zeros(len(self.rows))
-        for which in parts(len(pulls.rows)):
-            self.reach[which] = self.lie(which)[2]
+        for which, block in zip(parts(len(self.rows)), self.blocks(), strict=True):
+            self.reach[which] = block.reach
         self.end = way.end(self.reach)
 
-    def lie(self, which: Ints) -> tuple[Floats, Floats, Floats]:
-        """Passages and directions (len(which), dim), and where they arrive (len(which),)."""
-        passages = self.passages[self.rows[which]].astype(np.float64)
-        sideways, reach = self.way.bearing(passages, self.pulls.take(which).astype(np.float64))
-        return passages, sideways, reach
+    def blocks(self) -> Iterable[_Block]:
+        return self.kept or (self.take(which) for which in parts(len(self.rows)))
+
+    def take(self, which: Ints) -> _Block:
+        rows = self.rows[which]
+        passages = self.passages[rows].astype(np.float64)
+        return _Block(rows, passages, *self.way.bearing(passages, self.pulls.take(which).astype(np.float64)))
 
     def find(self, rows: Ints) -> tuple[Ints, Bools]:
         """Where these rows are among those that move, and whether they are."""
@@ -183,10 +196,10 @@ def _curves(judged: Judged, pairs: Ints, movers: _Movers, places: Ints) -> Curve
     curves = Curves(np.empty(len(pairs)), np.empty(len(pairs)), movers.reach[places])
     for start in range(0, len(pairs), ROWS):
         part = slice(start, start + ROWS)
-        passages, sideways, _ = movers.lie(places[part])
-        every, askers = np.arange(len(passages)), judged.askers[pairs[part]]
-        curves.a[part] = pair_products(judged.queries, askers, passages, every)
-        curves.b[part] = pair_products(judged.queries, askers, sideways, every)
+        block = movers.take(places[part])
+        every, askers = np.arange(len(block.rows)), judged.askers[pairs[part]]
+        curves.a[part] = pair_products(judged.queries, askers, block.passages, every)
+        curves.b[part] = pair_products(judged.queries, askers, block.sideways, every)
     return curves
 
 
@@ -250,13 +263,12 @@ class _Shortlist:
         matters = self.most[s, part] >= floor - TIE
         return np.where(matters, np.maximum(floor, self.least[s, part]) - TIE, np.inf)
 
-    def consider(self, movers: _Movers, which: Ints) -> None:
-        passages, sideways, reach = movers.lie(which)
-        batch = max(1, CELLS // len(which))
+    def consider(self, block: _Block) -> None:
+        batch = max(1, CELLS // len(block.rows))
         for start in range(0, len(self.queries), batch):
             part = slice(start, start + batch)
-            queries = self.queries[part]
-            self._consider(part, Curves(queries @ passages.T, queries @ sideways.T, reach), movers.rows[which])
+            a, b = (self.queries[part] @ each.T for each in (block.passages, block.sideways))
+            self._consider(part, Curves(a, b, block.reach), block.rows)
 
     def _consider(self, part: slice, curves: Curves, rows: Ints) -> None:
         for s, low, high in self._spans(curves, self.bend[part, None]):
