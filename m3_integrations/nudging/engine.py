@@ -16,14 +16,13 @@ from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.solve import UNIT, pulls_of_rows
-from m3_integrations.nudging.spread import Neighbours, SpreadPulls
+from m3_integrations.nudging.spread import Neighbours, Spread, SpreadPulls
 from m3_integrations.nudging.still import Still, numbered, resting
 from m3_integrations.nudging.ways import Pushing, Turning, Way
 
 Method = Literal["n", "m"]
-Spread = Literal["auto", "neighbours"]
 WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
-TEMPERATURES = (0.02, 0.05, 0.1, 0.3)  # of the softmax over cosines, from the nearest alone to nearly all alike
+SPREADS = [Spread(temperature, own) for own in (1.0, 0.4) for temperature in (0.02, 0.05, 0.2)]
 FEW = 1000  # validation queries below which training queries judge too, where that is quick:
 CROSSED = 1 << 28  # training queries times passages
 SPREAD_TO = 50_000  # passages up to which "auto" tries to spread: beyond, it is slower than all the rest together
@@ -41,7 +40,7 @@ class Nudged:
     """Passages after a nudge: only those that moved are kept beside the ones that were given.
 
     rows: (moved,) ascending; vectors: (moved, dim). before, after: the metric on validation; curve: it over gamma.
-    method: "n" or "m"; spread: the temperature that pulls were spread with, None where they were not.
+    method: "n" or "m"; spread: how pulls were spread, None where they were not.
     choice: how gamma was chosen, with the gain on queries that the choice did not see; None where gamma was given.
     unanswered_train, unanswered_validation: queries that were left out, having no answer or no weight.
     """
@@ -51,7 +50,7 @@ class Nudged:
     vectors: Floats
     method: Method
     gamma: float
-    spread: float | None
+    spread: Spread | None
     metric: str
     before: float
     after: float
@@ -80,7 +79,7 @@ def nudge(
     *,
     method: Literal["auto", "n", "m"] = "auto",
     metric: str = "ndcg@10",
-    spread: Spread | None = "auto",
+    spread: Literal["auto", "neighbours"] | None = "auto",
     gamma: float | None = None,
     background: Floats | Iterable[Floats] | None = None,
 ) -> Nudged:
@@ -90,8 +89,8 @@ def nudge(
     background: more passages, (any, dim) or blocks of that, which answer nothing and do not move.
     method: "n" keeps lengths; "m" does not, and needs an index that compares by dot product; "auto" takes the better,
     or moves nothing where the gain does not stand out from chance; on few validation queries it lets folds of the
-    training queries judge too, each without its own pulls. spread: whether passages without queries follow their
-    neighbours. gamma: None finds the best.
+    training queries judge too, each without its own pulls. spread: whether passages follow the pulls of
+    their neighbours, those without queries most of all. gamma: None finds the best.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
     _require_one_of("method", method, ("auto", "n", "m"))
@@ -111,10 +110,10 @@ def nudge(
 
 
 class _Plan(NamedTuple):
-    """One way to nudge: by which method, and the temperature of the spread, None where there is none."""
+    """One way to nudge: by which method, and how pulls are spread, if they are."""
 
     method: Method
-    temperature: float | None
+    spread: Spread | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,23 +156,22 @@ class _Scene:
         unanswered = len(train) - len(pullers), len(validation) - len(judged)
         return cls(passages, pullers, judged, metric, best.take(np.arange(len(judged))), folds, unanswered)
 
-    def plans(self, method: Literal["auto", "n", "m"], spread: Spread | None) -> list[_Plan]:
+    def plans(self, method: Literal["auto", "n", "m"], spread: Literal["auto", "neighbours"] | None) -> list[_Plan]:
         methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
         if method == "auto" and _off_unit(self.passages, self.pulled) is not None:
             methods = ("m",)
-        return [_Plan(each, temperature) for temperature in self._temperatures(spread) for each in methods]
+        return [_Plan(each, how) for how in self._spreads(spread) for each in methods]
 
-    def _temperatures(self, spread: Spread | None) -> list[float | None]:
-        alone = len(self.passages) - len(self.pulled)
-        if spread is None or not alone or not len(self.pulled) or (spread == "auto" and alone > SPREAD_TO):
+    def _spreads(self, spread: Literal["auto", "neighbours"] | None) -> list[Spread | None]:
+        if spread is None or not len(self.pulled) or (spread == "auto" and len(self.passages) > SPREAD_TO):
             return [None]
-        return [*TEMPERATURES] if spread == "neighbours" else [None, *TEMPERATURES]
+        return [*SPREADS] if spread == "neighbours" else [None, *SPREADS]
 
     def sweep(self, plan: _Plan) -> Sweep:
         pulls = self.pulls(plan)
         if plan.method == "n":
             _require_unit(self.passages, pulls.rows)
-        still = self._resting if plan.temperature is None else self.background
+        still = self._resting if plan.spread is None else self.background
         return sweep(self.passages, pulls, self.judged, self.metric, WAYS[plan.method], still)
 
     def crossed(self, plan: _Plan) -> list[Sweep]:
@@ -181,9 +179,9 @@ class _Scene:
         return [fold.sweep(plan) for fold in self.folds]
 
     def pulls(self, plan: _Plan) -> Pulls:
-        if plan.temperature is None:
+        if plan.spread is None:
             return self._known
-        return SpreadPulls.of(self._known.rows, self._known.vectors, self._neighbours, plan.temperature)
+        return SpreadPulls.of(self._known.rows, self._known.vectors, self._neighbours, plan.spread)
 
     @property
     def pulled(self) -> Ints:
@@ -210,7 +208,7 @@ class _Scene:
             vectors=vectors,
             method=plan.method,
             gamma=gamma,
-            spread=plan.temperature if gamma > 0 else None,
+            spread=plan.spread if gamma > 0 else None,
             metric=str(self.metric),
             before=swept.before,
             after=swept.level(gamma),

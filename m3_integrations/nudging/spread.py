@@ -1,4 +1,4 @@
-"""Spread: a passage that no query answers for follows its nearest neighbours that some query does.
+"""Spread: a passage follows the pulls of its neighbours, one that no query answers for most of all.
 
 Without it the unqueried gain nothing, and are crowded out by those that moved.
 """
@@ -6,6 +6,7 @@ Without it the unqueried gain nothing, and are crowded out by those that moved.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -14,36 +15,50 @@ import scipy.sparse
 from m3_integrations.nudging.judged import Floats, Ints
 from m3_integrations.nudging.solve import unit
 
-NEAREST = 32  # beyond these the weights are next to nothing at every temperature that we try
+NEAREST = 16  # neighbours that count one by one; those further away count as their mean
 ROWS = 4096  # passages in a block
 EXACT = 1 << 31  # products of passages up to which neighbours are searched exactly: seconds
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The nearest pulled passages of those that nothing pulls.
+class Spread(NamedTuple):
+    """How pulls spread. temperature: of the softmax over cosines, from the nearest alone to all alike.
 
-    rows: (m,) ascending; places: (m, nearest) among the pulled; cosines: (m, nearest), falling.
+    own: how much of its own pull a passage keeps that has one, the rest being its neighbours' mean; 1 is all of it.
     """
 
-    rows: Ints
+    temperature: float
+    own: float
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest pulled passages of each passage, itself among them if it is pulled.
+
+    places: (n, nearest) among the pulled, -1 where one was not found; cosines: (n, nearest); far: (n,) the mean cosine
+    of all others, of which there are `others` (n,).
+    """
+
     places: Ints
     cosines: Floats
+    far: Floats
+    others: Ints
 
     @classmethod
     def of(cls, passages: Floats, pulled: Ints, nearest: int = NEAREST) -> Neighbours:
-        """Search for each passage that is not among the rows `pulled`; block by block.
-
-        passages: (n, dim); pulled: rows, ascending, at least one.
-        """
-        rows = np.setdiff1d(np.arange(len(passages)), pulled, assume_unique=True)
-        nearest = min(nearest, len(pulled))
-        places, cosines = np.empty((len(rows), nearest), np.int64), np.empty((len(rows), nearest), np.float32)
-        index = _index(unit(np.asarray(passages[pulled], np.float32)), len(rows))
-        for start in range(0, len(rows), ROWS):
+        """Search for each passage, block by block. passages: (n, dim); pulled: rows, at least one."""
+        known = unit(np.asarray(passages[pulled], np.float32))
+        index, total, nearest = _index(known, len(passages)), known.sum(axis=0), min(nearest, len(pulled))
+        places, cosines = np.empty((len(passages), nearest), np.int64), np.empty((len(passages), nearest), np.float32)
+        every = np.empty(len(passages), np.float32)
+        for start in range(0, len(passages), ROWS):
             part = slice(start, start + ROWS)
-            cosines[part], places[part] = index.search(unit(np.asarray(passages[rows[part]], np.float32)), nearest)
-        return cls(rows, places, cosines)
+            block = unit(np.asarray(passages[part], np.float32))
+            cosines[part], places[part] = index.search(block, nearest)
+            every[part] = block @ total
+        near = places >= 0
+        others = len(pulled) - near.sum(axis=1)
+        far = (every - np.where(near, cosines, 0).sum(axis=1)) / np.maximum(others, 1)
+        return cls(places, cosines, far, others)
 
 
 def _index(passages: Floats, searches: int) -> faiss.Index:
@@ -61,9 +76,9 @@ def _index(passages: Floats, searches: int) -> faiss.Index:
 
 @dataclass(frozen=True, eq=False)
 class SpreadPulls:
-    """The pulls of queries, and for the other passages the softmax-weighted mean of their neighbours' pulls.
+    """Pulls of every passage: the softmax-weighted mean of the pulls of those around it, and its own where it has one.
 
-    rows: (m,) every passage that moves, ascending. sources: (queried, dim) of length 1; shares: (m, queried) csr.
+    rows: (n,) all; sources: (pulled + 1, dim) pulls of length 1, then their sum; shares: (n, pulled + 1) csr.
     """
 
     rows: Ints
@@ -71,32 +86,34 @@ class SpreadPulls:
     shares: scipy.sparse.csr_array
 
     @classmethod
-    def of(cls, pulled: Ints, pulls: Floats, neighbours: Neighbours, temperature: float) -> SpreadPulls:
-        """pulled: (queried,) rows, ascending; pulls: (queried, dim); temperature: of the softmax over cosines, above 0.
-
-        A low temperature follows the nearest neighbour alone, a high one the mean of all.
-        """
-        weights = _softmax(neighbours.cosines / temperature)
-        weights[neighbours.places < 0] = 0
-        own = scipy.sparse.eye_array(len(pulled), format="csr", dtype=np.float32)
-        m, nearest = neighbours.places.shape
-        starts = np.arange(0, m * nearest + 1, max(nearest, 1))
-        others = scipy.sparse.csr_array(
-            (weights.ravel(), np.maximum(neighbours.places, 0).ravel(), starts), shape=(m, len(pulled))
-        )
-        rows = np.concatenate([pulled, neighbours.rows])
-        order = np.argsort(rows)
-        return cls(rows[order], unit(pulls), scipy.sparse.vstack([own, others], format="csr")[order])
+    def of(cls, pulled: Ints, pulls: Floats, neighbours: Neighbours, spread: Spread) -> SpreadPulls:
+        """pulled: (m,) rows, ascending; pulls: (m, dim)."""
+        sources = unit(pulls)
+        around = _around(neighbours, len(pulled), spread.temperature)
+        keeps = np.zeros(len(neighbours.far), np.float32)
+        keeps[pulled] = spread.own
+        own = scipy.sparse.csr_array((keeps[pulled], (pulled, np.arange(len(pulled)))), shape=around.shape)
+        shares = scipy.sparse.csr_array(scipy.sparse.diags_array(1 - keeps) @ around + own)
+        shares.eliminate_zeros()
+        return cls(np.arange(len(keeps)), np.concatenate([sources, sources.sum(axis=0, keepdims=True)]), shares)
 
     def take(self, which: Ints) -> Floats:
         pulls: Floats = self.shares[which] @ self.sources
         return pulls
 
 
-def _softmax(logits: Floats) -> Floats:
-    """(m, nearest) over the last axis."""
-    if not logits.size:
-        return logits
-    weights: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights
+def _around(neighbours: Neighbours, pulled: int, temperature: float) -> scipy.sparse.csr_array:
+    """(n, pulled + 1): the softmax over all that are pulled, the far ones at their mean cosine.
+
+    What each of the far weighs is said once, in the last column, which stands for the sum of all; the near are owed the
+    difference.
+    """
+    near, n = neighbours.places >= 0, len(neighbours.far)
+    top = neighbours.cosines.max(axis=1, keepdims=True)
+    weights = np.where(near, np.exp((neighbours.cosines - top) / temperature), 0)
+    far = np.exp((neighbours.far - top[:, 0]) / temperature) * (neighbours.others > 0)
+    total = weights.sum(axis=1) + far * neighbours.others
+    shares = np.column_stack([np.where(near, weights - far[:, None], 0), far]) / total[:, None]
+    columns = np.column_stack([np.maximum(neighbours.places, 0), np.full(n, pulled)])
+    starts = np.arange(0, shares.size + 1, shares.shape[1])
+    return scipy.sparse.csr_array((shares.ravel().astype(np.float32), columns.ravel(), starts), shape=(n, pulled + 1))
