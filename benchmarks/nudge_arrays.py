@@ -175,7 +175,7 @@ def _judged(path: Path, queries: np.ndarray, rows: dict[str, int], askers: dict[
 
 def on_real_data(data: Path, vectors: Path, names: list[str], method: str) -> None:
     print("nDCG@10 on test, tuned on train and dev; in brackets, 95 % of 2,000 paired bootstrap samples of the gain")
-    print(f"{'':16}{'method':>7}{'spread':>8}{'gamma':>8}{'before':>8}{'after':>8}{'gain':>9}{'':20}{'seconds':>8}")
+    print(f"{'':16}{'method':>7}{'spread':>10}{'gamma':>8}{'before':>8}{'after':>8}{'gain':>9}{'':20}{'seconds':>8}")
     for name in names:
         passages, train, dev, test = read(data, vectors, name)
         start = time.perf_counter()
@@ -184,10 +184,15 @@ def on_real_data(data: Path, vectors: Path, names: list[str], method: str) -> No
         before, after = (_ndcg(vectors, test) for vectors in (passages, nudged.passages))
         low, high = _bootstrap(after - before)
         print(
-            f"{name:16}{nudged.method:>7}{nudged.spread or 'none':>8}{nudged.gamma:8.3f}{before.mean():8.4f}"
+            f"{name:16}{nudged.method:>7}{_said(nudged.spread):>10}{nudged.gamma:8.3f}{before.mean():8.4f}"
             f"{after.mean():8.4f}{(after - before).mean():+9.4f} [{low:+.4f}, {high:+.4f}]{seconds:8.1f}",
             flush=True,
         )
+
+
+def _said(spread: tuple[float, float] | None) -> str:
+    """Temperature and own share."""
+    return f"{spread[0]:g}, {spread[1]:g}" if spread else "none"
 
 
 def _ndcg(passages: np.ndarray, judged: Judged) -> np.ndarray:

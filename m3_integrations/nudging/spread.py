@@ -17,7 +17,7 @@ from m3_integrations.nudging.solve import unit
 
 NEAREST = 16  # neighbours that count one by one; those further away count as their mean
 ROWS = 4096  # passages in a block
-EXACT = 1 << 31  # products of passages up to which neighbours are searched exactly: seconds
+EXACT = 1 << 31  # products of passages: some seconds
 
 
 class Spread(NamedTuple):
@@ -44,10 +44,17 @@ class Neighbours:
     others: Ints
 
     @classmethod
-    def of(cls, passages: Floats, pulled: Ints, nearest: int = NEAREST) -> Neighbours:
-        """Search for each passage, block by block. passages: (n, dim); pulled: rows, at least one."""
+    def of(cls, passages: Floats, pulled: Ints, nearest: int = NEAREST, exact: int = EXACT) -> Neighbours:
+        """Search for each passage, block by block. passages: (n, dim); pulled: rows, at least one.
+
+        exact: up to so many products of passages the search is exact, beyond it looks into a part of the cells.
+        """
         known = unit(np.asarray(passages[pulled], np.float32))
-        index, total, nearest = _index(known, len(passages)), known.sum(axis=0), min(nearest, len(pulled))
+        index, total, nearest = (
+            _index(known, len(passages) * len(known) > exact),
+            known.sum(axis=0),
+            min(nearest, len(pulled)),
+        )
         places, cosines = np.empty((len(passages), nearest), np.int64), np.empty((len(passages), nearest), np.float32)
         every = np.empty(len(passages), np.float32)
         for start in range(0, len(passages), ROWS):
@@ -61,10 +68,10 @@ class Neighbours:
         return cls(places, cosines, far, others)
 
 
-def _index(passages: Floats, searches: int) -> faiss.Index:
+def _index(passages: Floats, in_cells: bool) -> faiss.Index:
     dim = passages.shape[1]
     index: faiss.Index = faiss.IndexFlatIP(dim)
-    if len(passages) * searches > EXACT:
+    if in_cells:
         cells = int(4 * len(passages) ** 0.5)
         index = faiss.IndexIVFFlat(index, dim, cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.max_points_per_centroid = 64
