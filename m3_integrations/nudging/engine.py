@@ -23,8 +23,8 @@ from m3_integrations.nudging.ways import Pushing, Turning, Way
 Method = Literal["n", "m"]
 WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
 SPREADS = [Spread(temperature, own) for own in (1.0, 0.4) for temperature in (0.02, 0.05, 0.2)]
-FEW = 1000  # validation queries below which training queries judge too, where that is quick:
-CROSSED = 1 << 28  # training queries times passages
+FEW = 1000  # validation queries; where there are fewer, training queries judge too
+CROSSED = 1 << 28  # training queries times passages, up to which that is quick
 SPREAD_TO = 50_000  # passages up to which "auto" tries to spread: beyond, it is slower than all the rest together
 
 
@@ -89,8 +89,8 @@ def nudge(
     background: more passages, (any, dim) or blocks of that, which answer nothing and do not move.
     method: "n" keeps lengths; "m" does not, and needs an index that compares by dot product; "auto" takes the better,
     or moves nothing where the gain does not stand out from chance; on few validation queries it lets folds of the
-    training queries judge too, each without its own pulls. spread: whether passages follow the pulls of
-    their neighbours, those without queries most of all. gamma: None finds the best.
+    training queries judge too, each without its own pulls. spread: whether passages follow the pulls of their
+    neighbours, those without queries most of all. gamma: None finds the best.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
     _require_one_of("method", method, ("auto", "n", "m"))
@@ -157,22 +157,39 @@ class _Scene:
         return cls(passages, pullers, judged, metric, best.take(np.arange(len(judged))), folds, unanswered)
 
     def plans(self, method: Literal["auto", "n", "m"], spread: Literal["auto", "neighbours"] | None) -> list[_Plan]:
+        """What there is to choose from. Raises ValueError where nothing is left, passages being too long or short."""
         methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
-        if method == "auto" and _off_unit(self.passages, self.pulled) is not None:
-            methods = ("m",)
-        return [_Plan(each, how) for how in self._spreads(spread) for each in methods]
+        plans = [_Plan(each, how) for how in self._spreads(spread) for each in methods]
+        possible = [plan for plan in plans if plan.method == "m" or self._off_unit(plan) is None]
+        if not possible:
+            row = self._off_unit(plans[0])
+            raise ValueError(
+                f"passage {row} has length {np.linalg.norm(self.passages[row]):.4g} and method 'n' needs length 1; "
+                "divide each row by its length, or use method='m'"
+            )
+        return possible
 
     def _spreads(self, spread: Literal["auto", "neighbours"] | None) -> list[Spread | None]:
         if spread is None or not len(self.pulled) or (spread == "auto" and len(self.passages) > SPREAD_TO):
             return [None]
+        _require_finite(self.passages, np.arange(len(self.passages)))
         return [*SPREADS] if spread == "neighbours" else [None, *SPREADS]
 
+    def _off_unit(self, plan: _Plan) -> int | None:
+        """The first of the rows to move whose length is not 1."""
+        return self._off_unit_pulled if plan.spread is None else self._off_unit_of_all
+
+    @cached_property
+    def _off_unit_pulled(self) -> int | None:
+        return _off_unit(self.passages, self.pulled)
+
+    @cached_property
+    def _off_unit_of_all(self) -> int | None:
+        return _off_unit(self.passages, np.arange(len(self.passages)))
+
     def sweep(self, plan: _Plan) -> Sweep:
-        pulls = self.pulls(plan)
-        if plan.method == "n":
-            _require_unit(self.passages, pulls.rows)
         still = self._resting if plan.spread is None else self.background
-        return sweep(self.passages, pulls, self.judged, self.metric, WAYS[plan.method], still)
+        return sweep(self.passages, self.pulls(plan), self.judged, self.metric, WAYS[plan.method], still)
 
     def crossed(self, plan: _Plan) -> list[Sweep]:
         """The sweeps of the folds."""
@@ -259,15 +276,6 @@ def _checked(passages: Floats, train: Judged, validation: Judged) -> Floats:
                 "encode both with one model"
             )
     return passages
-
-
-def _require_unit(passages: Floats, rows: Ints) -> None:
-    row = _off_unit(passages, rows)
-    if row is not None:
-        raise ValueError(
-            f"passage {row} has length {np.linalg.norm(passages[row]):.4g} and method 'n' needs length 1; "
-            "divide each row by its length, or use method='m'"
-        )
 
 
 def _off_unit(passages: Floats, rows: Ints) -> int | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
 
@@ -82,39 +81,39 @@ class Judged:
                 "rows of `background` answer nothing: move that passage among the passages"
             )
 
-    def strengths(self, *, per_query: float | None = None, per_passage: int | None = None) -> scipy.sparse.csc_array:
-        """(n, passages): how hard each query pulls each of its answers, weight x grade, capped for skewed logs.
+    def capped(self, *, per_query: float | None = None, per_passage: int | None = None) -> Judged:
+        """For skewed logs: the same queries with less said by those that say most.
 
         per_query: no query pulls with more than this in all; one click on everything then says as little as it knows.
         per_passage: only the strongest so many queries pull a passage, the earlier ones where strengths are equal.
         Raises ValueError for a cap that is not above 0.
         """
-        pulls = self.weights[self.askers] * self.grades
+        capped = self
         if per_query is not None:
-            pulls = pulls * self._shrink_to(per_query, pulls)
-        if per_passage is not None:
-            pulls = np.where(self._strongest(per_passage, pulls), pulls, 0.0)
-        passages = int(self.rows.max()) + 1 if len(self.rows) else 0
-        matrix = scipy.sparse.csc_array((pulls, (self.askers, self.rows)), shape=(len(self), passages))
-        matrix.eliminate_zeros()
-        return matrix
+            capped = replace(capped, weights=capped._weights_up_to(per_query))
+        return capped if per_passage is None else capped._strongest(per_passage)
 
-    def _shrink_to(self, per_query: float, pulls: Floats) -> Floats:
+    @property
+    def strengths(self) -> Floats:
+        """(pairs,) how hard each query pulls each of its answers: weight x grade."""
+        strengths: Floats = self.weights[self.askers] * self.grades
+        return strengths
+
+    def _weights_up_to(self, per_query: float) -> Floats:
         if not per_query > 0:
             raise ValueError(f"per_query must be above 0, got {per_query}; leave it out for no cap")
-        totals = np.bincount(self.askers, pulls, minlength=len(self))
-        factors = np.minimum(1.0, per_query / np.maximum(totals, np.finfo(np.float64).tiny))
-        shrunk: Floats = factors[self.askers]
-        return shrunk
+        totals = np.bincount(self.askers, self.grades, minlength=len(self))
+        return np.minimum(self.weights, per_query / np.where(totals > 0, totals, 1))
 
-    def _strongest(self, per_passage: int, pulls: Floats) -> npt.NDArray[np.bool_]:
+    def _strongest(self, per_passage: int) -> Judged:
         if per_passage < 1:
             raise ValueError(f"per_passage must be at least 1, got {per_passage}; leave it out for no cap")
-        order = np.lexsort((-pulls, self.rows))
+        order = np.lexsort((-self.strengths, self.rows))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order)) - np.searchsorted(self.rows[order], self.rows[order])
-        strongest: npt.NDArray[np.bool_] = place < per_passage
-        return strongest
+        kept = np.flatnonzero(place < per_passage)
+        offsets = np.searchsorted(kept, self.offsets).astype(np.int64)
+        return replace(self, offsets=offsets, rows=self.rows[kept], grades=self.grades[kept])
 
 
 def _checked_queries(queries: npt.ArrayLike) -> Floats:

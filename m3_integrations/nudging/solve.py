@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
 from m3_integrations.nudging.judged import Floats, Ints, Judged
@@ -26,13 +27,13 @@ def pull(judged: Judged, n: int) -> Floats:
     return pulls
 
 
-def pulls_of_rows(
-    judged: Judged, *, per_query: float | None = None, per_passage: int | None = None
-) -> tuple[Ints, Floats]:
-    """The rows that some query pulls, ascending (m,), and their pulls (m, dim); the caps are those of `strengths`."""
-    strengths = judged.strengths(per_query=per_query, per_passage=per_passage)
-    rows = np.flatnonzero(np.diff(strengths.indptr)).astype(np.int64)
-    vectors = strengths[:, rows].T @ judged.queries.astype(np.float64, copy=False)
+def pulls_of_rows(judged: Judged) -> tuple[Ints, Floats]:
+    """The rows that some query pulls, ascending (m,), and their pulls (m, dim) in the queries' precision."""
+    pulling = np.flatnonzero(judged.strengths)
+    rows, places = np.unique(judged.rows[pulling], return_inverse=True)
+    pairs = judged.strengths[pulling], (places, judged.askers[pulling])
+    shares = scipy.sparse.csr_array(pairs, shape=(len(rows), len(judged)))
+    vectors = shares @ judged.queries.astype(np.float64, copy=False)
     return rows, vectors.astype(judged.queries.dtype, copy=False)
 
 

@@ -56,6 +56,13 @@ def test_auto_moves_passages_where_questions_are_of_another_kind():
     assert nudged.moved > 0
 
 
+def test_on_few_validation_queries_the_training_queries_judge_too():
+    passages, train, validation = topics()
+    few = nudge(passages, train, validation.take(np.arange(6)))
+    assert few.moved > 0
+    assert few.choice.convinces
+
+
 def test_spread_helps_passages_that_no_question_answers_for():
     passages, train, validation = topics(shift=2.0)
     alone = nudge(passages, train, validation, method="n", spread=None)
@@ -126,6 +133,21 @@ def test_passages_of_other_lengths_are_pushed_not_turned():
     assert nudge(2 * passages, train, validation).method == "m"
     with pytest.raises(ValueError, match="divide each row by its length"):
         nudge(2 * passages, train, validation, method="n")
+
+
+def test_one_passage_of_another_length_is_moved_only_if_it_must_be():
+    passages, train, validation = topics()
+    passages[-1] = 0  # an empty text; no training query asks for it
+    assert nudge(passages, train, validation).moved > 0
+    assert nudge(passages, train, validation, method="n").spread is None
+    with pytest.raises(ValueError, match="passage 59 has length 0"):
+        nudge(passages, train, validation, method="n", spread="neighbours")
+
+
+def test_a_given_gamma_needs_no_validation():
+    passages, train, validation, _ = random_problem(9)
+    nobody = Judged.of(validation.queries, [{} for _ in range(len(validation))])
+    assert nudge(passages, train, nobody, method="n", gamma=0.2).moved > 0
 
 
 def test_nothing_to_pull_moves_nothing():

@@ -32,12 +32,14 @@ def test_queries_without_an_answer_or_a_weight_are_not_answered():
 
 def test_a_query_cap_bounds_all_that_one_query_pulls():
     judged = Judged.of(TWO, [{0: 1.0, 1: 1.0}, {1: 1.0}], weights=[8.0, 1.0])
-    np.testing.assert_allclose(judged.strengths(per_query=4.0).toarray(), [[4 / 2, 4 / 2], [0, 1]])
+    assert judged.capped(per_query=4.0).strengths.tolist() == [4 / 2, 4 / 2, 1]
 
 
 def test_a_passage_cap_keeps_its_strongest_queries_and_the_earlier_of_equals():
-    judged = Judged.of(np.eye(3), [{0: 1.0}, {0: 2.0, 1: 1.0}, {0: 1.0}])
-    np.testing.assert_allclose(judged.strengths(per_passage=2).toarray(), [[1, 0], [2, 1], [0, 0]])
+    judged = Judged.of(np.eye(3), [{0: 1.0}, {0: 2.0, 1: 1.0}, {0: 1.0}]).capped(per_passage=2)
+    assert judged.rows.tolist() == [0, 0, 1]
+    assert judged.grades.tolist() == [1, 2, 1]
+    assert judged.counts.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,6 @@ def test_an_answer_beyond_the_passages_is_named():
 def test_a_cap_must_be_above_zero():
     judged = Judged.of(TWO, [{0: 1.0}, {}])
     with pytest.raises(ValueError, match="leave it out for no cap"):
-        judged.strengths(per_query=0)
+        judged.capped(per_query=0)
     with pytest.raises(ValueError, match="leave it out for no cap"):
-        judged.strengths(per_passage=0)
+        judged.capped(per_passage=0)
