@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m3_integrations.core.errors import WrongDimension
+from m3_integrations.core.errors import NonFiniteVector, WrongDimension
 from m3_integrations.nudging.judged import Floats, Ints
 
 ROWS = 4096  # passages in a block
@@ -34,7 +34,7 @@ class Still(NamedTuple):
     def with_(self, blocks: Iterable[tuple[Ints, Floats]], queries: Floats) -> Still:
         """The best of these and those in `blocks`, which are seen once: row numbers (any,) and vectors (any, dim).
 
-        queries: (queries, dim). Raises WrongDimension for a block of another width.
+        queries: (queries, dim). Raises NonFiniteVector for a passage that is not finite.
         """
         best = Still(self.scores.copy(), self.rows.copy())
         margin = LOST * np.linalg.norm(queries, axis=1)
@@ -71,6 +71,7 @@ def _improve(best: Still, queries: Floats, margin: Floats, rows: Ints, block: Fl
     """Take into `best`, in place, what this block has to offer."""
     k = best.scores.shape[1]
     scores = queries @ block.T
+    _require_finite(scores, rows)
     floor = best.scores[:, -1]
     fresh = np.isneginf(floor)
     if fresh.any() and len(rows) > k:
@@ -90,6 +91,15 @@ def _improve(best: Still, queries: Floats, margin: Floats, rows: Ints, block: Fl
     kept = place < k
     best.scores[every[kept], place[kept]] = score[kept]
     best.rows[every[kept], place[kept]] = row[kept]
+
+
+def _require_finite(scores: Floats, rows: Ints) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(scores.sum()):  # one pass, no copy; a NaN anywhere makes it NaN
+            return
+    bad = ~np.isfinite(scores).all(axis=0)
+    if bad.any():
+        raise NonFiniteVector(f"passage {rows[np.argmax(bad)]} holds NaN or infinity; re-encode it or leave it out")
 
 
 def pair_products(queries: Floats, askers: Ints, passages: Floats, places: Ints) -> Floats:

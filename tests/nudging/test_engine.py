@@ -172,6 +172,8 @@ def test_what_cannot_be_nudged_is_refused_with_the_way_out():
         nudge(passages, train, validation, method="n", gamma=-1.0)
     with pytest.raises(ValueError, match="re-encode it"):
         nudge(np.where(np.arange(len(passages))[:, None] == train.rows[0], np.nan, passages), train, validation)
+    with pytest.raises(ValueError, match="passage 30 holds NaN"):
+        nudge(passages, train, validation, background=np.full_like(background, np.nan))
     with pytest.raises(ValueError, match="'auto' or 'n' or 'm', got 'x'"):
         nudge(passages, train, validation, method="x")
     with pytest.raises(ValueError, match="'auto' or 'neighbours' or None, got 'far'"):
