@@ -188,8 +188,8 @@ def _relevant(judged: Judged, movers: _Movers, still: Still) -> _Relevant:
     staying, spot = np.nonzero(~moves[:, None] & (still.rows[judged.askers] == judged.rows[:, None]))
     levels = still.scores[judged.askers[staying], spot]
     pair = np.concatenate([moving, staying])
-    parts = (curves.a, levels), (curves.b, 0 * levels), (curves.reach, 0 * levels)
-    return _Relevant(pair, judged.askers[pair], judged.rows[pair], Curves(*map(np.concatenate, parts)))
+    both = (curves.a, levels), (curves.b, 0 * levels), (curves.reach, 0 * levels)
+    return _Relevant(pair, judged.askers[pair], judged.rows[pair], Curves(*map(np.concatenate, both)))
 
 
 def _curves(judged: Judged, pairs: Ints, movers: _Movers, places: Ints) -> Curves:

@@ -12,7 +12,7 @@ from m3_integrations.nudging.judged import Floats, Ints
 
 ROWS = 4096  # passages in a block
 CELLS = 1 << 22  # scores in a block
-LOST = 4e-6  # what a float32 product of unit vectors may lose to rounding, amply
+LOST = 4e-6  # what a float32 product of vectors of length 1 may lose to rounding, amply
 
 
 class Still(NamedTuple):
@@ -37,12 +37,12 @@ class Still(NamedTuple):
         queries: (queries, dim). Raises NonFiniteVector for a passage that is not finite.
         """
         best = Still(self.scores.copy(), self.rows.copy())
-        margin = LOST * np.linalg.norm(queries, axis=1)
+        lengths = np.linalg.norm(queries, axis=1)
         batch = max(1, CELLS // ROWS)
         for rows, block in blocks:
             for start in range(0, len(queries), batch):
                 part = slice(start, start + batch)
-                _improve(Still(best.scores[part], best.rows[part]), queries[part], margin[part], rows, block)
+                _improve(Still(best.scores[part], best.rows[part]), queries[part], lengths[part], rows, block)
         return best
 
 
@@ -67,9 +67,10 @@ def numbered(background: Iterable[Floats], first: int, dim: int) -> Iterator[tup
         first += len(each)
 
 
-def _improve(best: Still, queries: Floats, margin: Floats, rows: Ints, block: Floats) -> None:
-    """Take into `best`, in place, what this block has to offer."""
+def _improve(best: Still, queries: Floats, lengths: Floats, rows: Ints, block: Floats) -> None:
+    """Take into `best`, in place, what this block has to offer to queries of these lengths."""
     k = best.scores.shape[1]
+    margin = LOST * lengths * np.sqrt(np.einsum("pd,pd->p", block, block).max(initial=0))
     scores = queries @ block.T
     _require_finite(scores, rows)
     floor = best.scores[:, -1]
