@@ -108,11 +108,10 @@ def read(model: str, *, revision: str | None = None, pooling: Pooling | None = N
 
 def _read_mini() -> Checkpoint:
     parts = mini.read_mini()
-    prior = torch.from_numpy(np.sqrt(parts.information))
     return Checkpoint(
         name=mini.NAME,
         backbone=parts.backbone,
-        heads=Heads(token_prior=prior, multi_vector=nn.Identity()),
+        heads=Heads(token_prior=torch.from_numpy(parts.lexical), multi_vector=nn.Identity()),
         tokenizer=parts.tokenizer,
         special=_special_ids(parts.tokenizer, parts.special_tokens),
         token_names=parts.special_tokens,

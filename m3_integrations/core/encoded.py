@@ -13,6 +13,7 @@ from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimen
 
 Mode = Literal["dense", "sparse", "multi_vector"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+DENSE: tuple[Mode, ...] = ("dense",)
 Array: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
 
@@ -163,6 +164,22 @@ class Encoded:
         parts = {mode: _join([each._parts[mode] for each in (self, *others)]) for mode in self._parts}
         return Encoded._of(parts)
 
+    def merged(self) -> Encoded:
+        """One text out of several phrasings of it, which scores as their mean: dense and sparse rows averaged, all
+        vectors kept."""
+        if len(self) == 0:
+            raise ValueError("there is nothing to merge; give at least one text")
+        parts: dict[Mode, Any] = {}
+        for mode, part in self._parts.items():
+            if mode == "multi_vector":
+                parts[mode] = MultiVectors(part.values, [0, len(part.values)])
+            elif mode == "dense":
+                parts[mode] = _read_only(part.mean(axis=0, keepdims=True))
+            else:
+                share = scipy.sparse.csr_array(np.full((1, len(self)), 1 / len(self), np.float32))
+                parts[mode] = _checked_sparse(share @ part)
+        return Encoded._of(parts)
+
     def with_dense(self, dense: npt.ArrayLike) -> Encoded:
         """The same texts with other dense vectors."""
         return Encoded(**{**self._named(), "dense": dense})
@@ -255,7 +272,7 @@ def check_modes(modes: Collection[str], available: Collection[Mode]) -> frozense
         raise MissingMode(f"modes is a collection, got {modes!r}; write modes=({modes!r},)")
     if not modes:
         raise MissingMode(f"ask for at least one of {sorted(available)}")
-    for mode in modes:
+    for mode in sorted(modes):
         if mode not in available:
             raise _missing(mode, available)
     return frozenset(mode for mode in MODES if mode in modes)
@@ -271,10 +288,10 @@ def _missing(mode: str, present: Collection[str]) -> MissingMode:
 
 
 def _checked_dense(dense: npt.ArrayLike) -> Array:
-    array = np.asarray(dense, dtype=np.float32)
-    if array.ndim != 2:
+    array = np.ascontiguousarray(dense, dtype=np.float32)  # another layout would be summed in another order
+    if np.ndim(dense) != 2:
         raise WrongDimension(
-            f"dense vectors are (texts, dim), got shape {array.shape}; write vectors[None] for one text"
+            f"dense vectors are (texts, dim), got shape {np.shape(dense)}; write vectors[None] for one text"
         )
     _require_finite("dense", array)
     return _read_only(array)

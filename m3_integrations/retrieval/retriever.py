@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
 from m3_integrations.core.fusion import weighted_sum
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Passage
+from m3_integrations.core.threads import on_thread
 from m3_integrations.index.base import Index, Where
 
 _TRIES = 2
@@ -57,11 +57,15 @@ class Retriever:
         if len(self.index) == 0:
             _check_k(k)
             return [[] for _ in queries]
-        return self.retrieve_encoded(self.encoder.encode_queries(queries, self._usable().modes), k, where)
+        return self.retrieve_encoded(self.encode(queries), k, where)
 
     async def aretrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
         """`retrieve` on a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.retrieve, query, k, where)
+        return await on_thread(self.retrieve, query, k, where)
+
+    def encode(self, queries: Sequence[str]) -> Encoded:
+        """Questions in the modes that the plan needs and no others; over an empty index, in all of the encoder's."""
+        return self.encoder.encode_queries(queries, self._usable().modes if len(self.index) else None)
 
     def retrieve_encoded(self, queries: Encoded, k: int = 10, where: Where | None = None) -> list[list[Match]]:
         """The best k passages for questions that were encoded before. Modes that they lack drop out of the plan."""

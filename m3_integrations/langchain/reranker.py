@@ -1,0 +1,57 @@
+"""M3Reranker: exact scores over documents that another retriever found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import ConfigDict, Field
+
+from m3_integrations.core.encoded import Mode
+from m3_integrations.core.sharing import EncoderOptions
+from m3_integrations.core.threads import on_thread
+from m3_integrations.retrieval.reranking import Ranked, rerank
+
+
+class M3Reranker(BaseDocumentCompressor):
+    """Ranks documents by the hybrid score, or by one mode: `M3Reranker(mode="multi_vector")`.
+
+    The documents that come in stay as they were; those that come out carry metadata["relevance_score"] and, with
+    `keep_mode_scores`, what each mode gave as metadata["score_by_mode"].
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    model: str = "m3-mini"
+    top_n: int = Field(default=5, gt=0)
+    mode: str = "hybrid"
+    weights: dict[str, float] | None = None
+    keep_mode_scores: bool = False
+    encoder: Any = None
+
+    def model_post_init(self, _: Any) -> None:
+        self.encoder = self.encoder or EncoderOptions(model=self.model).load()
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """The best `top_n` documents, best first."""
+        ranked = rerank(self.encoder, query, [document.page_content for document in documents], self._weights())
+        return [self._scored(documents[each.position], each) for each in ranked[: self.top_n]]
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        return await on_thread(self.compress_documents, documents, query, callbacks)
+
+    def _weights(self) -> Mapping[Mode, float] | None:
+        weights: dict[Any, float] | None = self.weights
+        return weights if self.mode == "hybrid" else {self.mode: 1.0}  # type: ignore[dict-item]  # checked by rerank
+
+    def _scored(self, document: Document, ranked: Ranked) -> Document:
+        scores: dict[str, Any] = {"relevance_score": ranked.score}
+        if self.keep_mode_scores:
+            scores["score_by_mode"] = dict(ranked.by_mode)
+        return document.model_copy(update={"metadata": {**document.metadata, **scores}})

@@ -1,0 +1,98 @@
+"""Nodes and filters of LlamaIndex to passages and `Where`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+
+from m3_integrations.core.errors import UnsupportedFilter
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, none_of
+from m3_integrations.retrieval.retriever import Match
+
+_NODE = "_node_content"
+_SAME: Mapping[FilterOperator, Operator] = {
+    FilterOperator.EQ: "==",
+    FilterOperator.NE: "!=",
+    FilterOperator.GT: ">",
+    FilterOperator.LT: "<",
+    FilterOperator.GTE: ">=",
+    FilterOperator.LTE: "<=",
+    FilterOperator.IN: "in",
+    FilterOperator.NIN: "not in",
+    FilterOperator.CONTAINS: "contains",
+    FilterOperator.TEXT_MATCH: "contains",
+}
+_TOGETHER: Mapping[FilterCondition, Callable[..., Where]] = {
+    FilterCondition.AND: all_of,
+    FilterCondition.OR: any_of,
+    FilterCondition.NOT: none_of,
+}
+
+
+def passage_of(node: BaseNode) -> Passage:
+    """A node as a passage: its text as it is embedded, and all of the node in the metadata, for `node_of`."""
+    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), node_to_metadata_dict(node))
+
+
+def node_of(passage: Passage) -> BaseNode:
+    """The node that a passage was made of; a passage that was made otherwise becomes a TextNode."""
+    if _NODE in passage.metadata:
+        return metadata_dict_to_node(dict(passage.metadata))
+    return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
+
+
+def nodes_of(matches: Sequence[Match]) -> list[NodeWithScore]:
+    """Matches as scored nodes, in their order."""
+    return [NodeWithScore(node=node_of(match.passage), score=match.score) for match in matches]
+
+
+def where_of(filters: MetadataFilters | Where | None) -> Where | None:
+    """The filters as a Where; a Where stays as it is. Raises UnsupportedFilter for what a Where cannot say."""
+    if filters is None or not isinstance(filters, MetadataFilters):
+        return filters
+    parts = [where_of(each) if isinstance(each, MetadataFilters) else _field(each) for each in filters.filters]
+    return _TOGETHER[filters.condition or FilterCondition.AND](*parts)
+
+
+def filters_of(where: Where) -> MetadataFilters:
+    """A Where as filters, for a round trip. Raises UnsupportedFilter for what LlamaIndex cannot say."""
+    if isinstance(where, Field):
+        return MetadataFilters(filters=[_filter(where)])
+    condition = next(each for each, make in _TOGETHER.items() if isinstance(where, type(make())))
+    parts = [_filter(each) if isinstance(each, Field) else filters_of(each) for each in where.parts]
+    return MetadataFilters(filters=parts, condition=condition)
+
+
+def _field(each: MetadataFilter) -> Where:
+    if each.operator in _SAME:
+        return Field(each.key, _SAME[each.operator], each.value)
+    if each.operator == FilterOperator.ANY:
+        return any_of(*(Field(each.key, "contains", value) for value in _listed(each)))
+    if each.operator == FilterOperator.ALL:
+        return all_of(*(Field(each.key, "contains", value) for value in _listed(each)))
+    if each.operator == FilterOperator.IS_EMPTY:
+        empty: tuple[Any, ...] = (None, "", [])
+        return any_of(Field(each.key, "exists", False), *(Field(each.key, "==", value) for value in empty))
+    raise UnsupportedFilter(
+        f"the filter operator {each.operator.value!r} on {each.key!r} is not supported; use one of "
+        f"{sorted({operator.value for operator in _SAME} | {'any', 'all', 'is_empty'})}"
+    )
+
+
+def _listed(each: MetadataFilter) -> list[Any]:
+    if not isinstance(each.value, list):
+        raise UnsupportedFilter(f"{each.operator.value!r} on {each.key!r} takes a list of values, got {each.value!r}")
+    return list(each.value)
+
+
+def _filter(field: Field) -> MetadataFilter:
+    operator = next((each for each, ours in _SAME.items() if ours == field.operator), None)
+    if operator is None:
+        raise UnsupportedFilter(f"LlamaIndex has no filter for {field.operator!r} on {field.name!r}")
+    value = list(field.value) if field.operator in ("in", "not in") else field.value
+    return MetadataFilter(key=field.name, operator=operator, value=value)

