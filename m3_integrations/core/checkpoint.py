@@ -229,17 +229,21 @@ def read_backbone(folder: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
-        with _no_progress_bars():
-            model: PreTrainedModel = AutoModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, **options
+        with _quiet_transformers():
+            model, loaded = AutoModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} cannot be read as a transformers encoder: {error}; it needs config.json, model.safetensors (or "
             "pytorch_model.bin) and tokenizer.json"
         ) from error
-    model.train(False)
-    return model
+    if loaded["missing_keys"]:
+        lacking = sorted(loaded["missing_keys"])[:3]
+        raise CheckpointError(f"{folder} lacks weights, {lacking} among them; it is not a whole checkpoint")
+    backbone: PreTrainedModel = model
+    backbone.train(False)
+    return backbone
 
 
 def _positions(backbone: PreTrainedModel) -> int:
@@ -328,7 +332,7 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None
     A token prior does not fit that layout: it goes into a file of its own, which only we read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _no_progress_bars():
+    with _quiet_transformers():
         checkpoint.backbone.save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
         tokenizer_object=checkpoint.tokenizer, model_max_length=conventions.max_length, **checkpoint.token_names
@@ -392,13 +396,15 @@ def _head_tensors(heads: Heads) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws a bar for weights that load in a second; whoever wants bars asks for them."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quiet_transformers() -> Iterator[None]:
+    """No bar for weights that load in a second, and no report of a pooler that nobody reads; gaps we look for."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
 
