@@ -400,7 +400,7 @@ def _quiet_transformers() -> Iterator[None]:
     """No bar for weights that load in a second, and no report of a pooler that nobody reads; gaps we look for."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
     try:
         yield
     finally:

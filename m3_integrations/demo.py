@@ -1,0 +1,144 @@
+"""The demonstration behind `m3 demo`: real text in many languages, answered by each mode and by all, and shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from m3_integrations.core.encoded import Mode
+from m3_integrations.core.encoder import M3Encoder
+from m3_integrations.core.explain import Explanation
+from m3_integrations.core.plan import SearchPlan
+from m3_integrations.core.texts import Passage
+from m3_integrations.evaluation.beir import Collection, read_beir
+from m3_integrations.evaluation.judging import judge, plans_of
+from m3_integrations.index.base import Index
+from m3_integrations.retrieval.ingestion import IngestReport, ingest
+from m3_integrations.retrieval.retriever import Match, Retriever
+
+QUESTIONS = (
+    "How do I leave a loop early?",
+    "Wie fange ich eine Ausnahme ab?",
+    "¿Qué hace la palabra yield dentro de una función?",
+    "__getattr__",
+    "Telmatobius culeus",
+    "26 milyon tuğladan yapılmış köprü hangisidir?",
+    "モスクワからウラジオストクまで何日かかる？",
+    "من هي العالمة التي نالت جائزة نوبل في علمين مختلفين؟",
+    "lowest place on land, where you float",
+)
+_PASSAGE_CHARACTERS = 900
+_PASSAGES_A_TOPIC = 3
+
+
+class Segment(NamedTuple):
+    """A stretch of a passage, and how strongly it matched, from 0 to 1."""
+
+    text: str
+    heat: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, the best passage id of each plan, and what the hybrid found, explained."""
+
+    question: str
+    best_by_plan: Mapping[str, str]
+    matches: Sequence[Match]
+    explanations: Sequence[Explanation]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration found; `render` writes it as one HTML page."""
+
+    ingested: IngestReport
+    answers: Sequence[Answer]
+    metrics: Mapping[str, Mapping[str, float]]
+    judged: int
+
+    def render(self, path: Path) -> None:
+        environment = Environment(loader=PackageLoader("m3_integrations", "templates"), autoescape=select_autoescape())
+        environment.filters["segments"] = segments
+        page = environment.get_template("demo.html").render(demo=self)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+
+
+def world() -> Collection:
+    """The small multilingual corpus of examples/world, with its test questions."""
+    packaged = Path(str(files("m3_integrations"))) / "examples" / "world"
+    checkout = Path(__file__).parents[1] / "examples" / "world"
+    return read_beir(packaged if packaged.is_dir() else checkout)
+
+
+def python_topics() -> Iterator[Passage]:
+    """The first paragraphs of each topic of Python's own help, which is on every machine."""
+    for name, text in sorted(topics.items()):
+        paragraphs = _paragraphs(text)
+        for part, paragraph in zip(range(_PASSAGES_A_TOPIC), paragraphs, strict=False):
+            yield Passage(f"python/{name}/{part}", paragraph, {"topic": name, "language": "en", "source": "pydoc"})
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Whole paragraphs, joined to passages of about the same length."""
+    held = ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        if held and len(held) + len(paragraph) > _PASSAGE_CHARACTERS:
+            yield held
+            held = ""
+        held = f"{held}\n\n{paragraph.strip()}".strip()
+    if held:
+        yield held
+
+
+def run(encoder: M3Encoder, index: Index, questions: Sequence[str] = QUESTIONS, *, show_progress: bool = False) -> Demo:
+    """Fill the index with both corpora, ask, explain, and judge every plan on the test questions of the small world."""
+    collection = world()
+    ingested = ingest(encoder, index, [*collection.passages, *python_topics()], show_progress=show_progress)
+    plans = plans_of(encoder.weights)
+    return Demo(
+        ingested=ingested,
+        answers=[_answer(encoder, index, plans, question) for question in questions],
+        metrics=judge(encoder, index, collection.queries, plans),
+        judged=len(collection.queries),
+    )
+
+
+def _answer(encoder: M3Encoder, index: Index, plans: Mapping[str, SearchPlan], question: str) -> Answer:
+    asked = encoder.encode_queries([question])
+    found = {name: Retriever(encoder, index, plan).retrieve_encoded(asked, k=3)[0] for name, plan in plans.items()}
+    matches = found["all"]
+    return Answer(
+        question=question,
+        best_by_plan={name: _first(matches) for name, matches in found.items()},
+        matches=matches,
+        explanations=[encoder.explain(question, match.passage.text) for match in matches],
+    )
+
+
+def _first(matches: Sequence[Match]) -> str:
+    return matches[0].passage.id if matches else "nothing: no shared token"
+
+
+def shares(match: Match) -> dict[Mode, float]:
+    """mode -> its part of the score, adding up to 1."""
+    return {mode: part / match.score if match.score else 0.0 for mode, part in match.by_mode.items()}
+
+
+def segments(explanation: Explanation) -> list[Segment]:
+    """The passage cut where the heat changes, whole again when joined."""
+    text, cut, at = explanation.passage, [], 0
+    for start, stop, heat in explanation.passage_heat():
+        start = max(start, at)
+        if start < stop:
+            cut += [Segment(text[at:start], 0.0), Segment(text[start:stop], heat)]
+            at = stop
+    return [segment for segment in [*cut, Segment(text[at:], 0.0)] if segment.text]
