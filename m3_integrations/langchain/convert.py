@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from langchain_core.documents import Document
 
+from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import UnsupportedFilter
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import content_hash
@@ -27,6 +28,14 @@ _OPERATORS: Mapping[str, Operator] = {
     "$exists": "exists",
 }
 _TOGETHER: Mapping[str, Callable[..., Where]] = {"$and": all_of, "$or": any_of, "$nor": none_of}
+
+
+def name_of(encoder: Encoder | None) -> str:
+    """What stands where a model's name is wanted: an encoder that is passed in is known by its fingerprint alone.
+
+    No folder and no hub model is called so: a copy that cannot have the encoder fails, and takes no other.
+    """
+    return "m3-mini" if encoder is None else f"encoder:{encoder.fingerprint[:16]}"
 
 
 def passage_of(document: Document) -> Passage:
@@ -50,16 +59,24 @@ def where_of(filter: Filter | Where | None) -> Where | None:
     `{"year": {"$gte": 2020}, "lang": "de"}`: all conditions hold. "$and", "$or", "$nor" take lists, "$not" a filter.
     Raises UnsupportedFilter for what a Where cannot say.
     """
-    if filter is None or not isinstance(filter, Mapping):
+    return None if filter is None else _where(filter)
+
+
+def _where(filter: Filter | Where) -> Where:
+    if isinstance(filter, Where):
         return filter
+    if not isinstance(filter, Mapping):
+        raise UnsupportedFilter(f"a filter is a dict or a Where, got {filter!r}")
     return all_of(*(_condition(name, asked) for name, asked in filter.items()))
 
 
 def _condition(name: str, asked: Any) -> Where:
     if name in _TOGETHER:
-        return _TOGETHER[name](*(all_of(*(_condition(*pair) for pair in each.items())) for each in asked))
+        if not isinstance(asked, (list, tuple)):
+            raise UnsupportedFilter(f"{name!r} takes a list of filters, got {asked!r}")
+        return _TOGETHER[name](*map(_where, asked))
     if name == "$not":
-        return none_of(all_of(*(_condition(*pair) for pair in asked.items())))
+        return none_of(_where(asked))
     if name.startswith("$"):
         raise UnsupportedFilter(f"{name!r} is not supported; use one of {[*_TOGETHER, '$not']} or a field's name")
     if not isinstance(asked, Mapping):

@@ -11,13 +11,15 @@ from m3_integrations.core.encoded import DENSE
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.core.threads import on_thread
+from m3_integrations.langchain.convert import name_of
 
 
 class M3Embeddings(BaseModel, Embeddings):
     """Dense vectors of "m3-mini" (embedded, offline), of a local folder, or of a hub id such as "BAAI/bge-m3".
 
     The model is read when it is first needed, and shared by embeddings with equal options; `encoder` gives it, for
-    hybrid retrieval over the same weights. The options are those of `M3Encoder.from_pretrained`.
+    hybrid retrieval over the same weights. The options are those of `M3Encoder.from_pretrained`. An encoder that is
+    passed in does not travel: copies read what `model` says, and without one they raise CheckpointError.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -32,8 +34,8 @@ class M3Embeddings(BaseModel, Embeddings):
     revision: str | None = None
     _encoder: Encoder | None = PrivateAttr(default=None)
 
-    def __init__(self, model: str = "m3-mini", *, encoder: Encoder | None = None, **settings: Any) -> None:
-        super().__init__(model=model, **settings)
+    def __init__(self, model: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
+        super().__init__(model=model or name_of(encoder), **settings)
         self._encoder = encoder
 
     @property
@@ -58,9 +60,7 @@ class M3Embeddings(BaseModel, Embeddings):
         return await on_thread(self.embed_query, text)
 
     def __getstate__(self) -> dict[Any, Any]:
-        # Weights do not travel: the copy reads them where it wakes up.
-        encoder, self._encoder = self._encoder, None
-        try:
-            return super().__getstate__()
-        finally:
-            self._encoder = encoder
+        # Weights do not travel: the copy reads them where it wakes up. Other threads go on with those of this one.
+        bare = self.model_copy()
+        bare._encoder = None
+        return super(M3Embeddings, bare).__getstate__()

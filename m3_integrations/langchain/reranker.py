@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from m3_integrations.core.encoded import Mode
+from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.core.threads import on_thread
 from m3_integrations.retrieval.reranking import Ranked, rerank
@@ -26,10 +27,18 @@ class M3Reranker(BaseDocumentCompressor):
 
     model: str = "m3-mini"
     top_n: int = Field(default=5, gt=0)
-    mode: str = "hybrid"
-    weights: dict[str, float] | None = None
+    mode: Mode | Literal["hybrid"] = "hybrid"
+    weights: dict[Mode, float] | None = None
     keep_mode_scores: bool = False
     encoder: Any = None
+
+    @model_validator(mode="after")
+    def _only_a_hybrid_is_weighed(self) -> Self:
+        if self.weights is not None and self.mode != "hybrid":
+            raise ValueError(f"weights weigh the hybrid, but mode is {self.mode!r}; leave one of them out")
+        if self.weights is not None:
+            SearchPlan(weights=self.weights)  # checks them
+        return self
 
     def model_post_init(self, _: Any) -> None:
         self.encoder = self.encoder or EncoderOptions(model=self.model).load()
@@ -47,8 +56,7 @@ class M3Reranker(BaseDocumentCompressor):
         return await on_thread(self.compress_documents, documents, query, callbacks)
 
     def _weights(self) -> Mapping[Mode, float] | None:
-        weights: dict[Any, float] | None = self.weights
-        return weights if self.mode == "hybrid" else {self.mode: 1.0}  # type: ignore[dict-item]  # checked by rerank
+        return self.weights if self.mode == "hybrid" else {self.mode: 1.0}
 
     def _scored(self, document: Document, ranked: Ranked) -> Document:
         scores: dict[str, Any] = {"relevance_score": ranked.score}

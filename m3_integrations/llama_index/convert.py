@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.bridge.pydantic import ValidationError
+from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithScore, TextNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import UnsupportedFilter
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, none_of
@@ -34,9 +36,21 @@ _TOGETHER: Mapping[FilterCondition, Callable[..., Where]] = {
 }
 
 
+def name_of(encoder: Encoder | None) -> str:
+    """What stands where a model's name is wanted: an encoder that is passed in is known by its fingerprint alone.
+
+    No folder and no hub model is called so: a copy that cannot have the encoder fails, and takes no other.
+    """
+    return "m3-mini" if encoder is None else f"encoder:{encoder.fingerprint[:16]}"
+
+
 def passage_of(node: BaseNode) -> Passage:
-    """A node as a passage: its text as it is embedded, and all of the node in the metadata, for `node_of`."""
-    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), node_to_metadata_dict(node))
+    """A node as a passage: its text as it is embedded, and all of the node in the metadata, for `node_of`.
+
+    What an IndexNode points at stays behind: it may be a retriever or an engine.
+    """
+    kept = node.model_copy(update={"obj": None}) if isinstance(node, IndexNode) else node
+    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), node_to_metadata_dict(kept))
 
 
 def node_of(passage: Passage) -> BaseNode:
@@ -52,10 +66,17 @@ def nodes_of(matches: Sequence[Match]) -> list[NodeWithScore]:
 
 
 def where_of(filters: MetadataFilters | Where | None) -> Where | None:
-    """The filters as a Where; a Where stays as it is. Raises UnsupportedFilter for what a Where cannot say."""
-    if filters is None or not isinstance(filters, MetadataFilters):
+    """The filters as a Where; a Where stays as it is. Raises UnsupportedFilter for what a Where cannot say.
+
+    No filters let everything through, whatever the condition, as in LlamaIndex's own stores.
+    """
+    if filters is None or isinstance(filters, Where):
         return filters
-    parts = [where_of(each) if isinstance(each, MetadataFilters) else _field(each) for each in filters.filters]
+    if not isinstance(filters, MetadataFilters):
+        raise UnsupportedFilter(f"filters are MetadataFilters or a Where, got {filters!r}")
+    if not filters.filters:
+        return all_of()
+    parts = [_field(each) if isinstance(each, MetadataFilter) else where_of(each) for each in filters.filters]
     return _TOGETHER[filters.condition or FilterCondition.AND](*parts)
 
 
@@ -64,11 +85,15 @@ def filters_of(where: Where) -> MetadataFilters:
     if isinstance(where, Field):
         return MetadataFilters(filters=[_filter(where)])
     condition = next(each for each, make in _TOGETHER.items() if isinstance(where, type(make())))
+    if where == any_of():
+        raise UnsupportedFilter("LlamaIndex has no filter that lets nothing through")
     parts = [_filter(each) if isinstance(each, Field) else filters_of(each) for each in where.parts]
     return MetadataFilters(filters=parts, condition=condition)
 
 
 def _field(each: MetadataFilter) -> Where:
+    if each.operator == FilterOperator.TEXT_MATCH and not isinstance(each.value, str):
+        raise UnsupportedFilter(f"'text_match' on {each.key!r} takes a string, got {each.value!r}")
     if each.operator in _SAME:
         return Field(each.key, _SAME[each.operator], each.value)
     if each.operator == FilterOperator.ANY:
@@ -95,4 +120,7 @@ def _filter(field: Field) -> MetadataFilter:
     if operator is None:
         raise UnsupportedFilter(f"LlamaIndex has no filter for {field.operator!r} on {field.name!r}")
     value = list(field.value) if field.operator in ("in", "not in") else field.value
-    return MetadataFilter(key=field.name, operator=operator, value=value)
+    try:
+        return MetadataFilter(key=field.name, operator=operator, value=value)
+    except ValidationError as error:
+        raise UnsupportedFilter(f"LlamaIndex's filters do not take {value!r}, asked of {field.name!r}") from error

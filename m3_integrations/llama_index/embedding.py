@@ -11,6 +11,7 @@ from m3_integrations.core.encoded import DENSE
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.core.threads import on_thread
+from m3_integrations.llama_index.convert import name_of
 
 
 class M3Embedding(BaseEmbedding):
@@ -18,7 +19,8 @@ class M3Embedding(BaseEmbedding):
 
     The model is read when it is first needed; embeddings with equal options share it, and copies that are pickled or
     made `from_dict` read it anew. `encoder` gives it, for hybrid retrieval over the same weights. An encoder that is
-    passed in is used as it is; it is not part of `to_dict`.
+    passed in is used as it is and does not travel: copies read what `model_name` says, and without one they raise
+    CheckpointError.
     """
 
     model_name: str = Field(default="m3-mini", description="m3-mini, a local folder, or a hub id.")
@@ -34,8 +36,8 @@ class M3Embedding(BaseEmbedding):
     revision: str | None = Field(default=None, description="The revision of a hub id.")
     _encoder: Encoder | None = PrivateAttr(default=None)
 
-    def __init__(self, model_name: str = "m3-mini", *, encoder: Encoder | None = None, **settings: Any) -> None:
-        super().__init__(model_name=model_name, **settings)
+    def __init__(self, model_name: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
+        super().__init__(model_name=model_name or name_of(encoder), **settings)
         self._encoder = encoder
 
     @classmethod
@@ -62,12 +64,10 @@ class M3Embedding(BaseEmbedding):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weights do not travel: the copy reads them where it wakes up.
-        encoder, self._encoder = self._encoder, None
-        try:
-            return super().__getstate__()
-        finally:
-            self._encoder = encoder
+        # Weights do not travel: the copy reads them where it wakes up. Other threads go on with those of this one.
+        bare = self.model_copy()
+        bare._encoder = None
+        return super(M3Embedding, bare).__getstate__()
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self._get_query_embeddings([query])[0]

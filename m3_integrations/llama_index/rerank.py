@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_validator
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # core's own way in
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.encoder import Encoder
+from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.sharing import EncoderOptions
+from m3_integrations.llama_index.convert import name_of
 from m3_integrations.retrieval.reranking import Ranked, rerank
 
 dispatcher = get_dispatcher(__name__)
@@ -23,21 +25,32 @@ dispatcher = get_dispatcher(__name__)
 class M3Rerank(BaseNodePostprocessor):
     """Ranks nodes by the hybrid score, or by one mode: `M3Rerank(mode="multi_vector")`.
 
+    `encoder` is used in place of the model, and does not travel: see M3Embedding.
+
     The nodes that come in stay as they were. With `keep_retrieval_score` each node that comes out carries its old score
-    as metadata["retrieval_score"]; with `keep_mode_scores`, what each mode gave as metadata["score_by_mode"].
+    as metadata["retrieval_score"]; with `keep_mode_scores`, what each mode gave as metadata["score_by_mode"]. Neither
+    is part of the text that models read.
     """
 
     model: str = Field(default="m3-mini", description="m3-mini, a local folder, or a hub id.")
     top_n: int = Field(default=5, gt=0, description="Nodes to answer, best first.")
-    mode: str = Field(default="hybrid", description="hybrid, dense, sparse or multi_vector.")
-    weights: dict[str, float] | None = Field(default=None, description="Of the hybrid; None takes the model's own.")
+    mode: Mode | Literal["hybrid"] = Field(default="hybrid", description="hybrid, dense, sparse or multi_vector.")
+    weights: dict[Mode, float] | None = Field(default=None, description="Of the hybrid; None takes the model's own.")
     keep_retrieval_score: bool = Field(default=False, description="Keep the score that a node came with.")
     keep_mode_scores: bool = Field(default=False, description="Keep what each mode gave to the score.")
     _encoder: Encoder | None = PrivateAttr(default=None)
 
-    def __init__(self, model: str = "m3-mini", *, encoder: Encoder | None = None, **settings: Any) -> None:
-        super().__init__(**{"model": model, **settings})
+    def __init__(self, model: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
+        super().__init__(**{"model": model or name_of(encoder), **settings})
         self._encoder = encoder
+
+    @model_validator(mode="after")
+    def _only_a_hybrid_is_weighed(self) -> Self:
+        if self.weights is not None and self.mode != "hybrid":
+            raise ValueError(f"weights weigh the hybrid, but mode is {self.mode!r}; leave one of them out")
+        if self.weights is not None:
+            SearchPlan(weights=self.weights)  # checks them
+        return self
 
     @classmethod
     def class_name(cls) -> str:
@@ -48,6 +61,12 @@ class M3Rerank(BaseNodePostprocessor):
         if self._encoder is None:
             self._encoder = EncoderOptions(model=self.model).load()
         return self._encoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weights do not travel: the copy reads them where it wakes up. Other threads go on with those of this one.
+        bare = self.model_copy()
+        bare._encoder = None
+        return super(M3Rerank, bare).__getstate__()
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -73,8 +92,7 @@ class M3Rerank(BaseNodePostprocessor):
         return [self._scored(nodes[each.position], each) for each in ranked[: self.top_n]]
 
     def _weights(self) -> Mapping[Mode, float] | None:
-        weights: dict[Any, float] | None = self.weights
-        return weights if self.mode == "hybrid" else {self.mode: 1.0}  # type: ignore[dict-item]  # checked by rerank
+        return self.weights if self.mode == "hybrid" else {self.mode: 1.0}
 
     def _scored(self, found: NodeWithScore, ranked: Ranked) -> NodeWithScore:
         kept: dict[str, Any] = {}
@@ -82,5 +100,15 @@ class M3Rerank(BaseNodePostprocessor):
             kept["retrieval_score"] = found.score
         if self.keep_mode_scores:
             kept["score_by_mode"] = dict(ranked.by_mode)
-        node = found.node.model_copy(update={"metadata": {**found.node.metadata, **kept}}) if kept else found.node
-        return NodeWithScore(node=node, score=ranked.score)
+        return NodeWithScore(node=_with(found.node, kept) if kept else found.node, score=ranked.score)
+
+
+def _with(node: BaseNode, kept: Mapping[str, Any]) -> BaseNode:
+    """The node with more metadata, which no embedding and no language model is shown."""
+    return node.model_copy(
+        update={
+            "metadata": {**node.metadata, **kept},
+            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *kept],
+            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *kept],
+        }
+    )

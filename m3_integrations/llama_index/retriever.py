@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from m3_integrations.core.encoded import Encoded
@@ -29,6 +30,7 @@ class M3Retriever(BaseRetriever):
 
     encoder: the one that filled the index; None is m3-mini. filters: MetadataFilters, nested as you like, or a Where.
     A QueryBundle's own `embedding` takes the place of the dense vector; several `custom_embedding_strs` ask as one.
+    object_map: what IndexNodes point at, by their index_id; `from_nodes` gathers it.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class M3Retriever(BaseRetriever):
         filters: MetadataFilters | Where | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
+        object_map: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(callback_manager=callback_manager, verbose=verbose)
+        super().__init__(callback_manager=callback_manager, object_map=object_map, verbose=verbose)
         self.similarity_top_k = similarity_top_k
         self.filters = filters
         self.retriever = Retriever(encoder or EncoderOptions().load(), index, plan)
@@ -59,7 +62,8 @@ class M3Retriever(BaseRetriever):
         """Encode nodes into an index in memory, and retrieve from it."""
         encoder, index = encoder or EncoderOptions().load(), MemoryIndex()
         ingest(encoder, index, map(passage_of, nodes), show_progress=show_progress)
-        return cls(index, encoder, similarity_top_k, plan, filters)
+        objects = {node.index_id: node.obj for node in nodes if isinstance(node, IndexNode) and node.obj is not None}
+        return cls(index, encoder, similarity_top_k, plan, filters, object_map=objects)
 
     @classmethod
     def from_folder(
@@ -83,6 +87,6 @@ class M3Retriever(BaseRetriever):
         return await on_thread(self._retrieve, query_bundle)
 
     def _encode(self, bundle: QueryBundle) -> Encoded:
-        encoded = self.retriever.encode(bundle.embedding_strs).merged()
+        encoded = self.retriever.encode(bundle.embedding_strs or [bundle.query_str]).merged()
         given = bundle.embedding
         return encoded if given is None or "dense" not in encoded.modes else encoded.with_dense([given])

@@ -1,0 +1,75 @@
+"""LangChain's own suites, as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests, RetrieversIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+from m3_integrations.index.local import LocalIndex
+from m3_integrations.index.memory import MemoryIndex
+from m3_integrations.langchain import M3Embeddings, M3Retriever
+from m3_integrations.langchain.convert import passage_of
+from m3_integrations.retrieval.ingestion import ingest
+from m3_integrations.testing import HashEncoder
+
+TEXTS = ("a red cat", "a blue dog", "a green bird", "the cat and the dog", "nothing of the kind")
+
+
+def fill(index: Any, encoder: HashEncoder) -> None:
+    ingest(encoder, index, [passage_of(Document(text)) for text in TEXTS])
+
+
+class _OfM3Embeddings:
+    @property
+    def embeddings_class(self) -> type[M3Embeddings]:
+        return M3Embeddings
+
+
+@pytest.mark.usefixtures("mini")
+class TestM3EmbeddingsUnit(_OfM3Embeddings, EmbeddingsUnitTests):
+    pass
+
+
+@pytest.mark.usefixtures("mini")
+class TestM3EmbeddingsIntegration(_OfM3Embeddings, EmbeddingsIntegrationTests):
+    pass
+
+
+class _OfM3Retriever(RetrieversIntegrationTests):
+    index: Any
+    encoder: HashEncoder
+
+    @property
+    def retriever_constructor(self) -> type[M3Retriever]:
+        return M3Retriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"index": self.index, "encoder": self.encoder}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "a red cat"
+
+
+class TestM3RetrieverOverMemoryIndex(_OfM3Retriever):
+    @pytest.fixture(autouse=True)
+    def filled(self, hash_encoder):
+        self.encoder, self.index = hash_encoder, MemoryIndex()
+        fill(self.index, hash_encoder)
+
+
+class TestM3RetrieverOverLocalIndex(_OfM3Retriever):
+    @pytest.fixture(autouse=True)
+    def filled(self, hash_encoder, tmp_path):
+        self.encoder = hash_encoder
+        with LocalIndex.open(tmp_path / "index", hash_encoder) as self.index:
+            fill(self.index, hash_encoder)
+            yield
+
+
+del _OfM3Retriever
