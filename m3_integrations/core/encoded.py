@@ -303,7 +303,7 @@ def _checked_sparse(sparse: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
         rows = rows.copy()
         rows.sum_duplicates()
         rows.eliminate_zeros()
-    _require_finite("sparse", rows.data)
+    _require_finite("sparse", rows.data, rows.indptr)
     if np.any(rows.data < 0):
         raise ValueError("sparse weights are never negative; clip them with numpy.maximum(weights, 0)")
     return rows
@@ -314,17 +314,19 @@ def _checked_multi_vector(vectors: MultiVectors) -> MultiVectors:
         raise WrongDimension(
             f"multi_vector is a MultiVectors, got {type(vectors).__name__}; write MultiVectors.of(arrays)"
         )
-    _require_finite("multi_vector", vectors.values)
+    _require_finite("multi_vector", vectors.values, vectors.offsets)
     return vectors
 
 
-def _require_finite(mode: Mode, values: Array) -> None:
+def _require_finite(mode: Mode, values: Array, offsets: npt.NDArray[np.integer[Any]] | None = None) -> None:
+    """offsets: where each text's values begin; None where text i is row i."""
     # A sum is finite only where every term is (or where infinities do not cancel: those give NaN): one pass, no copy.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(values)) or bool(np.isfinite(values).all()):
             return
     bad = int(np.argwhere(~np.isfinite(values))[0][0])
-    raise NonFiniteVector(f"the {mode} vectors hold NaN or infinity, first in row {bad}; remove or re-encode that text")
+    row = bad if offsets is None else int(np.searchsorted(offsets, bad, side="right")) - 1
+    raise NonFiniteVector(f"the {mode} vectors hold NaN or infinity, first in row {row}; remove or re-encode that text")
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

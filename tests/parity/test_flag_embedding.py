@@ -1,0 +1,120 @@
+"""BGE-M3's own library (FlagEmbedding 1.4.2), on random checkpoints: the same vectors and the same scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from m3_integrations import M3Encoder, score
+
+flag_embedding = pytest.importorskip(
+    "FlagEmbedding", reason="FlagEmbedding is not installed; run: pip install 'm3-integrations[parity]'"
+)
+
+pytestmark = pytest.mark.parity
+TOLERANCE = 1e-5
+MAX_LENGTH = 48
+TEXTS = [
+    "the bridge over the river",
+    "what is a passage",
+    "Die Brücke über die Wolga",
+    "мост через волгу",
+    "γεφυρα",
+    "جسر فوق النهر",
+    "पुल नदी",
+    "橋はどこにある",
+    "中国的大桥",
+    "안녕하세요",
+    "a a a the the the",
+    "unknown: ☃ ጨ 🙂",
+    "a <mask> b",
+    "",
+    "   ",
+    "the passage " * 100,  # longer than MAX_LENGTH
+]
+SHAPES = [
+    {"seed": 0, "colbert_width": 32},
+    {"seed": 1, "colbert_width": 8},
+    {"seed": 2, "colbert_width": 64, "hidden": 48},
+    {"seed": 3, "colbert_width": 24, "layers": 3, "heads": 2},
+]
+PAIRS = [(query, passage) for query in TEXTS[:6] + TEXTS[12:] for passage in TEXTS]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+def folder(request, bge_m3):
+    return bge_m3(**request.param)
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return M3Encoder.from_pretrained(str(folder), max_length=MAX_LENGTH, batch_tokens=400, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def theirs(folder, ours):
+    return judge(folder, ours.width)
+
+
+def judge(folder, width):
+    return flag_embedding.BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu", colbert_dim=width)
+
+
+def encode(model):
+    return model.encode(
+        TEXTS, batch_size=5, max_length=MAX_LENGTH, return_dense=True, return_sparse=True, return_colbert_vecs=True
+    )
+
+
+def sparse_row(encoded, i):
+    row = encoded.sparse[[i]]
+    return dict(zip(map(str, row.indices.tolist()), row.data.tolist(), strict=True))
+
+
+def assert_agree(encoded, outputs):
+    np.testing.assert_allclose(encoded.dense, outputs["dense_vecs"], rtol=0, atol=TOLERANCE)
+    for i, weights in enumerate(outputs["lexical_weights"]):
+        assert sparse_row(encoded, i) == pytest.approx(dict(weights), rel=0, abs=TOLERANCE)
+    for vectors, expected in zip(encoded.multi_vector, outputs["colbert_vecs"], strict=True):
+        np.testing.assert_allclose(vectors, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
+def test_vectors_of_all_three_modes_agree(ours, theirs):
+    assert_agree(ours.encode_passages(TEXTS), encode(theirs))
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("dense", {"dense": 1.0}),
+        ("sparse", {"sparse": 1.0}),
+        ("colbert", {"multi_vector": 1.0}),
+        ("sparse+dense", {"dense": 1.0 / 1.3, "sparse": 0.3 / 1.3}),
+        ("colbert+sparse+dense", {"dense": 1.0 / 2.3, "sparse": 0.3 / 2.3, "multi_vector": 1.0 / 2.3}),
+    ],
+)
+def test_scores_agree(ours, theirs, name, weights):
+    queries, passages = ours.encode_queries(TEXTS), ours.encode_passages(TEXTS)
+    scores = score(queries, passages, weights)
+    mine = [scores[TEXTS.index(query), TEXTS.index(passage)] for query, passage in PAIRS]
+    # One pair at a time: in a padded batch their maximum takes in the padding's zero vectors.
+    judged = theirs.compute_score(
+        PAIRS,
+        batch_size=1,
+        max_query_length=MAX_LENGTH,
+        max_passage_length=MAX_LENGTH,
+        weights_for_different_modes=[1.0, 0.3, 1.0],
+    )
+    np.testing.assert_allclose(mine, judged[name], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
+def test_a_saved_folder_loads_in_flag_embedding_with_the_same_outputs(ours, theirs, tmp_path):
+    ours.save_pretrained(tmp_path)
+    before, after = encode(theirs), encode(judge(tmp_path, ours.width))
+    np.testing.assert_array_equal(before["dense_vecs"], after["dense_vecs"])
+    assert before["lexical_weights"] == after["lexical_weights"]
+    for was, now in zip(before["colbert_vecs"], after["colbert_vecs"], strict=True):
+        np.testing.assert_array_equal(was, now)
