@@ -2,7 +2,7 @@
 
     python benchmarks/mode_weights.py DATA
 
-DATA holds BEIR folders; those named below are read (their train questions, and at most 250 of the passages that answer
+DATA holds BEIR folders; those named below are read (their train questions, and at most 120 of the passages that answer
 them), and examples/world beside them, whose questions are mostly asked in another language than the answer.
 """
 
@@ -26,7 +26,7 @@ FOLDERS = ("tydiqa/ko", "tydiqa/en", "iapp_th", "arcd_ar", "facqa_id", "jaquad_j
 WORLD = Path(__file__).parents[1] / "examples" / "world"
 DENSE = (0.0, 0.1, 0.25, 0.5, 1.0)
 SPARSE = (0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1)
-PASSAGES, QUERIES = 250, 400
+PASSAGES, QUERIES = 120, 200
 
 
 def main() -> None:

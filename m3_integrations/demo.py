@@ -66,7 +66,7 @@ class Demo:
 
     def render(self, path: Path) -> None:
         environment = Environment(loader=PackageLoader("m3_integrations", "templates"), autoescape=select_autoescape())
-        environment.filters["segments"] = segments
+        environment.filters |= {"segments": segments, "shares": shares}
         page = environment.get_template("demo.html").render(demo=self)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
