@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.bridge.pydantic import ValidationError
@@ -17,6 +18,7 @@ from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, 
 from m3_integrations.retrieval.retriever import Match
 
 _NODE = "_node_content"
+_OWN = (_NODE, "_node_type")
 _SAME: Mapping[FilterOperator, Operator] = {
     FilterOperator.EQ: "==",
     FilterOperator.NE: "!=",
@@ -50,7 +52,10 @@ def passage_of(node: BaseNode) -> Passage:
     What an IndexNode points at stays behind: it may be a retriever or an engine.
     """
     kept = node.model_copy(update={"obj": None}) if isinstance(node, IndexNode) else node
-    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), node_to_metadata_dict(kept))
+    stored = node_to_metadata_dict(kept)
+    # LlamaIndex writes its "doc_id" and kin over fields of the same name; a filter means the field that the user gave.
+    given = json.loads(stored[_NODE])["metadata"]
+    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), {**stored, **_without(given, _OWN)})
 
 
 def node_of(passage: Passage) -> BaseNode:
@@ -89,6 +94,10 @@ def filters_of(where: Where) -> MetadataFilters:
         raise UnsupportedFilter("LlamaIndex has no filter that lets nothing through")
     parts = [_filter(each) if isinstance(each, Field) else filters_of(each) for each in where.parts]
     return MetadataFilters(filters=parts, condition=condition)
+
+
+def _without(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in metadata.items() if name not in names}
 
 
 def _field(each: MetadataFilter) -> Where:

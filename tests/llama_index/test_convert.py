@@ -40,6 +40,17 @@ def test_a_node_is_found_by_the_text_that_is_embedded():
     assert "secret" not in text
 
 
+def test_a_filter_looks_at_the_fields_that_the_user_gave():
+    assert Field("doc_id", "==", "mine").matches(passage_of(WHOLE).metadata)
+    assert Field("ref_doc_id", "==", "book").matches(passage_of(WHOLE).metadata)
+    assert Field("nested.a", "contains", 1).matches(passage_of(WHOLE).metadata)
+
+
+def test_a_node_whose_metadata_another_store_wrote_comes_back_as_itself():
+    node = TextNode(id_="n", text="red", metadata={"_node_content": "{}", "_node_type": "Document"})
+    assert node_of(passage_of(node)) == node
+
+
 def test_a_document_keeps_its_id_text_and_metadata():
     back = node_of(passage_of(Document(id_="d", text="red", metadata={"a": 1})))
     assert (back.node_id, back.get_content(), back.metadata) == ("d", "red", {"a": 1})
