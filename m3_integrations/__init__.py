@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from m3_integrations.index.base import Hit, Index, Where
     from m3_integrations.index.local import LocalIndex
     from m3_integrations.index.memory import MemoryIndex
+    from m3_integrations.index.where import Field, all_of, any_of, none_of
+    from m3_integrations.nudging.engine import Nudged, nudge
+    from m3_integrations.nudging.judged import Judged
     from m3_integrations.retrieval.ingestion import IngestReport, ingest
     from m3_integrations.retrieval.retriever import Match, Retriever
 
@@ -24,6 +27,9 @@ _HOMES = {
     "index.base": ("Hit", "Index", "Where"),
     "index.local": ("LocalIndex",),
     "index.memory": ("MemoryIndex",),
+    "index.where": ("Field", "all_of", "any_of", "none_of"),
+    "nudging.engine": ("Nudged", "nudge"),
+    "nudging.judged": ("Judged",),
     "retrieval.ingestion": ("IngestReport", "ingest"),
     "retrieval.retriever": ("Match", "Retriever"),
 }
@@ -33,21 +39,28 @@ __version__ = "0.1.0"
 __all__ = [
     "Encoded",
     "Encoder",
+    "Field",
     "Hit",
     "Index",
     "IngestReport",
+    "Judged",
     "LocalIndex",
     "M3Encoder",
     "Match",
     "MemoryIndex",
     "Mode",
     "MultiVectors",
+    "Nudged",
     "Passage",
     "Query",
     "Retriever",
     "SearchPlan",
     "Where",
+    "all_of",
+    "any_of",
     "ingest",
+    "none_of",
+    "nudge",
     "score",
 ]
 
