@@ -27,8 +27,9 @@ from m3_integrations.core.encoded import Array, Mode
 from m3_integrations.core.errors import CheckpointError
 
 NAME = "m3-mini"
-# Tuned by benchmarks/mode_weights.py on train splits in six languages; late interaction carries the sum.
-WEIGHTS: Mapping[Mode, float] = {"dense": 0.25, "sparse": 0.04, "multi_vector": 1.0}
+# By benchmarks/mode_weights.py, train splits: within 0.003 nDCG@10 of the grid's best, which gives dense nothing and sparse
+# 0.01. Dense keeps a voice here, so that nudged dense vectors are heard in the sum.
+WEIGHTS: Mapping[Mode, float] = {"dense": 0.1, "sparse": 0.02, "multi_vector": 1.0}
 _TEXT_TOKENS = 128
 _FLOAT32, _Q4 = 0, 1
 _BLOCK = 32
