@@ -82,17 +82,22 @@ class Checkpoint:
     def hash_weights(self) -> str:
         """64 hex digits over the weights as stored and the tokenizer, whatever file or precision they are loaded in."""
         digest = hashlib.sha256(self.tokenizer.to_str().encode())
-        for name, values in sorted(self._stored(), key=lambda pair: pair[0]):
+        for name, values in sorted(self._stored_tensors(), key=lambda pair: pair[0]):
             digest.update(f"{name}{tuple(values.shape)}".encode())
             digest.update(_bytes(values))
         return digest.hexdigest()
 
-    def _stored(self) -> Iterator[tuple[str, Tensor]]:
-        stored = self.backbone.state_dict() if self.backbone.dtype == torch.float32 else None
-        if stored is None:
-            stored = read_backbone(self.folder).state_dict() if self.folder else mini.read_mini().backbone.state_dict()
-        yield from stored.items()
-        yield from _head_tensors(self.heads).items()
+    def stored(self) -> tuple[PreTrainedModel, Heads]:
+        """Backbone and heads in float32: read again where they were loaded in another precision."""
+        if self.backbone.dtype == torch.float32:
+            return self.backbone, self.heads
+        again = _read_mini() if self.folder is None else _read_folder(self.name, self.folder, self.conventions.pooling)
+        return again.backbone, again.heads
+
+    def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        backbone, heads = self.stored()
+        yield from backbone.state_dict().items()
+        yield from _head_tensors(heads).items()
 
 
 def read(model: str, *, revision: str | None = None, pooling: Pooling | None = None) -> Checkpoint:
@@ -332,14 +337,14 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None
     A token prior does not fit that layout: it goes into a file of its own, which only we read.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    backbone, heads = checkpoint.stored()
     with _quiet_transformers():
-        checkpoint.backbone.save_pretrained(folder)
+        backbone.save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
         tokenizer_object=checkpoint.tokenizer, model_max_length=conventions.max_length, **checkpoint.token_names
     )
     tokenizer.save_pretrained(folder)
-    hidden = int(checkpoint.backbone.config.hidden_size)
-    heads = checkpoint.heads
+    hidden = int(backbone.config.hidden_size)
     if heads.sparse is not None or heads.token_prior is not None:
         torch.save(_state(heads.sparse or _silent(hidden)), folder / f"{SPARSE_HEAD}.pt")
     if heads.multi_vector is not None:
