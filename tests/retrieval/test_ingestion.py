@@ -1,0 +1,121 @@
+"""Filling an index: what is new is added, what changed is replaced, what is the same costs nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from m3_integrations import IngestReport, Passage, ingest
+from m3_integrations.core.errors import MissingMode
+from m3_integrations.testing import HashEncoder
+
+
+class Counting(HashEncoder):
+    """Remembers the texts that it was asked to encode."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.encoded = []
+
+    def encode_passages(self, texts, modes=None, *, show_progress=False):
+        self.encoded.extend(texts)
+        return super().encode_passages(texts, modes, show_progress=show_progress)
+
+
+@pytest.fixture
+def encoder():
+    return Counting()
+
+
+def passages(*texts):
+    return [Passage(f"p{i}", text) for i, text in enumerate(texts)]
+
+
+def test_new_passages_are_added(encoder, index):
+    assert ingest(encoder, index, passages("red", "blue")) == IngestReport(added=2, replaced=0, unchanged=0)
+    assert index.passages() == passages("red", "blue")
+    assert index.modes == encoder.modes
+
+
+def test_unchanged_passages_are_not_encoded_again(encoder, index):
+    ingest(encoder, index, passages("red", "blue"))
+    encoder.encoded.clear()
+    assert ingest(encoder, index, passages("red", "blue", "green")) == IngestReport(added=1, replaced=0, unchanged=2)
+    assert encoder.encoded == ["green"]
+
+
+def test_a_passage_whose_text_changed_is_replaced(encoder, index):
+    ingest(encoder, index, passages("red", "blue"))
+    assert ingest(encoder, index, passages("red", "green")) == IngestReport(added=0, replaced=1, unchanged=1)
+    assert index.passages(["p1"])[0].text == "green"
+    assert index.search("dense", encoder.encode_queries(["green"]), 1)[0][0].id == "p1"
+
+
+def test_a_passage_whose_metadata_changed_is_replaced(encoder, index):
+    ingest(encoder, index, [Passage("a", "red", {"year": 2020})])
+    assert ingest(encoder, index, [Passage("a", "red", {"year": 2021})]).replaced == 1
+    assert index.passages(["a"])[0].metadata == {"year": 2021}
+
+
+def test_of_an_id_that_comes_twice_the_last_is_kept(encoder, index):
+    report = ingest(encoder, index, [Passage("a", "red"), Passage("a", "blue")])
+    assert report.total == 2
+    assert [passage.text for passage in index.passages()] == ["blue"]
+
+
+def test_a_generator_is_streamed(encoder, index):
+    kept_when_asked = []
+
+    def stream():
+        for i in range(1100):
+            kept_when_asked.append(len(index))
+            yield Passage(f"{i:04d}", f"word{i % 7}")
+
+    assert ingest(encoder, index, stream()).added == 1100
+    assert len(index) == 1100
+    assert 0 < kept_when_asked[-1] < 1100  # much was added before the last passage was made
+
+
+def test_what_was_added_before_an_error_stays_and_the_next_call_goes_on(encoder, index):
+    def breaking():
+        yield from (Passage(f"{i:04d}", "red") for i in range(600))
+        raise OSError("the disk was pulled out")
+
+    with pytest.raises(OSError, match="pulled out"):
+        ingest(encoder, index, breaking())
+    before = len(index)
+    assert 0 < before < 600
+    report = ingest(encoder, index, (Passage(f"{i:04d}", "red") for i in range(600)))
+    assert report == IngestReport(added=600 - before, replaced=0, unchanged=before)
+
+
+def test_nothing_to_ingest_changes_nothing(encoder, index):
+    assert ingest(encoder, index, []) == IngestReport(0, 0, 0)
+    assert len(index) == 0
+
+
+def test_the_modes_asked_are_kept_and_later_calls_follow_the_index(encoder, index):
+    ingest(encoder, index, passages("red"), modes=("dense",))
+    ingest(encoder, index, passages("red", "blue"))
+    assert index.modes == {"dense"}
+
+
+def test_a_mode_that_the_encoder_lacks_is_refused(index):
+    with pytest.raises(MissingMode, match="'sparse' was asked for"):
+        ingest(HashEncoder(modes=("dense",)), index, passages("red"), modes=("sparse",))
+
+
+def test_empty_texts_are_kept(encoder, index):
+    assert ingest(encoder, index, passages("", "  ")).added == 2
+    assert len(index.search("dense", encoder.encode_queries([""]), 2)[0]) == 2
+
+
+def test_progress_is_shown_when_asked_for_and_not_otherwise(encoder, index, capsys):
+    ingest(encoder, index, passages("red"))
+    assert capsys.readouterr().err == ""
+    ingest(encoder, index, passages("red"), show_progress=True)
+    assert "ingest" in capsys.readouterr().err
+
+
+def test_reports_add_up():
+    assert IngestReport(1, 2, 3) + IngestReport(10, 20, 30) == IngestReport(11, 22, 33)
+    assert IngestReport(1, 2, 3).total == 1 + 2 + 3
