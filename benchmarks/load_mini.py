@@ -1,6 +1,6 @@
 """How long m3-mini takes to load once torch and transformers are imported, and the memory at its highest.
 
-    python benchmarks/load_mini.py
+python benchmarks/load_mini.py
 """
 
 from __future__ import annotations

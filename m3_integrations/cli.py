@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,7 +15,6 @@ from rich.table import Table
 from m3_integrations.core.errors import M3Error
 
 if TYPE_CHECKING:
-    from m3_integrations.core.texts import Passage
     from m3_integrations.demo import Answer
     from m3_integrations.retrieval.retriever import Match
 
@@ -55,10 +53,11 @@ def ingest(
     """Add passages from a file to the index in a folder; those unchanged are skipped."""
     from m3_integrations import LocalIndex, M3Encoder
     from m3_integrations import ingest as fill
+    from m3_integrations.evaluation.beir import read_passages
 
     encoder = M3Encoder.from_pretrained(model)
     with LocalIndex.open(folder, encoder) as index:
-        report = fill(encoder, index, _passages(file), show_progress=True)
+        report = fill(encoder, index, read_passages(file), show_progress=True)
         changes = f"{report.added} added, {report.replaced} replaced, {report.unchanged} unchanged"
         console.print(f"{changes}; the index holds {len(index)}")
 
@@ -73,6 +72,8 @@ def search(
     """Ask the index in a folder."""
     from m3_integrations import LocalIndex, M3Encoder, Retriever
 
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no index at {folder}; fill one with: m3 ingest {folder} FILE")
     encoder = M3Encoder.from_pretrained(model)
     with LocalIndex.open(folder, encoder) as index:
         _print_matches(Retriever(encoder, index).retrieve(question, k))
@@ -82,23 +83,9 @@ def main() -> None:
     """Run the command; an error of ours is one line, without a traceback."""
     try:
         app()
-    except (M3Error, FileNotFoundError, ValueError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}")
+    except (M3Error, OSError, ValueError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}")
         raise SystemExit(1) from error
-
-
-def _passages(file: Path) -> Iterator[Passage]:
-    from m3_integrations.core.texts import Passage
-
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry: Mapping[str, Any] = json.loads(line)
-                text = "\n".join(part for part in (entry.get("title"), entry["text"]) if part)
-                yield Passage(entry["_id"], text, entry.get("metadata", {}))
-            except (ValueError, KeyError, AttributeError) as error:
-                wanted = '{"_id": "...", "text": "..."}'
-                raise ValueError(f"{file}:{number} should be {wanted}, got {line[:60]!r}") from error
 
 
 def _print_answer(answer: Answer) -> None:
@@ -114,7 +101,7 @@ def _print_answer(answer: Answer) -> None:
         console.print(escape(f"shared tokens: {shared}\nnearest tokens: {met}"), style="dim")
 
 
-def _print_matches(matches: list[Match] | Any) -> None:
+def _print_matches(matches: Sequence[Match]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("score", "what each mode gave", "passage", ""):
         table.add_column(heading, overflow="fold")

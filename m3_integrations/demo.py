@@ -59,6 +59,7 @@ class Answer:
 class Demo:
     """What the demonstration found; `render` writes it as one HTML page."""
 
+    model: str
     ingested: IngestReport
     answers: Sequence[Answer]
     metrics: Mapping[str, Mapping[str, float]]
@@ -105,6 +106,7 @@ def run(encoder: M3Encoder, index: Index, questions: Sequence[str] = QUESTIONS, 
     ingested = ingest(encoder, index, [*collection.passages, *python_topics()], show_progress=show_progress)
     plans = plans_of(encoder.weights)
     return Demo(
+        model=encoder.name,
         ingested=ingested,
         answers=[_answer(encoder, index, plans, question) for question in questions],
         metrics=judge(encoder, index, collection.queries, plans),
@@ -115,7 +117,7 @@ def run(encoder: M3Encoder, index: Index, questions: Sequence[str] = QUESTIONS, 
 def _answer(encoder: M3Encoder, index: Index, plans: Mapping[str, SearchPlan], question: str) -> Answer:
     asked = encoder.encode_queries([question])
     found = {name: Retriever(encoder, index, plan).retrieve_encoded(asked, k=3)[0] for name, plan in plans.items()}
-    matches = found["all"]
+    matches = list(found.values())[-1]  # of all modes together, or of the one there is
     return Answer(
         question=question,
         best_by_plan={name: _first(matches) for name, matches in found.items()},

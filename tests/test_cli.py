@@ -37,7 +37,7 @@ def test_what_was_ingested_is_found(run, bge_m3, tmp_path):
 def test_a_line_that_is_no_passage_is_named_with_its_file_and_number(run, bge_m3, tmp_path):
     file = lines(tmp_path / "texts.jsonl", {"_id": "a", "text": "the bridge"}, {"id": "b"})
     result = run("ingest", tmp_path / "index", file, "--model", bge_m3())
-    assert "texts.jsonl:2 should be" in str(result.exception)
+    assert "texts.jsonl, line 2" in str(result.exception)
 
 
 def test_an_error_of_ours_is_one_line_without_a_traceback(monkeypatch, capsys, tmp_path):
@@ -45,7 +45,9 @@ def test_an_error_of_ours_is_one_line_without_a_traceback(monkeypatch, capsys, t
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
-    assert "Traceback" not in capsys.readouterr().out
+    written = capsys.readouterr()
+    assert "no index at" in written.err
+    assert "Traceback" not in written.err + written.out
 
 
 def test_the_demonstration_writes_its_page(run, bge_m3, tmp_path):

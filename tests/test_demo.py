@@ -36,7 +36,7 @@ def test_pythons_topics_are_passages_of_their_own():
 
 
 def test_a_page_escapes_what_it_shows(tmp_path):
-    demo = Demo(IngestReport(1, 0, 0), [], {"<script>": {"ndcg@10": 1.0}}, 1)
+    demo = Demo("tiny", IngestReport(1, 0, 0), [], {"<script>": {"ndcg@10": 1.0}}, 1)
     demo.render(tmp_path / "page.html")
     assert "&lt;script&gt;" in (tmp_path / "page.html").read_text(encoding="utf-8")
 

@@ -31,10 +31,11 @@ from m3_integrations.core import mini
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.errors import CheckpointError
 from m3_integrations.core.model import Heads, Pooling
+from m3_integrations.core.plan import SearchPlan
 
 OWN_FILE = "m3_config.json"
 SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR = "sparse_linear", "colbert_linear", "token_prior"
-# What BGE-M3's own code weighs: FlagEmbedding, compute_score(weights_for_different_modes=[1.0, 0.3, 1.0]).
+# The sum that BGE-M3's training distils (FlagEmbedding, encoder_only/m3/modeling.py); its compute_score has 1, 1, 1.
 BGE_M3_WEIGHTS: Mapping[Mode, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
 _UNBOUNDED = sys.maxsize
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})  # count from pad + 1
@@ -54,6 +55,13 @@ class Conventions:
     query_prefix: str = ""
     passage_prefix: str = ""
     weights: Mapping[Mode, float] = field(default_factory=lambda: dict(BGE_M3_WEIGHTS))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_length, int) or self.max_length < 8:
+            raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length!r}")
+        if not isinstance(self.query_prefix, str) or not isinstance(self.passage_prefix, str):
+            raise ValueError(f"prefixes are strings, got {self.query_prefix!r} and {self.passage_prefix!r}")
+        SearchPlan(weights=self.weights)  # refuses weights that no plan could have
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint
     return Checkpoint(
         name=name,
         backbone=backbone,
-        heads=_read_heads(folder, backbone.config.hidden_size),
+        heads=_read_heads(folder, backbone.config.hidden_size, tokenizer.backend_tokenizer.get_vocab_size()),
         tokenizer=_bare(tokenizer),
         special=_special_ids(tokenizer.backend_tokenizer, token_names),
         token_names=token_names,
@@ -180,8 +188,8 @@ def _conventions(name: str, folder: Path, pooling: Pooling | None) -> Convention
         raise CheckpointError(f"{name!r} pools by {stated['pooling']!r}; this package reads 'cls' and 'mean'")
     try:
         return Conventions(**{"max_length": _UNBOUNDED, **stated})
-    except TypeError as error:
-        raise CheckpointError(f"{folder / OWN_FILE} has settings that this version does not know: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / OWN_FILE} has settings that this version cannot use: {error}") from error
 
 
 def _stated(folder: Path) -> dict[str, Any]:
@@ -196,15 +204,14 @@ def _stated(folder: Path) -> dict[str, Any]:
 
 def _sentence_transformers(folder: Path) -> dict[str, Any]:
     stated: dict[str, Any] = {"normalise": False, "max_length": _UNBOUNDED}
-    for module in _read_json(folder / "modules.json"):
-        kind = str(module["type"]).rpartition(".")[2]
+    for kind, path in _modules(folder / "modules.json"):
         if kind == "Pooling":
-            stated["pooling"] = _pooling(folder / module["path"])
+            stated["pooling"] = _pooling(folder / path)
         elif kind == "Normalize":
             stated["normalise"] = True
-        elif kind != "Transformer" or module["path"]:
+        elif kind != "Transformer" or path:
             raise CheckpointError(
-                f"{folder} has a sentence-transformers module {kind!r} at {module['path']!r}; this package reads "
+                f"{folder} has a sentence-transformers module {kind!r} at {path!r}; this package reads "
                 "Transformer (at the top of the folder), Pooling and Normalize"
             )
     settings = _read_json(folder / "sentence_bert_config.json", default={})
@@ -212,10 +219,18 @@ def _sentence_transformers(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} lower-cases texts outside its tokenizer, which this package does not")
     if settings.get("max_seq_length"):
         stated["max_length"] = int(settings["max_seq_length"])
-    prompts = _read_json(folder / "config_sentence_transformers.json", default={}).get("prompts", {})
-    stated["query_prefix"] = prompts.get("query", "")
-    stated["passage_prefix"] = prompts.get("passage") or prompts.get("document", "")
+    prompts = _read_json(folder / "config_sentence_transformers.json", default={}).get("prompts") or {}
+    stated["query_prefix"] = prompts.get("query") or ""
+    stated["passage_prefix"] = prompts.get("passage") or prompts.get("document") or ""
     return stated
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    """(kind, folder) of each module, in order."""
+    try:
+        return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in _read_json(path)]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} should list modules, each with a 'type' and a 'path'") from error
 
 
 def _pooling(folder: Path) -> str:
@@ -232,11 +247,17 @@ def _pooling(folder: Path) -> str:
 def read_backbone(folder: Path) -> PreTrainedModel:
     """The transformer of a folder, in float32, without a pooler where its class has one."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
         with _quiet_transformers():
             model, loaded = AutoModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+                folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,  # else transformers asks on the terminal whether to run a stranger's code
+                output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
@@ -259,7 +280,7 @@ def _positions(backbone: PreTrainedModel) -> int:
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that transformers can read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -289,15 +310,22 @@ def _special_ids(tokenizer: Tokenizer, names: Mapping[str, str]) -> SpecialToken
     return SpecialTokens(cls=cls, eos=eos, pad=eos if pad is None else pad, unk=id_of("unk_token"))
 
 
-def _read_heads(folder: Path, hidden: int) -> Heads:
+def _read_heads(folder: Path, hidden: int, vocabulary: int) -> Heads:
     prior = _head_file(folder, TOKEN_PRIOR)
     sparse = _read_linear(folder, SPARSE_HEAD, hidden)
     vectors = _read_linear(folder, MULTI_VECTOR_HEAD, hidden)
     return Heads(
         sparse=None if prior and sparse and _is_silent(sparse) else sparse,
-        token_prior=_read_tensors(prior)["weight"] if prior else None,
+        token_prior=_read_prior(prior, vocabulary) if prior else None,
         multi_vector=nn.Identity() if vectors and _is_identity(vectors) else vectors,
     )
+
+
+def _read_prior(path: Path, vocabulary: int) -> Tensor:
+    weight = _read_tensors(path).get("weight")
+    if weight is None or weight.ndim != 1 or len(weight) < vocabulary:
+        raise CheckpointError(f"{path} should hold a 'weight' for each of {vocabulary} tokens")
+    return weight.float()
 
 
 def _read_linear(folder: Path, name: str, hidden: int) -> nn.Linear | None:
@@ -306,9 +334,11 @@ def _read_linear(folder: Path, name: str, hidden: int) -> nn.Linear | None:
         return None
     tensors = _read_tensors(path)
     weight, bias = tensors.get("weight"), tensors.get("bias")
-    if weight is None or weight.ndim != 2 or weight.shape[1] != hidden:
-        shape = None if weight is None else tuple(weight.shape)
-        raise CheckpointError(f"{path} should hold a 'weight' of (outputs, {hidden}), and holds {shape}")
+    outputs = 1 if name == SPARSE_HEAD else "width"
+    fits = weight is not None and weight.ndim == 2 and weight.shape[1] == hidden and outputs in ("width", len(weight))
+    if weight is None or not fits or tensors.keys() - {"weight", "bias"}:
+        held = {key: tuple(value.shape) for key, value in tensors.items()}
+        raise CheckpointError(f"{path} should hold a 'weight' of ({outputs}, {hidden}) and a 'bias', and holds {held}")
     linear = nn.Linear(hidden, weight.shape[0], bias=bias is not None, device="meta")
     linear.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     return linear.requires_grad_(False)
@@ -336,8 +366,8 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None
 
     A token prior does not fit that layout: it goes into a file of its own, which only we read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone, heads = checkpoint.stored()
+    backbone, heads = checkpoint.stored()  # before anything is written: it may be this folder that holds them
+    _make_room(folder)
     with _quiet_transformers():
         backbone.save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
@@ -352,6 +382,16 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None
     if heads.token_prior is not None:
         save_file({"weight": heads.token_prior.float().cpu().contiguous()}, folder / f"{TOKEN_PRIOR}.safetensors")
     (folder / OWN_FILE).write_text(json.dumps(asdict(conventions), indent=2) + "\n", encoding="utf-8")
+
+
+def _make_room(folder: Path) -> None:
+    """A folder without heads of an earlier checkpoint, which would be read with these weights."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is there and holds something else than a model; save into a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR):
+        while stale := _head_file(folder, name):
+            stale.unlink()
 
 
 def _state(linear: nn.Linear) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import threading
@@ -81,7 +80,8 @@ class Encoder(Protocol):
 class M3Encoder:
     """The Encoder over a checkpoint: dense, lexical and late-interaction vectors from one forward pass a text.
 
-    Safe to call from many threads. Made by `from_pretrained`.
+    Safe to call from many threads. Made by `from_pretrained`; a Checkpoint that is passed in belongs to this encoder
+    from then on, which moves it to its device and precision.
     """
 
     def __init__(
@@ -111,15 +111,16 @@ class M3Encoder:
         self.checkpoint = checkpoint
         self.conventions = replace(
             stated,
-            max_length=max_length or stated.max_length,
+            max_length=stated.max_length if max_length is None else max_length,
             query_prefix=stated.query_prefix if query_prefix is None else query_prefix,
             passage_prefix=stated.passage_prefix if passage_prefix is None else passage_prefix,
         )
         self.device = torch.device(device or _best_device())
         self.dtype: Dtype = dtype or "float32"
-        self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(self.device.type, 4096)
+        self.batch_tokens = _BATCH_TOKENS.get(self.device.type, 4096) if batch_tokens is None else batch_tokens
         self.sequencer = Sequencer(checkpoint.tokenizer, checkpoint.special, self.max_length, window_overlap, cls_every)
         self._model = M3Model(checkpoint.backbone, checkpoint.heads).to(self.device, _DTYPES[self.dtype]).eval()
+        self._whole: M3Model | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -338,10 +339,13 @@ class M3Encoder:
             )
         return states
 
-    @cached_property
+    @property
     def _float32(self) -> M3Model:
+        """The model as it is stored, for what half precision cannot hold; read when it is first needed."""
         with self._lock:
-            return copy.deepcopy(self._model).float()
+            if self._whole is None:
+                self._whole = M3Model(*self.checkpoint.stored()).to(self.device, torch.float32).eval()
+            return self._whole
 
     def _run(self, model: M3Model, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> States:
         lengths = [len(each.ids) for each in batch]
@@ -375,7 +379,19 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"the text at position {position} is {text!r}, not a string; an empty text is ''")
+        if not text.isascii():
+            _require_encodable(position, text)
     return texts
+
+
+def _require_encodable(position: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text at position {position} holds half a surrogate pair; repair it with "
+            "text.encode('utf-8', 'replace').decode()"
+        ) from error
 
 
 def _best_device() -> str:

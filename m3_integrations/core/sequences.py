@@ -29,8 +29,7 @@ class TokenSequence(NamedTuple):
 
     def kept(self) -> npt.NDArray[np.int64]:
         """The places that stand for the text itself: cls and prefix left out, the ending eos kept."""
-        left_out = np.concatenate([self.cls, 1 + np.arange(self.prefix)])
-        return np.delete(np.arange(len(self.ids)), left_out)
+        return np.delete(np.arange(len(self.ids)), self.cls)[self.prefix :]
 
 
 class Span(NamedTuple):
@@ -68,7 +67,7 @@ class Sequencer:
     def room(self) -> int:
         """How many tokens of text a sequence holds, the prefix among them."""
         room = self.max_length - 2
-        return room if self.cls_every is None else room - (room - 1) // (self.cls_every + 1)
+        return room if self.cls_every is None else room - room // (self.cls_every + 1)
 
     def sequences(self, texts: Sequence[str], prefix: str) -> tuple[list[TokenSequence], int]:
         """The sequences of each text in the order of texts, and how many texts were cut."""
@@ -77,7 +76,7 @@ class Sequencer:
         for row, encoding in enumerate(self._encode(texts, prefix)):
             ids = np.array(encoding.ids[1:-1], np.int32)
             leading = _prefix_tokens(encoding, prefix)
-            windows = list(self._windows(ids[leading:], self.room - leading))
+            windows = list(self._windows(ids[leading:], self._room_after(leading)))
             cut += sum(map(len, windows)) < len(ids) - leading
             found.extend(self._sequence(ids[:leading], window, row) for window in windows)
         return found, cut
@@ -89,7 +88,7 @@ class Sequencer:
         tokens = list(zip(encoding.ids, encoding.offsets, strict=True))[1 + leading : -1]
         spans = [Span(id, max(0, start - len(prefix)), max(0, stop - len(prefix))) for id, (start, stop) in tokens]
         found: list[Span] = []
-        for window in self._windows(np.arange(len(spans), dtype=np.int32), self.room - leading):
+        for window in self._windows(np.arange(len(spans), dtype=np.int32), self._room_after(leading)):
             found.extend(spans[i] for i in window)
             found.append(Span(self.special.eos, len(text), len(text)))
         return found
@@ -101,6 +100,15 @@ class Sequencer:
     def _encode(self, texts: Sequence[str], prefix: str) -> list[Encoding]:
         # Whitespace alone is the empty text: some tokenizers would make a token of it, which means nothing.
         return self.tokenizer.encode_batch([prefix + text if text.strip() else prefix for text in texts])
+
+    def _room_after(self, prefix: int) -> int:
+        room = self.room - prefix
+        if room <= (self.window_overlap or 0):
+            raise ValueError(
+                f"the prefix takes {prefix} of the {self.room} tokens there are, which leaves no room for the text; "
+                "shorten the prefix, lower window_overlap or raise max_length"
+            )
+        return room
 
     def _windows(self, ids: Ids, room: int) -> Iterator[Ids]:
         if self.window_overlap is None:

@@ -34,10 +34,15 @@ def read_beir(folder: str | os.PathLike[str], split: str = "test", qrels: str = 
     read, or for a judgement of a passage or a query that the folder does not hold.
     """
     root = Path(folder)
-    passages = [_passage(line) for line in _json_lines(_find(root, "corpus.jsonl", "passages.jsonl"))]
+    passages = list(read_passages(_find(root, "corpus.jsonl", "passages.jsonl")))
     questions = {line.id: line.text("text") for line in _json_lines(_find(root, "queries.jsonl"))}
     relevant = _judgements(_find(root, f"{qrels}/{split}.tsv"), {passage.id for passage in passages}, questions)
     return Collection(passages, [Query(id, text, relevant[id]) for id, text in questions.items() if id in relevant])
+
+
+def read_passages(path: str | os.PathLike[str]) -> Iterator[Passage]:
+    """The passages of one file in the order of its lines, plain or .gz; see `read_beir`."""
+    return (_passage(line) for line in _json_lines(Path(path)))
 
 
 def write_run(path: str | os.PathLike[str], run: Mapping[str, Sequence[Hit]], tag: str) -> None:

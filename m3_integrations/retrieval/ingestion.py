@@ -18,18 +18,24 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """How many passages came, by what became of them."""
+    """How many passages came, by what became of them; one that the same call brings again, changed, is `superseded`."""
 
     added: int
     replaced: int
     unchanged: int
+    superseded: int = 0
 
     @property
     def total(self) -> int:
-        return self.added + self.replaced + self.unchanged
+        return self.added + self.replaced + self.unchanged + self.superseded
 
     def __add__(self, other: IngestReport) -> IngestReport:
-        return IngestReport(self.added + other.added, self.replaced + other.replaced, self.unchanged + other.unchanged)
+        return IngestReport(
+            self.added + other.added,
+            self.replaced + other.replaced,
+            self.unchanged + other.unchanged,
+            self.superseded + other.superseded,
+        )
 
 
 def ingest(
@@ -69,4 +75,9 @@ def _ingest_chunk(
         wanted = modes or (index.modes & encoder.modes) or None
         index.add(fresh, encoder.encode_passages([passage.text for passage in fresh], wanted))
     replaced = sum(passage.id in kept for passage in fresh)
-    return IngestReport(added=len(fresh) - replaced, replaced=replaced, unchanged=len(passages) - len(fresh))
+    return IngestReport(
+        added=len(fresh) - replaced,
+        replaced=replaced,
+        unchanged=len(latest) - len(fresh),
+        superseded=len(passages) - len(latest),
+    )

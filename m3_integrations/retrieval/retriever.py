@@ -115,7 +115,7 @@ class Retriever:
         stated = self.encoder.weights if self.plan.weights is None else self.plan.weights
         weights = {mode: stated[mode] for mode in MODES if stated.get(mode)}
         planned = frozenset(self.plan.propose) | weights.keys()
-        if self.plan == SearchPlan():
+        if self.plan.propose == SearchPlan().propose and self.plan.weights is None:
             planned &= self.encoder.modes  # nobody asked this encoder for more than it has
         self._say_dropped(planned - there)
         usable = _Usable(

@@ -504,7 +504,7 @@ def test_a_hostile_head_is_refused_and_nothing_in_it_runs(copied, tmp_path, head
 
 def test_a_head_of_another_shape_is_refused(copied):
     torch.save({"weight": torch.ones(1, 7), "bias": torch.ones(1)}, copied / "sparse_linear.pt")
-    with pytest.raises(CheckpointError, match=r"should hold a 'weight' of \(outputs, 32\), and holds \(1, 7\)"):
+    with pytest.raises(CheckpointError, match=r"should hold a 'weight' of \(1, 32\)"):
         load(copied)
     torch.save([torch.ones(1, 32)], copied / "sparse_linear.pt")
     with pytest.raises(CheckpointError, match="should hold a dict of tensors"):
@@ -588,3 +588,56 @@ def test_mcls_needs_a_checkpoint_that_pools_by_cls(tmp_path):
 def test_the_colbert_width_is_the_checkpoints(tmp_path):
     encoder = load(write_bge_m3(tmp_path, TinyCheckpoint(colbert_width=8)))
     assert (encoder.width, encoder.encode_queries(["a"]).multi_vector.width) == (8, 8)
+
+
+class TestWhatAReviewFound:
+    """Each of these was a fault once."""
+
+    @pytest.mark.parametrize(("max_length", "every"), [(67, 64), (66, 64), (130, 4), (18, 1)])
+    def test_cls_tokens_leave_a_sequence_within_its_length(self, bge_m3, max_length, every):
+        encoder = M3Encoder.from_pretrained(str(bge_m3()), max_length=max_length, cls_every=every)
+        (sequence,), cut = encoder.sequencer.sequences(["a b c d " * 200], "")
+        assert len(sequence.ids) <= max_length
+        assert cut == 1
+
+    def test_a_prefix_longer_than_the_stride_of_cls_tokens_stays_out_of_every_mode(self, bge_m3):
+        prefixed = M3Encoder.from_pretrained(str(bge_m3()), cls_every=1, passage_prefix="where what the ")
+        encoded = prefixed.encode_passages(["bridge"])
+        assert encoded.multi_vector.counts.tolist() == [2]  # the word and the ending token
+        assert prefixed.tokens(encoded.sparse.indices) in ([], ["▁bridge"])
+
+    def test_a_prefix_that_leaves_no_room_is_refused(self, bge_m3):
+        encoder = M3Encoder.from_pretrained(str(bge_m3()), max_length=8, passage_prefix="a b c d e f g h ")
+        with pytest.raises(ValueError, match="shorten the prefix"):
+            encoder.encode_passages(["bridge"])
+
+    def test_a_folder_that_brings_its_own_code_is_refused_without_asking(self, bge_m3, tmp_path, monkeypatch):
+        folder = shutil.copytree(bge_m3(), tmp_path / "hostile")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+        with pytest.raises(CheckpointError):
+            M3Encoder.from_pretrained(str(folder))
+        assert not (tmp_path / "ran").exists()
+
+    def test_saving_again_leaves_no_head_of_the_earlier_checkpoint(self, bge_m3, tmp_path):
+        M3Encoder.from_pretrained(str(bge_m3())).save_pretrained(tmp_path / "saved")
+        M3Encoder.from_pretrained(str(bge_m3(sparse=False))).save_pretrained(tmp_path / "saved")
+        assert "sparse" not in M3Encoder.from_pretrained(str(tmp_path / "saved")).modes
+
+    def test_a_folder_that_is_not_ours_is_not_written_into(self, bge_m3, tmp_path):
+        (tmp_path / "thesis.txt").write_text("mine")
+        with pytest.raises(CheckpointError, match="save into a new folder"):
+            M3Encoder.from_pretrained(str(bge_m3())).save_pretrained(tmp_path)
+
+    def test_half_a_surrogate_pair_is_named_by_its_position(self, bge_m3):
+        with pytest.raises(ValueError, match="position 1 holds half a surrogate pair"):
+            M3Encoder.from_pretrained(str(bge_m3())).encode_passages(["a", "\ud83d"])
+
+    def test_a_lexical_head_of_two_outputs_is_refused(self, bge_m3, tmp_path):
+        folder = shutil.copytree(bge_m3(), tmp_path / "two-outputs")
+        torch.save(torch.nn.Linear(32, 2).state_dict(), folder / "sparse_linear.pt")
+        with pytest.raises(CheckpointError, match=r"should hold a 'weight' of \(1, 32\)"):
+            M3Encoder.from_pretrained(str(folder))
