@@ -27,3 +27,7 @@ def test_the_llama_index_block_finds_the_bridge_across_languages(mini, monkeypat
     names: dict[str, object] = {}
     exec(compile(BLOCKS[0], "README.md", "exec"), names)
     assert "Zhaozhou" in names["best"][0].text
+
+
+def test_nothing_in_the_readme_waits_to_be_filled_in():
+    assert "{{" not in README.read_text(encoding="utf-8")
