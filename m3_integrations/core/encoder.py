@@ -291,7 +291,7 @@ class M3Encoder:
         if cut:
             warnings.warn(
                 f"{cut} of {len(texts)} texts are longer than {self.max_length} tokens and were cut; split them, or "
-                "read them whole with from_pretrained(..., window_overlap=64)",
+                f"read them whole with from_pretrained(..., window_overlap={self.sequencer.room // 8})",
                 TextsTruncated,
                 stacklevel=3,
             )
