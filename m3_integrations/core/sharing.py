@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
-from m3_integrations.core.encoder import M3Encoder
+from m3_integrations.core.encoder import Encoder, M3Encoder
 
 _encoders: WeakValueDictionary[EncoderOptions, M3Encoder] = WeakValueDictionary()
 _lock = threading.Lock()
@@ -34,3 +34,11 @@ class EncoderOptions:
                 encoder = M3Encoder.from_pretrained(**vars(self))
                 _encoders[self] = encoder
             return encoder
+
+
+def name_of(encoder: Encoder | None) -> str:
+    """What stands where a model's name is wanted: an encoder that is passed in is known by its fingerprint alone.
+
+    No folder and no hub model is called so: a copy that cannot have the encoder fails, and takes no other.
+    """
+    return "m3-mini" if encoder is None else f"encoder:{encoder.fingerprint[:16]}"

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 from langchain_core.documents import Document
 
-from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import UnsupportedFilter
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import content_hash
@@ -28,14 +27,6 @@ _OPERATORS: Mapping[str, Operator] = {
     "$exists": "exists",
 }
 _TOGETHER: Mapping[str, Callable[..., Where]] = {"$and": all_of, "$or": any_of, "$nor": none_of}
-
-
-def name_of(encoder: Encoder | None) -> str:
-    """What stands where a model's name is wanted: an encoder that is passed in is known by its fingerprint alone.
-
-    No folder and no hub model is called so: a copy that cannot have the encoder fails, and takes no other.
-    """
-    return "m3-mini" if encoder is None else f"encoder:{encoder.fingerprint[:16]}"
 
 
 def passage_of(document: Document) -> Passage:

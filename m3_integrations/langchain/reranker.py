@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
@@ -10,10 +10,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field, model_validator
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.core.threads import on_thread
-from m3_integrations.retrieval.reranking import Ranked, rerank
+from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
 
 
 class M3Reranker(BaseDocumentCompressor):
@@ -34,10 +33,7 @@ class M3Reranker(BaseDocumentCompressor):
 
     @model_validator(mode="after")
     def _only_a_hybrid_is_weighed(self) -> Self:
-        if self.weights is not None and self.mode != "hybrid":
-            raise ValueError(f"weights weigh the hybrid, but mode is {self.mode!r}; leave one of them out")
-        if self.weights is not None:
-            SearchPlan(weights=self.weights)  # checks them
+        weights_of(self.mode, self.weights)
         return self
 
     def model_post_init(self, _: Any) -> None:
@@ -47,16 +43,15 @@ class M3Reranker(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The best `top_n` documents, best first."""
-        ranked = rerank(self.encoder, query, [document.page_content for document in documents], self._weights())
+        ranked = rerank(
+            self.encoder, query, [document.page_content for document in documents], weights_of(self.mode, self.weights)
+        )
         return [self._scored(documents[each.position], each) for each in ranked[: self.top_n]]
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         return await on_thread(self.compress_documents, documents, query, callbacks)
-
-    def _weights(self) -> Mapping[Mode, float] | None:
-        return self.weights if self.mode == "hybrid" else {self.mode: 1.0}
 
     def _scored(self, document: Document, ranked: Ranked) -> Document:
         scores: dict[str, Any] = {"relevance_score": ranked.score}

@@ -11,7 +11,6 @@ from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithS
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
-from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import UnsupportedFilter
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, none_of
@@ -36,14 +35,6 @@ _TOGETHER: Mapping[FilterCondition, Callable[..., Where]] = {
     FilterCondition.OR: any_of,
     FilterCondition.NOT: none_of,
 }
-
-
-def name_of(encoder: Encoder | None) -> str:
-    """What stands where a model's name is wanted: an encoder that is passed in is known by its fingerprint alone.
-
-    No folder and no hub model is called so: a copy that cannot have the encoder fails, and takes no other.
-    """
-    return "m3-mini" if encoder is None else f"encoder:{encoder.fingerprint[:16]}"
 
 
 def passage_of(node: BaseNode) -> Passage:

@@ -9,9 +9,8 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 
 from m3_integrations.core.encoded import DENSE
 from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.sharing import EncoderOptions
+from m3_integrations.core.sharing import EncoderOptions, name_of
 from m3_integrations.core.threads import on_thread
-from m3_integrations.llama_index.convert import name_of
 
 
 class M3Embedding(BaseEmbedding):

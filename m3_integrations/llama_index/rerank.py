@@ -14,10 +14,8 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.core.sharing import EncoderOptions
-from m3_integrations.llama_index.convert import name_of
-from m3_integrations.retrieval.reranking import Ranked, rerank
+from m3_integrations.core.sharing import EncoderOptions, name_of
+from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
 
 dispatcher = get_dispatcher(__name__)
 
@@ -48,10 +46,7 @@ class M3Rerank(BaseNodePostprocessor):
 
     @model_validator(mode="after")
     def _only_a_hybrid_is_weighed(self) -> Self:
-        if self.weights is not None and self.mode != "hybrid":
-            raise ValueError(f"weights weigh the hybrid, but mode is {self.mode!r}; leave one of them out")
-        if self.weights is not None:
-            SearchPlan(weights=self.weights)  # checks them
+        weights_of(self.mode, self.weights)
         return self
 
     @classmethod
@@ -90,11 +85,8 @@ class M3Rerank(BaseNodePostprocessor):
 
     def _best(self, nodes: Sequence[NodeWithScore], query: str) -> list[NodeWithScore]:
         texts = [each.node.get_content(MetadataMode.EMBED) for each in nodes]
-        ranked = rerank(self.encoder, query, texts, self._weights())
+        ranked = rerank(self.encoder, query, texts, weights_of(self.mode, self.weights))
         return [self._scored(nodes[each.position], each) for each in ranked[: self.top_n]]
-
-    def _weights(self) -> Mapping[Mode, float] | None:
-        return self.weights if self.mode == "hybrid" else {self.mode: 1.0}
 
     def _scored(self, found: NodeWithScore, ranked: Ranked) -> NodeWithScore:
         kept: dict[str, Any] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from m3_integrations.core.encoded import MODES, Mode, check_modes, score_mode
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.fusion import weighted_sum
+from m3_integrations.core.plan import SearchPlan
 
 
 class Ranked(NamedTuple):
@@ -16,6 +17,16 @@ class Ranked(NamedTuple):
     position: int
     score: float
     by_mode: Mapping[Mode, float]
+
+
+def weights_of(mode: Mode | Literal["hybrid"], weights: Mapping[Mode, float] | None) -> Mapping[Mode, float] | None:
+    """What `rerank` takes for the hybrid as weighed, or for one mode alone.
+
+    Raises ValueError for weights beside a single mode, or that no plan could have.
+    """
+    if mode != "hybrid" and weights is not None:
+        raise ValueError(f"weights weigh the hybrid, but mode is {mode!r}; leave one of them out")
+    return SearchPlan(weights=weights).weights if mode == "hybrid" else {mode: 1.0}
 
 
 def rerank(
