@@ -69,8 +69,8 @@ class Index(Protocol):
     def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
         """`content_hash` of each of these passages, or of all; ids that are not there are passed over."""
 
-    def ids(self) -> list[str]:
-        """Every id, ascending."""
+    def ids(self, where: Where | None = None) -> list[str]:
+        """Every id, or those of the passages that pass the filter, ascending."""
 
     def __len__(self) -> int:
         """How many passages it holds."""

@@ -175,8 +175,13 @@ class LocalIndex:
         wanted = None if ids is None else list_of_ids(ids, "content_hashes")
         return self._read(lambda transaction, _: transaction.hashes(wanted))
 
-    def ids(self) -> list[str]:
-        return self._read(lambda transaction, _: transaction.ids())
+    def ids(self, where: Where | None = None) -> list[str]:
+        def kept(transaction: Transaction, snapshot: Snapshot) -> list[str]:
+            if where is None or not snapshot.living:
+                return transaction.ids()
+            return sorted(transaction.ids_of(snapshot.slots[snapshot.allowed(transaction, where)].tolist()))
+
+        return self._read(kept)
 
     def __len__(self) -> int:
         return self._read(lambda _, snapshot: snapshot.living)

@@ -124,9 +124,10 @@ class MemoryIndex:
             wanted = self.ids() if ids is None else list_of_ids(ids, "content_hashes")
             return {id: self._entries[id].hash for id in wanted if id in self._entries}
 
-    def ids(self) -> list[str]:
+    def ids(self, where: Where | None = None) -> list[str]:
         with self._lock:
-            return list(self._ids())
+            everyone = self._ids()
+            return [id for id in everyone if where is None or where.matches(self._entries[id].metadata)]
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -88,6 +88,7 @@ def assert_alike(index: Index, judge: Index, where: Where | None = None) -> None
     queries = encode(["red cat", "blue", "dog dog green", "unheard", ""])
     assert len(index) == len(judge)
     assert index.ids() == judge.ids()
+    assert index.ids(where) == judge.ids(where)
     assert index.passages() == judge.passages()
     assert index.content_hashes() == judge.content_hashes()
     for mode in judge.modes:
@@ -391,6 +392,7 @@ class IndexContract:
             Passage("d", "red", {"draft": 1}),
         )
         assert found(index.search(mode, encode(["red"]), 10, where)[0]) == ids
+        assert index.ids(where) == ids
 
     @pytest.mark.parametrize("mode", MODES)
     def test_k_results_come_back_whenever_k_passages_match(self, index: Index, mode: Mode) -> None:
