@@ -8,6 +8,7 @@ under the text and the bytes of its dense vector: what is found is of the pass t
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 from weakref import WeakValueDictionary
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from m3_integrations.core.encoded import DENSE, MODES, Array, Encoded, Mode
 from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.errors import WrongDimension
+from m3_integrations.core.errors import M3Warning, WrongDimension
 
 Vector: TypeAlias = npt.ArrayLike
 _Key: TypeAlias = tuple[str, bytes]
@@ -125,6 +126,7 @@ def complete_passages(
         return Encoded(dense=np.array(given, np.float32))
     kept = [_usable(recent.passages, text, each, modes) for text, each in zip(texts, dense, strict=True)]
     missing = [i for i, row in enumerate(kept) if row is None]
+    _say_dropped(recent, [dense[i] for i in missing])
     if len(missing) == len(texts):
         return _made(encoder, texts, dense, modes)
     if missing:
@@ -175,6 +177,17 @@ def _size(row: Encoded) -> int:
 def _usable(rows: Rows, text: str, dense: Vector | None, modes: Collection[Mode]) -> Encoded | None:
     row = None if dense is None else rows.find(text, dense)
     return None if row is None or not frozenset(modes) <= row.modes else row.only(modes)
+
+
+def _say_dropped(recent: Recent, missing: Sequence[Vector | None]) -> None:
+    if recent.passages.dropped and any(each is not None for each in missing):
+        warnings.warn(
+            f"texts go through the model again: what a pass made of {recent.passages.dropped} of them did not fit "
+            f"into the {recent.passages.limit} bytes that may wait; allow more, or hand over fewer texts at once",
+            M3Warning,
+            stacklevel=3,
+        )
+        recent.passages.dropped = 0
 
 
 def _made(encoder: Encoder, texts: Sequence[str], dense: Sequence[Vector | None], modes: Collection[Mode]) -> Encoded:

@@ -3,5 +3,7 @@
 from m3_integrations.llama_index.embedding import M3Embedding
 from m3_integrations.llama_index.rerank import M3Rerank
 from m3_integrations.llama_index.retriever import M3Retriever
+from m3_integrations.llama_index.sparse import M3SparseEmbedding
+from m3_integrations.llama_index.vector_store import M3VectorStore
 
-__all__ = ["M3Embedding", "M3Rerank", "M3Retriever"]
+__all__ = ["M3Embedding", "M3Rerank", "M3Retriever", "M3SparseEmbedding", "M3VectorStore"]

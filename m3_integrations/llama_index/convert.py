@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import date, datetime, time
 from typing import Any
 
 from llama_index.core.bridge.pydantic import ValidationError
@@ -16,8 +17,13 @@ from m3_integrations.core.texts import Passage
 from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, none_of
 from m3_integrations.retrieval.retriever import Match
 
+NODE_ID = "_node_id"
+REF_DOC_ID = "_ref_doc_id"
+NODE_TYPE = "_node_type"
 _NODE = "_node_content"
-_OWN = (_NODE, "_node_type")
+_TIMES = "_times"
+_OWN = (_NODE, NODE_TYPE, NODE_ID, REF_DOC_ID, _TIMES)
+_KINDS: Mapping[str, type[date] | type[time]] = {"datetime": datetime, "date": date, "time": time}
 _SAME: Mapping[FilterOperator, Operator] = {
     FilterOperator.EQ: "==",
     FilterOperator.NE: "!=",
@@ -40,19 +46,25 @@ _TOGETHER: Mapping[FilterCondition, Callable[..., Where]] = {
 def passage_of(node: BaseNode) -> Passage:
     """A node as a passage: its text as it is embedded, and all of the node in the metadata, for `node_of`.
 
-    What an IndexNode points at stays behind: it may be a retriever or an engine.
+    What an IndexNode points at stays behind: it may be a retriever or an engine. Dates and times in the metadata are
+    kept as ISO 8601, which filters compare as text, and come back as what they were.
     """
     kept = node.model_copy(update={"obj": None}) if isinstance(node, IndexNode) else node
     stored = node_to_metadata_dict(kept)
     # LlamaIndex writes its "doc_id" and kin over fields of the same name; a filter means the field that the user gave.
     given = json.loads(stored[_NODE])["metadata"]
-    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), {**stored, **_without(given, _OWN)})
+    own = {NODE_ID: node.node_id, REF_DOC_ID: node.ref_doc_id, _TIMES: list(_times(node.metadata))}
+    metadata = {**stored, **_without(given, _OWN), **{name: value for name, value in own.items() if value}}
+    return Passage(node.node_id, node.get_content(MetadataMode.EMBED), metadata)
 
 
 def node_of(passage: Passage) -> BaseNode:
     """The node that a passage was made of; a passage that was made otherwise becomes a TextNode."""
     if _NODE in passage.metadata:
-        return metadata_dict_to_node(dict(passage.metadata))
+        node = metadata_dict_to_node(dict(passage.metadata))
+        for kind, path in passage.metadata.get(_TIMES, ()):
+            _restore_time(node.metadata, kind, path)
+        return node
     return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
 
 
@@ -89,6 +101,25 @@ def filters_of(where: Where) -> MetadataFilters:
 
 def _without(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if name not in names}
+
+
+def _times(value: Any, *path: str | int) -> Iterator[tuple[str, list[str | int]]]:
+    """The kind of each date and time in a value, and the keys and positions that lead to it."""
+    if isinstance(value, (date, time)):
+        yield next(kind for kind, each in _KINDS.items() if isinstance(value, each)), list(path)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _times(inner, *path, str(key))
+    if isinstance(value, (list, tuple)):
+        for position, inner in enumerate(value):
+            yield from _times(inner, *path, position)
+
+
+def _restore_time(metadata: Any, kind: str, path: Sequence[str | int]) -> None:
+    *steps, last = path
+    for step in steps:
+        metadata = metadata[step]
+    metadata[last] = _KINDS[kind].fromisoformat(metadata[last])
 
 
 def _field(each: MetadataFilter) -> Where:

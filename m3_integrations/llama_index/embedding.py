@@ -2,73 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field
 
-from m3_integrations.core.encoded import DENSE
-from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.sharing import EncoderOptions, name_of
+from m3_integrations.core.recent import dense_of_passages, dense_of_queries
 from m3_integrations.core.threads import on_thread
+from m3_integrations.llama_index.settings import EncoderSettings
 
 
-class M3Embedding(BaseEmbedding):
+class M3Embedding(EncoderSettings, BaseEmbedding):
     """Dense vectors of "m3-mini" (embedded, offline), of a local folder, or of a hub id such as "BAAI/bge-m3".
 
-    The model is read when it is first needed; embeddings with equal options share it, and copies that are pickled or
-    made `from_dict` read it anew. `encoder` gives it, for hybrid retrieval over the same weights. An encoder that is
-    passed in is used as it is and does not travel: copies read what `model_name` says, and without one they raise
-    CheckpointError.
+    `encoder` gives the model behind it, for hybrid retrieval over the same weights. While an M3VectorStore over the
+    same model is alive, the forward pass that makes an embedding makes what the store keeps besides, too. What travels
+    in a copy, and what does not: see EncoderSettings.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    model_name: str = Field(default="m3-mini", description="m3-mini, a local folder, or a hub id.")
     embed_batch_size: int = Field(
         default=256, gt=0, le=2048, description="Texts a call; what a forward pass holds is bounded by batch_tokens."
     )
-    device: str | None = Field(default=None, description="cuda, mps or cpu; None takes the best there is.")
-    dtype: str | None = Field(default=None, description="float32, bfloat16 or float16; None is float32.")
-    max_length: int | None = Field(default=None, description="Tokens read of a text; None is all the model reads.")
-    batch_tokens: int | None = Field(default=None, description="Padded tokens in a forward pass; bounds memory.")
-    query_prefix: str | None = Field(default=None, description="None keeps what the checkpoint states.")
-    passage_prefix: str | None = Field(default=None, description="None keeps what the checkpoint states.")
-    revision: str | None = Field(default=None, description="The revision of a hub id.")
-    _encoder: Encoder | None = PrivateAttr(default=None)
-
-    def __init__(self, model_name: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
-        super().__init__(model_name=model_name or name_of(encoder), **settings)
-        self._encoder = encoder
 
     @classmethod
     def class_name(cls) -> str:
         return "M3Embedding"
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder behind this embedding, in all its modes."""
-        if self._encoder is None:
-            self._encoder = self._options().load()
-        return self._encoder
-
-    def _options(self) -> EncoderOptions:
-        return EncoderOptions(
-            model=self.model_name,
-            device=self.device,
-            dtype=self.dtype,
-            max_length=self.max_length,
-            batch_tokens=self.batch_tokens,
-            query_prefix=self.query_prefix,
-            passage_prefix=self.passage_prefix,
-            revision=self.revision,
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Weights do not travel: the copy reads them where it wakes up. Other threads go on with those of this one.
-        bare = self.model_copy()
-        bare._encoder = None
-        return super(M3Embedding, bare).__getstate__()
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self._get_query_embeddings([query])[0]
@@ -77,11 +35,11 @@ class M3Embedding(BaseEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
-        embeddings: list[Embedding] = self.encoder.encode_queries(queries, modes=DENSE).dense.tolist()
+        embeddings: list[Embedding] = dense_of_queries(self.encoder, queries).tolist()
         return embeddings
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        embeddings: list[Embedding] = self.encoder.encode_passages(texts, modes=DENSE).dense.tolist()
+        embeddings: list[Embedding] = dense_of_passages(self.encoder, texts).tolist()
         return embeddings
 
     async def _aget_query_embedding(self, query: str) -> Embedding:

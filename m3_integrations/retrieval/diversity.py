@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from m3_integrations.core.encoded import Array
+from m3_integrations.core.encoded import DENSE, Array
+from m3_integrations.index.base import Index
+from m3_integrations.retrieval.retriever import Match
+
+_NO_VECTORS: Array = np.zeros((0, 0), np.float32)
 
 
 def maximal_marginal_relevance(
@@ -32,3 +39,11 @@ def maximal_marginal_relevance(
         added = balance * relevance - (1 - balance) * overlap
         added[[row for row, _ in chosen]] = -np.inf
     return chosen
+
+
+def diversify(index: Index, matches: Sequence[Match], k: int, balance: float = 0.5) -> list[Match]:
+    """k of these matches by maximal marginal relevance of their dense vectors, each scored by what it added."""
+    vectors = index.vectors([match.passage.id for match in matches], DENSE).dense if matches else _NO_VECTORS
+    relevance = np.array([match.score for match in matches], np.float32)
+    chosen = maximal_marginal_relevance(relevance, vectors, k, balance)
+    return [replace(matches[row], score=added, by_mode={"dense": added}) for row, added in chosen]

@@ -63,32 +63,50 @@ class Retriever:
         """`retrieve` on a thread, so that the event loop goes on."""
         return await on_thread(self.retrieve, query, k, where)
 
+    @property
+    def modes(self) -> frozenset[Mode]:
+        """The modes that the plan needs of a question here. Raises MissingMode where none of them is to be had."""
+        return self._usable().modes if len(self.index) else self.encoder.modes
+
     def encode(self, queries: Sequence[str]) -> Encoded:
         """Questions in the modes that the plan needs and no others; over an empty index, in all of the encoder's."""
-        return self.encoder.encode_queries(queries, self._usable().modes if len(self.index) else None)
+        return self.encoder.encode_queries(queries, self.modes)
 
-    def retrieve_encoded(self, queries: Encoded, k: int = 10, where: Where | None = None) -> list[list[Match]]:
-        """The best k passages for questions that were encoded before. Modes that they lack drop out of the plan."""
+    def retrieve_encoded(
+        self,
+        queries: Encoded,
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        candidates: Mapping[Mode, int] | None = None,
+    ) -> list[list[Match]]:
+        """The best k passages for questions that were encoded before. Modes that they lack drop out of the plan.
+
+        candidates: how many a mode proposes, where that is not the plan's number (or k, where k is higher).
+        """
         _check_k(k)
         if len(self.index) == 0:
             return [[] for _ in range(len(queries))]
+        counts = {mode: max(k, self.plan.candidates) for mode in MODES} | dict(candidates or {})
         for _ in range(_TRIES):
             try:
-                return self._search(queries, k, where)
+                return self._search(queries, k, where, counts)
             except UnknownId:
                 continue  # a candidate was deleted by another thread or process after it was found: look again
-        return self._search(queries, k, where)
+        return self._search(queries, k, where, counts)
 
-    def _search(self, queries: Encoded, k: int, where: Where | None) -> list[list[Match]]:
+    def _search(self, queries: Encoded, k: int, where: Where | None, counts: Mapping[Mode, int]) -> list[list[Match]]:
         usable = self._usable(queries.modes)
-        candidates = self._propose(queries, usable, max(k, self.plan.candidates), where)
+        candidates = self._propose(queries, usable, counts, where)
         return self._rank(queries, usable, candidates, k)
 
-    def _propose(self, queries: Encoded, usable: _Usable, count: int, where: Where | None) -> list[list[str]]:
+    def _propose(
+        self, queries: Encoded, usable: _Usable, counts: Mapping[Mode, int], where: Where | None
+    ) -> list[list[str]]:
         """For each query the union of what each proposing mode found."""
         found: list[set[str]] = [set() for _ in range(len(queries))]
         for mode in usable.propose:
-            for ids, hits in zip(found, self.index.search(mode, queries, count, where), strict=True):
+            for ids, hits in zip(found, self.index.search(mode, queries, counts[mode], where), strict=True):
                 ids.update(hit.id for hit in hits)
         return [sorted(ids) for ids in found]
 
