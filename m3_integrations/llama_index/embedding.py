@@ -5,6 +5,7 @@ from __future__ import annotations
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field
 
+from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.recent import dense_of_passages, dense_of_queries
 from m3_integrations.core.threads import on_thread
 from m3_integrations.llama_index.settings import EncoderSettings
@@ -14,8 +15,9 @@ class M3Embedding(EncoderSettings, BaseEmbedding):
     """Dense vectors of "m3-mini" (embedded, offline), of a local folder, or of a hub id such as "BAAI/bge-m3".
 
     `encoder` gives the model behind it, for hybrid retrieval over the same weights. While an M3VectorStore over the
-    same model is alive, the forward pass that makes an embedding makes what the store keeps besides, too. What travels
-    in a copy, and what does not: see EncoderSettings.
+    same model is alive, the forward pass that makes an embedding makes what the store keeps besides, too. Questions
+    that are awaited at the same time share a pass: one waits at most 2 ms for others. What travels in a copy, and what
+    does not: see EncoderSettings.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,7 +45,7 @@ class M3Embedding(EncoderSettings, BaseEmbedding):
         return embeddings
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await on_thread(self._get_query_embedding, query)
+        return await gathered(self._get_query_embeddings, query)
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
         return await on_thread(self._get_text_embedding, text)

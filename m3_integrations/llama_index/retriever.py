@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,22 @@ class M3Retriever(BaseRetriever):
         return cls(LocalIndex.open(folder, encoder), encoder, similarity_top_k, plan, filters)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = self._encode(query_bundle)
+        return self._search(_merged(query_bundle, self.retriever.encode(_phrasings(query_bundle))))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        first, *others = await asyncio.gather(*map(self.retriever.aencode, _phrasings(query_bundle)))
+        return await on_thread(self._search, _merged(query_bundle, first.join(*others)))
+
+    def _search(self, query: Encoded) -> list[NodeWithScore]:
         matches = self.retriever.retrieve_encoded(query, self.similarity_top_k, where_of(self.filters))
         return nodes_of(matches[0])
 
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await on_thread(self._retrieve, query_bundle)
 
-    def _encode(self, bundle: QueryBundle) -> Encoded:
-        encoded = self.retriever.encode(bundle.embedding_strs or [bundle.query_str]).merged()
-        given = bundle.embedding
-        return encoded if given is None or "dense" not in encoded.modes else encoded.with_dense([given])
+def _phrasings(bundle: QueryBundle) -> list[str]:
+    return bundle.embedding_strs or [bundle.query_str]
+
+
+def _merged(bundle: QueryBundle, phrasings: Encoded) -> Encoded:
+    """The phrasings as one question, with the bundle's own embedding in place of the dense vector."""
+    merged, given = phrasings.merged(), bundle.embedding
+    return merged if given is None or "dense" not in merged.modes else merged.with_dense([given])

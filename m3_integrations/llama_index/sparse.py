@@ -11,6 +11,7 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field
 
 from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.errors import MissingExtra
+from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.threads import on_thread
 from m3_integrations.llama_index.settings import EncoderSettings
 
@@ -67,7 +68,7 @@ class M3SparseEmbedding(EncoderSettings, BaseSparseEmbedding):  # type: ignore[m
         return _weights(self.encoder.encode_passages(texts, modes=_SPARSE))
 
     async def _aget_query_embedding(self, query: str) -> SparseEmbedding:
-        return await on_thread(self._get_query_embedding, query)
+        return await gathered(self._get_query_embeddings, query)
 
     async def _aget_text_embedding(self, text: str) -> SparseEmbedding:
         return await on_thread(self._get_text_embedding, text)

@@ -11,6 +11,7 @@ from m3_integrations.core.encoded import MODES, Encoded, Mode
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
 from m3_integrations.core.fusion import weighted_sum
+from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Passage
 from m3_integrations.core.threads import on_thread
@@ -60,8 +61,19 @@ class Retriever:
         return self.retrieve_encoded(self.encode(queries), k, where)
 
     async def aretrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
-        """`retrieve` on a thread, so that the event loop goes on."""
-        return await on_thread(self.retrieve, query, k, where)
+        """`retrieve` while the event loop goes on; questions that are awaited at the same time share a pass."""
+        if await on_thread(len, self.index) == 0:
+            return await on_thread(self.retrieve, query, k, where)
+        matches = await on_thread(self.retrieve_encoded, await self.aencode(query), k, where)
+        return matches[0]
+
+    async def aencode(self, query: str) -> Encoded:
+        """A question in the modes that the plan needs, from a pass with others that are awaited at the same time."""
+        return await gathered(self._encode_each, query)
+
+    def _encode_each(self, queries: Sequence[str]) -> list[Encoded]:
+        encoded = self.encode(queries)
+        return [encoded.take([i]) for i in range(len(encoded))]
 
     @property
     def modes(self) -> frozenset[Mode]:
