@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field
 
+from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.recent import dense_of_passages, dense_of_queries
 from m3_integrations.core.threads import on_thread
@@ -25,6 +28,9 @@ class M3Embedding(EncoderSettings, BaseEmbedding):
     embed_batch_size: int = Field(
         default=256, gt=0, le=2048, description="Texts a call; what a forward pass holds is bounded by batch_tokens."
     )
+
+    def __init__(self, model_name: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
+        super().__init__(model_name, encoder=encoder, **settings)
 
     @classmethod
     def class_name(cls) -> str:

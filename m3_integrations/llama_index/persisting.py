@@ -62,7 +62,7 @@ def write(
     """Write the settings, and a folder of the nodes where these are in memory; what was there before goes last."""
     fs = fs or fsspec.filesystem("file")
     path = fs._strip_protocol(path)
-    before = read(path, fs).beside if _is_ours(path, fs) else None
+    before = read(path, fs).beside if is_ours(path, fs) else None
     beside = f"{PurePosixPath(path).name}.{uuid.uuid4().hex[:8]}" if isinstance(index, MemoryIndex) else None
     folder = str(index.folder) if isinstance(index, LocalIndex) else None
     fs.makedirs(_parent(path), exist_ok=True)
@@ -96,7 +96,8 @@ def _is_neighbour(path: str, name: str) -> bool:
     return re.fullmatch(re.escape(PurePosixPath(path).name) + r"\.[0-9a-f]{8}", name) is not None
 
 
-def _is_ours(path: str, fs: fsspec.AbstractFileSystem) -> bool:
+def is_ours(path: str, fs: fsspec.AbstractFileSystem | None = None) -> bool:
+    """Whether `read` would read it."""
     try:
         read(path, fs)
     except IndexFolderError:

@@ -21,6 +21,7 @@ from m3_integrations.core.threads import on_thread
 from m3_integrations.index.base import Index, Where
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
+from m3_integrations.llama_index import events
 from m3_integrations.llama_index.convert import nodes_of, passage_of, where_of
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.retriever import Retriever
@@ -80,15 +81,27 @@ class M3Retriever(BaseRetriever):
         return cls(LocalIndex.open(folder, encoder), encoder, similarity_top_k, plan, filters)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._search(_merged(query_bundle, self.retriever.encode(_phrasings(query_bundle))))
+        texts = _phrasings(query_bundle)
+        with events.embedding(self.callback_manager, self._model(), texts) as done:
+            encoded = self.retriever.encode(texts)
+            done(encoded)
+        return self._search(_merged(query_bundle, encoded))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        first, *others = await asyncio.gather(*map(self.retriever.aencode, _phrasings(query_bundle)))
-        return await on_thread(self._search, _merged(query_bundle, first.join(*others)))
+        texts = _phrasings(query_bundle)
+        with events.embedding(self.callback_manager, self._model(), texts) as done:
+            first, *others = await asyncio.gather(*map(self.retriever.aencode, texts))
+            encoded = first.join(*others)
+            done(encoded)
+        return await on_thread(self._search, _merged(query_bundle, encoded))
 
     def _search(self, query: Encoded) -> list[NodeWithScore]:
         matches = self.retriever.retrieve_encoded(query, self.similarity_top_k, where_of(self.filters))
         return nodes_of(matches[0])
+
+    def _model(self) -> dict[str, str]:
+        """What events say of the model."""
+        return {"class_name": type(self).__name__, "model_name": repr(self.retriever.encoder)}
 
 
 def _phrasings(bundle: QueryBundle) -> list[str]:

@@ -10,6 +10,7 @@ from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, Sp
 from llama_index.core.bridge.pydantic import ConfigDict, Field
 
 from m3_integrations.core.encoded import Encoded, Mode
+from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import MissingExtra
 from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.threads import on_thread
@@ -32,6 +33,9 @@ class M3SparseEmbedding(EncoderSettings, BaseSparseEmbedding):  # type: ignore[m
     embed_batch_size: int = Field(
         default=256, gt=0, le=2048, description="Texts a call; what a forward pass holds is bounded by batch_tokens."
     )
+
+    def __init__(self, model_name: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
+        super().__init__(model_name, encoder=encoder, **settings)
 
     @classmethod
     def class_name(cls) -> str:

@@ -100,10 +100,11 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         *,
         encoder: Encoder | None = None,
         index: Index | None = None,
+        **changed: Any,
     ) -> M3VectorStore:
-        """The store that `StorageContext.persist(persist_dir)` wrote."""
+        """The store that `StorageContext.persist(persist_dir)` wrote; the rest as in `from_persist_path`."""
         path = f"{persist_dir}/{namespace}__{DEFAULT_PERSIST_FNAME}"
-        return cls.from_persist_path(path, fs, encoder=encoder, index=index)
+        return cls.from_persist_path(path, fs, encoder=encoder, index=index, **changed)
 
     @classmethod
     def from_persist_path(
@@ -113,24 +114,26 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         *,
         encoder: Encoder | None = None,
         index: Index | None = None,
+        **changed: Any,
     ) -> M3VectorStore:
-        """The store that `persist` wrote, with all its settings; nothing is unpickled.
+        """The store that `persist` wrote, with all its settings but those that are changed; nothing is unpickled.
 
         encoder, index: needed where the store was made with one that only the caller has (an encoder that was passed
         in, an index on a server). Raises WrongEncoder where the encoder is another, IndexFolderError where there is
         no such store.
         """
         said = persisting.read(persist_path, fs)
+        settings = {**said.settings, **changed}
         if index is not None:
-            return cls(index, encoder, **said.settings)
+            return cls(index, encoder, **settings)
         with said.vectors() as folder:
-            kept = cls(folder=str(folder), encoder=encoder, **said.settings)
+            kept = cls(folder=str(folder), encoder=encoder, **settings)
             if not said.in_memory:
                 return kept
             index = MemoryIndex()
             copy_passages(kept.index, index)
             kept.index.close()
-        return cls(index, kept.encoder, **said.settings)
+        return cls(index, kept.encoder, **settings)
 
     @property
     def client(self) -> Index:
