@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 
 from m3_integrations.core.errors import UnsupportedFilter
 from m3_integrations.core.texts import Passage
+from m3_integrations.core.times import as_text, times_as_text, times_restored
 from m3_integrations.index.base import content_hash
 from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, none_of
 from m3_integrations.retrieval.retriever import Match
@@ -30,13 +31,23 @@ _TOGETHER: Mapping[str, Callable[..., Where]] = {"$and": all_of, "$or": any_of, 
 
 
 def passage_of(document: Document) -> Passage:
-    """A document as a passage; one without id gets one from its content, so that adding it again replaces it."""
-    unnamed = Passage("?", document.page_content, document.metadata)
-    return Passage(document.id or content_hash(unnamed)[:32], document.page_content, document.metadata)
+    """A document as a passage, see `passage`."""
+    return passage(document.page_content, document.metadata, document.id)
+
+
+def passage(text: str, metadata: Mapping[str, Any], id: str | None = None) -> Passage:
+    """A text with metadata as a passage; one without id gets one from its content, so that adding it again replaces it.
+
+    Dates and times in the metadata are kept as ISO 8601, which filters compare as text, and come back as what they
+    were. Raises ValueError, naming the key, for other values that JSON cannot say.
+    """
+    unnamed = Passage(id or "(without id)", text, times_as_text(metadata))
+    return Passage(id or content_hash(unnamed)[:32], text, unnamed.metadata)
 
 
 def document_of(passage: Passage) -> Document:
-    return Document(id=passage.id, page_content=passage.text, metadata=dict(passage.metadata))
+    """The document that a passage was made of."""
+    return Document(id=passage.id, page_content=passage.text, metadata=times_restored(passage.metadata))
 
 
 def documents_of(matches: Sequence[Match]) -> list[Document]:
@@ -48,6 +59,7 @@ def where_of(filter: Filter | Where | None) -> Where | None:
     """A filter in LangChain's usual notation as a Where; a Where stays as it is.
 
     `{"year": {"$gte": 2020}, "lang": "de"}`: all conditions hold. "$and", "$or", "$nor" take lists, "$not" a filter.
+    A date or time is compared with those in the metadata, as ISO 8601.
     Raises UnsupportedFilter for what a Where cannot say.
     """
     return None if filter is None else _where(filter)
@@ -71,11 +83,11 @@ def _condition(name: str, asked: Any) -> Where:
     if name.startswith("$"):
         raise UnsupportedFilter(f"{name!r} is not supported; use one of {[*_TOGETHER, '$not']} or a field's name")
     if not isinstance(asked, Mapping):
-        return Field(name, "==", asked)
+        return Field(name, "==", as_text(asked))
     return all_of(*(_field(name, operator, value) for operator, value in asked.items()))
 
 
 def _field(name: str, operator: str, value: Any) -> Where:
     if operator not in _OPERATORS:
         raise UnsupportedFilter(f"{operator!r} on {name!r} is not supported; use one of {sorted(_OPERATORS)}")
-    return Field(name, _OPERATORS[operator], value)
+    return Field(name, _OPERATORS[operator], as_text(list(value) if isinstance(value, (set, frozenset)) else value))

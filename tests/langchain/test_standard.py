@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_tests.integration_tests import EmbeddingsIntegrationTests, RetrieversIntegrationTests
+from langchain_tests.integration_tests import (
+    EmbeddingsIntegrationTests,
+    RetrieversIntegrationTests,
+    VectorStoreIntegrationTests,
+)
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.langchain import M3Embeddings, M3Retriever
+from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
 from m3_integrations.langchain.convert import passage_of
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
@@ -81,3 +85,31 @@ class TestM3RetrieverOverLocalIndex(_OfM3Retriever):
 
 
 del _OfM3Retriever
+
+
+class TestM3VectorStoreOverMemoryIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self):
+        return M3VectorStore(self.get_embeddings())
+
+
+class TestM3VectorStoreOverLocalIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, tmp_path):
+        store = M3VectorStore.from_folder(tmp_path / "index", self.get_embeddings())
+        with store.index:
+            yield store
+
+
+class TestHybridM3VectorStoreOverMemoryIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, hash_encoder):
+        return M3VectorStore(M3Embeddings(encoder=hash_encoder))
+
+
+class TestHybridM3VectorStoreOverLocalIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, hash_encoder, tmp_path):
+        store = M3VectorStore.from_folder(tmp_path / "index", M3Embeddings(encoder=hash_encoder))
+        with store.index:
+            yield store
