@@ -11,18 +11,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
-from m3_integrations.nudging.choose import FOLDS, Choice, choose, join, split
+from m3_integrations.nudging.choose import FOLDS, Choice, best_of, choose, join, split
 from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.rank_metric import RankMetric
-from m3_integrations.nudging.solve import UNIT, pulls_of_rows
+from m3_integrations.nudging.solve import UNIT, pulls_of_rows, shares_of_rows
 from m3_integrations.nudging.spread import Neighbours, Spread, SpreadPulls
 from m3_integrations.nudging.still import Still, numbered, resting
 from m3_integrations.nudging.ways import Pushing, Turning, Way
 
 Method = Literal["n", "m"]
 WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
-SPREADS = [Spread(temperature, own) for own in (1.0, 0.4) for temperature in (0.02, 0.05, 0.2)]
+TEMPERATURES = (0.02, 0.05, 0.2)  # of a spread
+OWN = (1.0, 0.4)  # of its own pull, what a passage keeps in a spread
+CENTRES = (0.0, 0.5, 0.9)
 FEW = 1000  # validation queries; where there are fewer, training queries judge too
 CROSSED = 1 << 28  # training queries times passages, up to which that is quick
 SPREAD_TO = 50_000  # passages up to which "auto" tries to spread: beyond, it is slower than all the rest together
@@ -40,7 +42,8 @@ class Nudged:
     """Passages after a nudge: only those that moved are kept beside the ones that were given.
 
     rows: (moved,) ascending; vectors: (moved, dim). before, after: the metric on validation; curve: it over gamma.
-    method: "n" or "m"; spread: how pulls were spread, None where they were not.
+    method: "n" or "m"; spread: how pulls were spread, None where they were not; centre: the part of the mean query
+    that was taken from each query before it pulled.
     choice: how gamma was chosen, with the gain on queries that the choice did not see; None where gamma was given.
     unanswered_train, unanswered_validation: queries that were left out, having no answer or no weight.
     """
@@ -51,6 +54,7 @@ class Nudged:
     method: Method
     gamma: float
     spread: Spread | None
+    centre: float
     metric: str
     before: float
     after: float
@@ -80,6 +84,7 @@ def nudge(
     method: Literal["auto", "n", "m"] = "auto",
     metric: str = "ndcg@10",
     spread: Literal["auto", "neighbours"] | None = "auto",
+    centre: float | None = None,
     gamma: float | None = None,
     background: Floats | Iterable[Floats] | None = None,
 ) -> Nudged:
@@ -90,30 +95,86 @@ def nudge(
     method: "n" keeps lengths; "m" does not, and needs an index that compares by dot product; "auto" takes the better,
     or moves nothing where the gain does not stand out from chance; on few validation queries it lets folds of the
     training queries judge too, each without its own pulls. spread: whether passages follow the pulls of their
-    neighbours, those without queries most of all. gamma: None finds the best.
+    neighbours, those without queries most of all. centre: how much of the mean query is taken from each before it
+    pulls, 0 to 1; None is 0, as in the paper, where the method is named, and the best of a few where it is "auto".
+    gamma: None finds the best.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
     _require_one_of("method", method, ("auto", "n", "m"))
     _require_one_of("spread", spread, ("auto", "neighbours", None))
     scene = _Scene.of(passages, train, validation, RankMetric.of(metric), background, crossed=method == "auto")
-    plans = scene.plans(method, spread)
-    sweeps = [scene.sweep(plan) for plan in plans]
+    race = _Race(scene, method, spread, _centres(centre, method), gamma)
     if gamma is not None:
-        _require_in_range(gamma, {plan.method for plan in plans})
-        which = int(np.argmax([each.level(gamma) for each in sweeps]))
-        return scene.nudged(plans[which], sweeps[which], gamma, None)
-    if not len(scene.judged):
-        raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
-    choice = choose([join([each, *scene.crossed(plan)]) for plan, each in zip(plans, sweeps, strict=True)])
+        return scene.nudged(race.best, scene.sweep(race.best), gamma, None)
+    choice = choose(list(race.sweeps.values()))
+    plan = list(race.sweeps)[choice.which]
     moves = method != "auto" or choice.convinces
-    return scene.nudged(plans[choice.which], sweeps[choice.which], choice.gamma if moves else 0.0, choice)
+    return scene.nudged(plan, scene.sweep(plan), choice.gamma if moves else 0.0, choice)
 
 
-class _Plan(NamedTuple):
-    """One way to nudge: by which method, and how pulls are spread, if they are."""
+class Plan(NamedTuple):
+    """One way to nudge: by which method, how pulls are spread, if they are, and how far queries are centred."""
 
     method: Method
     spread: Spread | None
+    centre: float
+
+
+class _Race:
+    """The ways to nudge, swept one after another: a grid first, then what differs from its best in one more respect.
+
+    gamma: None where it is to be found.
+    """
+
+    def __init__(
+        self,
+        scene: _Scene,
+        method: Literal["auto", "n", "m"],
+        spread: Literal["auto", "neighbours"] | None,
+        centres: Sequence[float],
+        gamma: float | None,
+    ) -> None:
+        if gamma is None and not len(scene.judged):
+            raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
+        self.scene, self.gamma = scene, gamma
+        self.sweeps: dict[Plan, Sweep] = {}
+        methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
+        spreads = scene.spreads(spread)
+        grid = [Plan(first, how, centre) for first in methods for how in spreads for centre in centres]
+        possible = scene.require_some(grid)
+        if gamma is not None:
+            _require_in_range(gamma, {plan.method for plan in possible})
+        self._run([plan for plan in possible if plan.method == possible[0].method])
+        for best in (self.best, self._best_spread):
+            self._run([plan for plan in self._beside(best, methods) if scene.can(plan)])
+
+    def _run(self, plans: Iterable[Plan]) -> None:
+        for plan in plans:
+            if plan not in self.sweeps:
+                alone = self.gamma is not None
+                self.sweeps[plan] = self.scene.sweep(plan) if alone else self.scene.joint_sweep(plan)
+
+    @property
+    def best(self) -> Plan:
+        return self._best_of(list(self.sweeps))
+
+    @property
+    def _best_spread(self) -> Plan:
+        return self._best_of([plan for plan in self.sweeps if plan.spread] or list(self.sweeps))
+
+    def _best_of(self, plans: Sequence[Plan]) -> Plan:
+        sweeps = [self.sweeps[plan] for plan in plans]
+        if self.gamma is None:
+            return plans[best_of(sweeps)[0]]
+        return plans[int(np.argmax([each.level(self.gamma) for each in sweeps]))]
+
+    def _beside(self, best: Plan, methods: Sequence[Method]) -> Iterable[Plan]:
+        for method in methods:
+            yield best._replace(method=method)
+            if best.spread is not None:
+                yield from (best._replace(method=method, spread=best.spread._replace(own=own)) for own in OWN)
+            else:
+                yield best._replace(method=method, centre=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +217,9 @@ class _Scene:
         unanswered = len(train) - len(pullers), len(validation) - len(judged)
         return cls(passages, pullers, judged, metric, best.take(np.arange(len(judged))), folds, unanswered)
 
-    def plans(self, method: Literal["auto", "n", "m"], spread: Literal["auto", "neighbours"] | None) -> list[_Plan]:
-        """What there is to choose from. Raises ValueError where nothing is left, passages being too long or short."""
-        methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
-        plans = [_Plan(each, how) for how in self._spreads(spread) for each in methods]
-        possible = [plan for plan in plans if plan.method == "m" or self._off_unit(plan) is None]
+    def require_some(self, plans: Sequence[Plan]) -> list[Plan]:
+        """The plans that are possible. Raises ValueError where none is, passages being too long or too short."""
+        possible = [plan for plan in plans if self.can(plan)]
         if not possible:
             row = self._off_unit(plans[0])
             raise ValueError(
@@ -169,13 +228,18 @@ class _Scene:
             )
         return possible
 
-    def _spreads(self, spread: Literal["auto", "neighbours"] | None) -> list[Spread | None]:
+    def can(self, plan: Plan) -> bool:
+        """Whether the passages that this plan moves have the length that its method needs."""
+        return plan.method == "m" or self._off_unit(plan) is None
+
+    def spreads(self, spread: Literal["auto", "neighbours"] | None) -> list[Spread | None]:
         if spread is None or not len(self.pulled) or (spread == "auto" and len(self.passages) > SPREAD_TO):
             return [None]
         _require_finite(self.passages, np.arange(len(self.passages)))
-        return [*SPREADS] if spread == "neighbours" else [None, *SPREADS]
+        some = [Spread(temperature, OWN[0]) for temperature in TEMPERATURES]
+        return [*some] if spread == "neighbours" else [None, *some]
 
-    def _off_unit(self, plan: _Plan) -> int | None:
+    def _off_unit(self, plan: Plan) -> int | None:
         """The first of the rows to move whose length is not 1."""
         return self._off_unit_pulled if plan.spread is None else self._off_unit_of_all
 
@@ -187,26 +251,24 @@ class _Scene:
     def _off_unit_of_all(self) -> int | None:
         return _off_unit(self.passages, np.arange(len(self.passages)))
 
-    def sweep(self, plan: _Plan) -> Sweep:
+    def sweep(self, plan: Plan) -> Sweep:
         still = self._resting if plan.spread is None else self.background
         return sweep(self.passages, self.pulls(plan), self.judged, self.metric, WAYS[plan.method], still)
 
-    def crossed(self, plan: _Plan) -> list[Sweep]:
-        """The sweeps of the folds."""
-        return [fold.sweep(plan) for fold in self.folds]
+    def joint_sweep(self, plan: Plan) -> Sweep:
+        """On the validation queries and the folds together."""
+        return join([self.sweep(plan), *(fold.sweep(plan) for fold in self.folds)])
 
-    def pulls(self, plan: _Plan) -> Pulls:
+    def pulls(self, plan: Plan) -> Pulls:
+        known = KnownPulls(*pulls_of_rows(self.train, plan.centre))
         if plan.spread is None:
-            return self._known
-        return SpreadPulls.of(self._known.rows, self._known.vectors, self._neighbours, plan.spread)
-
-    @property
-    def pulled(self) -> Ints:
-        return self._known.rows
+            return known
+        return SpreadPulls.of(known.rows, known.vectors, self._neighbours, plan.spread)
 
     @cached_property
-    def _known(self) -> KnownPulls:
-        return KnownPulls(*pulls_of_rows(self.train))
+    def pulled(self) -> Ints:
+        rows, _ = shares_of_rows(self.train)
+        return rows
 
     @cached_property
     def _neighbours(self) -> Neighbours:
@@ -217,8 +279,8 @@ class _Scene:
         """The best of all that nothing pulls."""
         return self.background.with_(resting(self.passages, self.pulled), self.judged.queries)
 
-    def nudged(self, plan: _Plan, swept: Sweep, gamma: float, choice: Choice | None) -> Nudged:
-        rows, vectors = self._moved(plan, gamma)
+    def nudged(self, plan: Plan, swept: Sweep, gamma: float, choice: Choice | None) -> Nudged:
+        rows, vectors = moved_rows(self.passages, self.pulls(plan), WAYS[plan.method], gamma)
         return Nudged(
             start=self.passages,
             rows=rows,
@@ -226,6 +288,7 @@ class _Scene:
             method=plan.method,
             gamma=gamma,
             spread=plan.spread if gamma > 0 else None,
+            centre=plan.centre if gamma > 0 else 0.0,
             metric=str(self.metric),
             before=swept.before,
             after=swept.level(gamma),
@@ -235,17 +298,25 @@ class _Scene:
             unanswered_validation=self.unanswered[1],
         )
 
-    def _moved(self, plan: _Plan, gamma: float) -> tuple[Ints, Floats]:
-        """The rows that do not stay where they were, and where they are then."""
-        pulls, way = self.pulls(plan), WAYS[plan.method]
-        rows = pulls.rows if gamma > 0 else pulls.rows[:0]
-        vectors = np.empty((len(rows), self.passages.shape[1]), _precision(self.passages))
-        stays = np.zeros(len(rows), bool)
-        for part in parts(len(rows)):
-            before = self.passages[rows[part]]
-            vectors[part] = way.move(before.astype(np.float64), pulls.take(part).astype(np.float64), gamma)
-            stays[part] = (vectors[part] == before).all(axis=1)
-        return (rows[~stays], vectors[~stays]) if stays.any() else (rows, vectors)
+
+def moved_rows(passages: Floats, pulls: Pulls, way: Way, gamma: float) -> tuple[Ints, Floats]:
+    """The rows that do not stay where they were, ascending, and where they are then."""
+    rows = pulls.rows if gamma > 0 else pulls.rows[:0]
+    vectors = np.empty((len(rows), passages.shape[1]), _precision(passages))
+    stays = np.zeros(len(rows), bool)
+    for part in parts(len(rows)):
+        before = passages[rows[part]]
+        vectors[part] = way.move(before.astype(np.float64), pulls.take(part).astype(np.float64), gamma)
+        stays[part] = (vectors[part] == before).all(axis=1)
+    return (rows[~stays], vectors[~stays]) if stays.any() else (rows, vectors)
+
+
+def _centres(centre: float | None, method: str) -> Sequence[float]:
+    if centre is None:
+        return CENTRES if method == "auto" else CENTRES[:1]
+    if not 0 <= centre <= 1:
+        raise ValueError(f"centre is a part of the mean query: 0 <= centre <= 1, got {centre}")
+    return (centre,)
 
 
 def _require_one_of(name: str, value: object, known: tuple[object, ...]) -> None:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from m3_integrations.core.errors import NonFiniteVector, WrongDimension
+from m3_integrations.core.encoded import Encoded
+from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimension
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -20,6 +21,7 @@ class Judged:
     """n queries and their answers, ragged: query i is answered by `rows[offsets[i]:offsets[i + 1]]`, none twice.
 
     queries: (n, dim) float32 or float64; rows, grades: (pairs,), grades above 0; offsets: (n + 1,); weights: (n,) >= 0.
+    encoded: the same queries in all their modes, where they were given so; dim is 0 where dense is none of these.
     Make one with `Judged.of`. A query without answers is kept: it pulls nothing and judges nothing.
     """
 
@@ -28,24 +30,36 @@ class Judged:
     rows: Ints
     grades: Floats
     weights: Floats
+    encoded: Encoded | None = None
 
     @classmethod
     def of(
-        cls, queries: npt.ArrayLike, answers: Sequence[Mapping[int, float]], weights: npt.ArrayLike | None = None
+        cls,
+        queries: npt.ArrayLike | Encoded,
+        answers: Sequence[Mapping[int, float]],
+        weights: npt.ArrayLike | None = None,
     ) -> Judged:
         """From one mapping a query: row of a passage -> grade. A grade of 0 or less says "no answer" and is dropped.
 
-        queries: (n, dim); weights: (n,), 1 where not said. Raises WrongDimension, NonFiniteVector or ValueError,
-        naming the first query that is at fault.
+        queries: (n, dim), or an Encoded of n; weights: (n,), 1 where not said. Raises WrongDimension, NonFiniteVector
+        or ValueError, naming the first query that is at fault.
         """
-        vectors = _checked_queries(queries)
+        encoded = queries if isinstance(queries, Encoded) else None
+        vectors = _checked_queries(_dense_of(queries) if isinstance(queries, Encoded) else queries)
         if len(answers) != len(vectors):
             raise WrongDimension(f"one mapping of answers a query: got {len(vectors)} queries, {len(answers)} answers")
         kept = [_kept(i, each) for i, each in enumerate(answers)]
         offsets = np.cumsum([0, *(len(each) for each in kept)], dtype=np.int64)
         rows = np.array([row for each in kept for row in each], np.int64)
         grades = np.array([grade for each in kept for grade in each.values()], np.float64)
-        return cls(vectors, offsets, rows, grades, _checked_weights(weights, len(vectors)))
+        return cls(vectors, offsets, rows, grades, _checked_weights(weights, len(vectors)), encoded)
+
+    @property
+    def in_modes(self) -> Encoded:
+        """The queries in all their modes. Raises MissingMode where they were given as plain vectors."""
+        if self.encoded is None:
+            raise MissingMode("these queries are plain dense vectors; give Judged.of an Encoded of them, in all modes")
+        return self.encoded
 
     @property
     def counts(self) -> Ints:
@@ -66,7 +80,10 @@ class Judged:
         counts = self.counts[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         pairs = np.repeat(self.offsets[:-1][chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
-        return Judged(self.queries[chosen], offsets, self.rows[pairs], self.grades[pairs], self.weights[chosen])
+        encoded = None if self.encoded is None else self.encoded.take(chosen)
+        return Judged(
+            self.queries[chosen], offsets, self.rows[pairs], self.grades[pairs], self.weights[chosen], encoded
+        )
 
     def answered(self) -> Judged:
         """The queries that have an answer and a weight above 0."""
@@ -114,6 +131,10 @@ class Judged:
         kept = np.flatnonzero(place < per_passage)
         offsets = np.searchsorted(kept, self.offsets).astype(np.int64)
         return replace(self, offsets=offsets, rows=self.rows[kept], grades=self.grades[kept])
+
+
+def _dense_of(encoded: Encoded) -> Floats:
+    return encoded.dense if "dense" in encoded.modes else np.zeros((len(encoded), 0), np.float32)
 
 
 def _checked_queries(queries: npt.ArrayLike) -> Floats:

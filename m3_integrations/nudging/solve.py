@@ -27,14 +27,24 @@ def pull(judged: Judged, n: int) -> Floats:
     return pulls
 
 
-def pulls_of_rows(judged: Judged) -> tuple[Ints, Floats]:
-    """The rows that some query pulls, ascending (m,), and their pulls (m, dim) in the queries' precision."""
+def pulls_of_rows(judged: Judged, centre: float = 0.0) -> tuple[Ints, Floats]:
+    """The rows that some query pulls, ascending (m,), and their pulls (m, dim) in the queries' precision.
+
+    centre: how much of the mean query is taken from each query first. What all queries share says nothing about a
+    passage, and brings those that were asked for nearer to every question; without it they crowd out the rest less.
+    """
+    rows, shares = shares_of_rows(judged)
+    queries = judged.queries.astype(np.float64, copy=False)
+    vectors = shares @ (queries - centre * queries.mean(axis=0) if centre and len(queries) else queries)
+    return rows, vectors.astype(judged.queries.dtype, copy=False)
+
+
+def shares_of_rows(judged: Judged) -> tuple[Ints, scipy.sparse.csr_array]:
+    """The rows that some query pulls, ascending (m,), and how hard each query pulls each of them (m, queries)."""
     pulling = np.flatnonzero(judged.strengths)
     rows, places = np.unique(judged.rows[pulling], return_inverse=True)
     pairs = judged.strengths[pulling], (places, judged.askers[pulling])
-    shares = scipy.sparse.csr_array(pairs, shape=(len(rows), len(judged)))
-    vectors = shares @ judged.queries.astype(np.float64, copy=False)
-    return rows, vectors.astype(judged.queries.dtype, copy=False)
+    return rows, scipy.sparse.csr_array(pairs, shape=(len(rows), len(judged)))
 
 
 class Bearing(NamedTuple):
@@ -86,9 +96,14 @@ def turn(passages: Floats, pulls: Floats, gamma: float) -> Floats:
 
 def turn_by(passages: Floats, way: Bearing, gamma: float) -> Floats:
     """`turn`, for bearings that are known already."""
-    angle = np.minimum(2 * math.asin(math.sqrt(gamma) / 2), way.angle)[:, None]
+    angle = np.minimum(chord_angle(gamma), way.angle)[:, None]
     turned = np.cos(angle) * passages + np.sin(angle) * way.sideways
     return np.where(angle > 0, turned, passages).astype(passages.dtype, copy=False)
+
+
+def chord_angle(gamma: float) -> float:
+    """The angle in radians, 0 to π, whose chord has the squared length gamma."""
+    return 2 * math.asin(math.sqrt(gamma) / 2)
 
 
 def push(passages: Floats, pulls: Floats, gamma: float) -> Floats:

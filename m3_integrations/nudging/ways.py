@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from m3_integrations.nudging.judged import Floats, Ints
-from m3_integrations.nudging.solve import Bearing, bearing, push, turn_by, unit
+from m3_integrations.nudging.solve import Bearing, bearing, chord_angle, push, turn_by, unit
 
 SLACK = 1e-12  # how far float64 rounding may carry a crossing
 
@@ -51,6 +51,10 @@ class Way(Protocol):
         """The scores at t, or all of them times something that is above 0 and the same for each."""
         ...
 
+    def level(self, gamma: float, curves: Curves) -> Floats:
+        """The scores themselves at gamma, to be added to those of other modes."""
+        ...
+
     def bend(self, step: float) -> float:
         """How far a curve, its size being 1, can leave the span of its values at both ends of a step."""
         ...
@@ -79,6 +83,9 @@ class Pushing:
     def score(self, t: Floats, curves: Curves) -> Floats:
         return curves.a + t * (curves.b - curves.a)
 
+    def level(self, gamma: float, curves: Curves) -> Floats:
+        return curves.a + gamma * curves.b
+
     def bend(self, step: float) -> float:
         return 0.0
 
@@ -106,6 +113,9 @@ class Turning:
     def score(self, t: Floats, curves: Curves) -> Floats:
         angle = np.minimum(t, curves.reach)
         return curves.a * np.cos(angle) + curves.b * np.sin(angle)
+
+    def level(self, gamma: float, curves: Curves) -> Floats:
+        return self.score(np.asarray(chord_angle(gamma)), curves)
 
     def bend(self, step: float) -> float:
         return step**2 / 8  # the second derivative is at most the curve's size

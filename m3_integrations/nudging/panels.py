@@ -1,0 +1,77 @@
+"""Who judges a nudge, and who pulls meanwhile: nobody judges what was moved towards their own question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from m3_integrations.core.encoded import Encoded
+from m3_integrations.nudging.choose import FOLDS, SEED, split
+from m3_integrations.nudging.judged import Ints, Judged
+
+FEW = 1000  # validation queries; where there are fewer, training queries judge too
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """Judges in panels, and for each panel the training queries that do not pull while it judges.
+
+    judges: answered queries; seats: (judges,) the panel of each; silent: by panel, rows of train, ascending.
+    """
+
+    train: Judged
+    judges: Judged
+    seats: Ints
+    silent: Sequence[Ints]
+
+    @classmethod
+    def crossed(cls, train: Judged, validation: Judged, few: int = FEW) -> Panels:
+        """The validation queries; where they are few, also folds of the training queries, up to `few` in all.
+
+        train, validation: every query with an answer.
+        """
+        panels = cls(train, validation, np.zeros(len(validation), np.int64), [np.empty(0, np.int64)])
+        if len(validation) >= few or len(train) < FOLDS:
+            return panels
+        rng = np.random.default_rng(SEED)
+        for held, _ in split(len(train)):
+            seated = np.sort(rng.permutation(held)[: -(-(few - len(validation)) // FOLDS)])
+            panels = panels.with_panel(train.take(seated), held)
+        return panels
+
+    @classmethod
+    def apart(cls, train: Judged, groups: Ints) -> Panels:
+        """Each group of training queries judges what all the others make of the passages. groups: (train,) from 0."""
+        panels = cls(train, train.take([]), np.empty(0, np.int64), [])
+        for group in range(int(groups.max(initial=-1)) + 1):
+            held = np.flatnonzero(groups == group)
+            panels = panels.with_panel(train.take(held), held)
+        return panels
+
+    def with_panel(self, judges: Judged, silent: Ints) -> Panels:
+        seats = np.append(self.seats, np.full(len(judges), len(self.silent)))
+        return replace(self, judges=_join(self.judges, judges), seats=seats, silent=[*self.silent, silent])
+
+    def pullers(self, panel: int) -> Judged:
+        """Who pulls while this panel judges."""
+        return self.train.take(np.setdiff1d(np.arange(len(self.train)), self.silent[panel]))
+
+    def seated(self, panel: int) -> Ints:
+        """The judges of a panel."""
+        return np.flatnonzero(self.seats == panel)
+
+
+def _join(a: Judged, b: Judged) -> Judged:
+    encoded: Encoded | None = None
+    if a.encoded is not None and b.encoded is not None:
+        encoded = a.encoded.join(b.encoded)
+    return Judged(
+        np.concatenate([a.queries, b.queries]),
+        np.concatenate([a.offsets, a.offsets[-1] + b.offsets[1:]]),
+        np.concatenate([a.rows, b.rows]),
+        np.concatenate([a.grades, b.grades]),
+        np.concatenate([a.weights, b.weights]),
+        encoded,
+    )
