@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import date, datetime, time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.bridge.pydantic import ValidationError
@@ -14,6 +13,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from m3_integrations.core.errors import UnsupportedFilter
 from m3_integrations.core.texts import Passage
+from m3_integrations.core.times import TIMES, times_as_text, times_restored
 from m3_integrations.index.where import Field, Operator, Where, all_of, any_of, none_of
 from m3_integrations.retrieval.retriever import Match
 
@@ -21,9 +21,7 @@ NODE_ID = "_node_id"
 REF_DOC_ID = "_ref_doc_id"
 NODE_TYPE = "_node_type"
 _NODE = "_node_content"
-_TIMES = "_times"
-_OWN = (_NODE, NODE_TYPE, NODE_ID, REF_DOC_ID, _TIMES)
-_KINDS: Mapping[str, type[date] | type[time]] = {"datetime": datetime, "date": date, "time": time}
+_OWN = (_NODE, NODE_TYPE, NODE_ID, REF_DOC_ID)
 _SAME: Mapping[FilterOperator, Operator] = {
     FilterOperator.EQ: "==",
     FilterOperator.NE: "!=",
@@ -53,7 +51,7 @@ def passage_of(node: BaseNode) -> Passage:
     stored = node_to_metadata_dict(kept)
     # LlamaIndex writes its "doc_id" and kin over fields of the same name; a filter means the field that the user gave.
     given = json.loads(stored[_NODE])["metadata"]
-    own = {NODE_ID: node.node_id, REF_DOC_ID: node.ref_doc_id, _TIMES: list(_times(node.metadata))}
+    own = {NODE_ID: node.node_id, REF_DOC_ID: node.ref_doc_id, TIMES: times_as_text(node.metadata).get(TIMES)}
     metadata = {**stored, **_without(given, _OWN), **{name: value for name, value in own.items() if value}}
     return Passage(node.node_id, node.get_content(MetadataMode.EMBED), metadata)
 
@@ -62,10 +60,9 @@ def node_of(passage: Passage) -> BaseNode:
     """The node that a passage was made of; a passage that was made otherwise becomes a TextNode."""
     if _NODE in passage.metadata:
         node = metadata_dict_to_node(dict(passage.metadata))
-        for kind, path in passage.metadata.get(_TIMES, ()):
-            _restore_time(node.metadata, kind, path)
+        node.metadata = times_restored({**node.metadata, TIMES: passage.metadata.get(TIMES, ())})
         return node
-    return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
+    return TextNode(id_=passage.id, text=passage.text, metadata=times_restored(passage.metadata))
 
 
 def nodes_of(matches: Sequence[Match]) -> list[NodeWithScore]:
@@ -101,25 +98,6 @@ def filters_of(where: Where) -> MetadataFilters:
 
 def _without(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if name not in names}
-
-
-def _times(value: Any, *path: str | int) -> Iterator[tuple[str, list[str | int]]]:
-    """The kind of each date and time in a value, and the keys and positions that lead to it."""
-    if isinstance(value, (date, time)):
-        yield next(kind for kind, each in _KINDS.items() if isinstance(value, each)), list(path)
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _times(inner, *path, str(key))
-    if isinstance(value, (list, tuple)):
-        for position, inner in enumerate(value):
-            yield from _times(inner, *path, position)
-
-
-def _restore_time(metadata: Any, kind: str, path: Sequence[str | int]) -> None:
-    *steps, last = path
-    for step in steps:
-        metadata = metadata[step]
-    metadata[last] = _KINDS[kind].fromisoformat(metadata[last])
 
 
 def _field(each: MetadataFilter) -> Where:

@@ -20,6 +20,7 @@ _MODES: Mapping[VectorStoreQueryMode, tuple[Mode, ...]] = {
     VectorStoreQueryMode.HYBRID: ("dense", "sparse"),
     VectorStoreQueryMode.SEMANTIC_HYBRID: ("dense", "sparse", "multi_vector"),
 }
+LEXICAL = (VectorStoreQueryMode.SPARSE, VectorStoreQueryMode.TEXT_SEARCH)
 
 
 @dataclass(frozen=True, slots=True)

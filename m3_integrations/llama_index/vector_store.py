@@ -19,8 +19,9 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from m3_integrations.core.encoded import Mode
+from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.encoder import Encoder
+from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.recent import Recent, complete_passages, complete_query, wanted_from
 from m3_integrations.core.threads import on_thread
 from m3_integrations.index.base import Index
@@ -31,13 +32,14 @@ from m3_integrations.index.where import Field as Condition
 from m3_integrations.index.where import Where
 from m3_integrations.llama_index import persisting
 from m3_integrations.llama_index.convert import NODE_TYPE, REF_DOC_ID, node_of, passage_of, where_of
-from m3_integrations.llama_index.query_modes import Ask, ask_of, where_of_query
+from m3_integrations.llama_index.query_modes import LEXICAL, Ask, ask_of, where_of_query
 from m3_integrations.llama_index.settings import EncoderSettings
 from m3_integrations.retrieval.diversity import diversify
 from m3_integrations.retrieval.retriever import Match, Retriever
 
 _AT_ONCE = 512
 _BALANCE = 0.5
+_SPARSE: tuple[Mode, ...] = ("sparse",)
 _POINTERS = Condition(NODE_TYPE, "in", ("IndexNode", "ImageNode"))
 
 
@@ -188,13 +190,7 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         Takes mmr_threshold, in the query or beside it. Raises ValueError for a query mode that is none of ours and
         where the mode needs a text that is not given, UnsupportedFilter, WrongDimension.
         """
-        threshold = kwargs.pop("mmr_threshold", None) if query.mmr_threshold is None else query.mmr_threshold
-        _refuse("query", kwargs)
-        ask = ask_of(query, self.weights or self.encoder.weights, self.candidates)
-        if query.mode != VectorStoreQueryMode.MMR:
-            return _result(self._matches(query, ask, ask.k))
-        matches = self._matches(query, ask, max(ask.k, self.candidates))
-        return _result(diversify(self.index, matches, ask.k, _BALANCE if threshold is None else threshold))
+        return self._answer(query, kwargs)
 
     def persist(self, persist_path: str, fs: fsspec.AbstractFileSystem | None = None) -> None:
         """Write what `from_persist_path` reads: the settings, and where they are in memory, the nodes beside them.
@@ -235,7 +231,10 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         await on_thread(self.clear)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        return await on_thread(self.query, query, **kwargs)
+        """As `query`; lexical questions that are awaited at the same time share a pass, as M3Embedding's do."""
+        if query.mode not in LEXICAL or query.query_str is None or "sparse" not in self.encoder.modes:
+            return await on_thread(self._answer, query, kwargs)
+        return await on_thread(self._answer, query, kwargs, await gathered(self._lexical, query.query_str))
 
     def _wait(self) -> Recent:
         """What M3Embedding made of late; from the first call on it makes what this store keeps."""
@@ -255,13 +254,31 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
             if embedding is not None:
                 self._wait().passages.forget(text, embedding)
 
-    def _matches(self, query: VectorStoreQuery, ask: Ask, k: int) -> list[Match]:
+    def _answer(
+        self, query: VectorStoreQuery, settings: Mapping[str, Any], question: Encoded | None = None
+    ) -> VectorStoreQueryResult:
+        """What `query` answers. question: the query, where it is encoded already."""
+        _refuse("query", {name: value for name, value in settings.items() if name != "mmr_threshold"})
+        ask = ask_of(query, self.weights or self.encoder.weights, self.candidates)
+        if query.mode != VectorStoreQueryMode.MMR:
+            return _result(self._matches(query, question, ask, ask.k))
+        stated = (query.mmr_threshold, settings.get("mmr_threshold"), _BALANCE)
+        balance = next(each for each in stated if each is not None)
+        matches = self._matches(query, question, ask, max(ask.k, self.candidates))
+        return _result(diversify(self.index, matches, ask.k, balance))
+
+    def _matches(self, query: VectorStoreQuery, question: Encoded | None, ask: Ask, k: int) -> list[Match]:
         if len(self.index) == 0:
             return []
         where = where_of_query(self._unbound(query))
         retriever = Retriever(self.encoder, self.index, ask.plan)
-        question = complete_query(self.encoder, self._wait(), query.query_str, query.query_embedding, retriever.modes)
-        return retriever.retrieve_encoded(question, k, where, candidates=ask.candidates)[0]
+        text, dense = query.query_str, query.query_embedding
+        asked = question or complete_query(self.encoder, self._wait(), text, dense, retriever.modes)
+        return retriever.retrieve_encoded(asked, k, where, candidates=ask.candidates)[0]
+
+    def _lexical(self, texts: list[str]) -> list[Encoded]:
+        encoded = self.encoder.encode_queries(texts, _SPARSE)
+        return [encoded.take([i]) for i in range(len(texts))]
 
     def _unbound(self, query: VectorStoreQuery) -> VectorStoreQuery:
         # Of a store that keeps text, VectorStoreIndex knows the image and index nodes alone, and as_retriever() passes

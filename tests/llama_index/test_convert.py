@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, time
+
 import pytest
 from llama_index.core.schema import Document, ImageNode, IndexNode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
@@ -104,3 +106,12 @@ def test_a_filter_that_cannot_be_said_is_an_error_that_names_it(operator, value,
 def test_something_else_is_no_filter():
     with pytest.raises(UnsupportedFilter, match="MetadataFilters or a Where"):
         where_of({"a": 1})
+
+
+def test_dates_and_times_come_back_as_what_they_were():
+    when = {"day": date(2024, 5, 1), "at": [datetime(2024, 5, 1, 12, 30, tzinfo=UTC), {"hour": time(7, 15)}]}
+    node = TextNode(id_="n", text="red", metadata={"when": when})
+    passage = passage_of(node)
+    assert node_of(passage) == node
+    assert Field("when.day", "<", "2025-01-01").matches(passage.metadata)
+    assert not Field("when.day", "<", "2024-01-01").matches(passage.metadata)

@@ -126,3 +126,10 @@ def test_llama_indexs_own_store_finds_by_it(embedding, monkeypatch):
     Settings.embed_model = embedding
     index = VectorStoreIndex([TextNode(text=text) for text in TEXTS if text])
     assert index.as_retriever(similarity_top_k=1).retrieve("a blue dog")[0].text == "a blue dog"
+
+
+def test_a_text_that_is_none_says_what_an_empty_text_is(bge_m3):
+    embedding = M3Embedding(str(bge_m3()))
+    for ask in (embedding.get_text_embedding, embedding.get_query_embedding):
+        with pytest.raises(TypeError, match="the text at position 0 is None, not a string; an empty text is ''"):
+            ask(None)
