@@ -66,6 +66,12 @@ class Index(Protocol):
         keep, WrongDimension, ValueError where counts differ.
         """
 
+    def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
+        """Several calls of `set_vectors` as one commit: all of them or none. changes: (ids, encoded) each.
+
+        Raises ValueError also where two of them replace the same passage in the same mode.
+        """
+
     def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
         """`content_hash` of each of these passages, or of all; ids that are not there are passed over."""
 

@@ -87,3 +87,17 @@ def check_pairs(queries: Encoded, ids: Sequence[Sequence[str]]) -> None:
 
 def unknown(id: str) -> UnknownId:
     return UnknownId(f"the index holds no passage {id!r}; index.ids() lists those that it holds")
+
+
+def check_once(changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
+    """Raises ValueError where two changes replace the vectors of one passage in one mode."""
+    seen: dict[Mode, set[str]] = {}
+    for ids, encoded in changes:
+        for mode in encoded.modes:
+            known = seen.setdefault(mode, set())
+            twice = known.intersection(ids)
+            if twice:
+                raise ValueError(
+                    f"two changes replace the {mode!r} vectors of {min(twice)!r}; say in one of them what they are to be"
+                )
+            known.update(ids)

@@ -20,6 +20,7 @@ from m3_integrations.index.base import Hit
 from m3_integrations.index.catalogue import FILE_NAME, Busy, Catalogue, Transaction
 from m3_integrations.index.checks import (
     check_count,
+    check_once,
     check_pairs,
     check_queries,
     check_replacement,
@@ -121,16 +122,21 @@ class LocalIndex:
             write.bury(write.transaction.slots_of(wanted).values())
 
     def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
-        wanted = list_of_ids(ids, "set_vectors")
+        self.set_many([(ids, encoded)])
+
+    def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
+        named = [(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
+        check_once(named)
         with self._write() as write:
-            slots = np.array(_slots(write.transaction, last_rows(wanted)), np.int64)
-            if not wanted:
-                return
-            check_replacement(write.snapshot.widths, len(wanted), encoded)
-            newest = encoded.take(list(last_rows(wanted).values()))
-            for mode in encoded.modes:
-                write.outdate(mode, slots)
-                write.segment(slots, newest.only((mode,)))
+            for wanted, encoded in named:
+                latest = last_rows(wanted)
+                slots = np.array(_slots(write.transaction, latest), np.int64)
+                if wanted:
+                    check_replacement(write.snapshot.widths, len(wanted), encoded)
+                    newest = encoded.take(list(latest.values()))
+                    for mode in encoded.modes:
+                        write.outdate(mode, slots)
+                        write.segment(slots, newest.only((mode,)))
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Hit]]:

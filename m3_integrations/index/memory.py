@@ -16,6 +16,7 @@ from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import Hit
 from m3_integrations.index.checks import (
     check_count,
+    check_once,
     check_pairs,
     check_queries,
     check_replacement,
@@ -74,14 +75,19 @@ class MemoryIndex:
                         log.forget(id)
 
     def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
-        wanted = list_of_ids(ids, "set_vectors")
+        self.set_many([(ids, encoded)])
+
+    def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
+        named = [(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
+        check_once(named)
         with self._lock:
-            self._require(wanted)
-            if not wanted:
-                return
-            check_replacement(self._widths, len(wanted), encoded)
-            for mode in encoded.modes:
-                self._log(mode).write(last_rows(wanted), encoded)
+            for wanted, encoded in named:
+                self._require(wanted)
+                if wanted:
+                    check_replacement(self._widths, len(wanted), encoded)
+            for wanted, encoded in named:
+                for mode in encoded.modes if wanted else ():
+                    self._log(mode).write(last_rows(wanted), encoded)
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         asked = check_search(self._widths, mode, queries, k)

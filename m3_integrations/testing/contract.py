@@ -476,6 +476,24 @@ class IndexContract:
         index.set_vectors([], encode([]))
         assert same_vectors(index.vectors(["p0", "p1"]), before)
 
+    def test_several_replacements_are_one(self, index: Index) -> None:
+        fill(index, ["red", "blue", "green"])
+        dense, sparse = encode(["dog", "cat"]).only(["dense"]), encode(["cat", "dog"]).only(["sparse"])
+        index.set_many([(["p2", "p0"], dense), (["p1", "p2"], sparse)])
+        index = self.reopen(index)
+        assert same_vectors(
+            index.vectors(["p0", "p1", "p2"], ["dense"]), encode(["cat", "blue", "dog"]).only(["dense"])
+        )
+        assert same_vectors(
+            index.vectors(["p0", "p1", "p2"], ["sparse"]), encode(["red", "cat", "dog"]).only(["sparse"])
+        )
+        kept = index.vectors(["p0", "p1", "p2"])
+        with pytest.raises(UnknownId, match="nobody"):
+            index.set_many([(["p0"], dense.take([0])), (["nobody"], sparse.take([0]))])
+        with pytest.raises(ValueError, match="say in one of them"):
+            index.set_many([(["p0"], dense.take([0])), (["p1", "p0"], dense)])
+        assert same_vectors(index.vectors(["p0", "p1", "p2"]), kept)
+
     def test_set_vectors_takes_the_last_of_an_id_that_comes_twice(self, index: Index) -> None:
         fill(index, ["red"])
         index.set_vectors(["p0", "p0"], encode(["dog", "cat"]))
