@@ -87,7 +87,7 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
             LocalIndex.open(index.folder, self.encoder).close()  # it may have been opened without saying whose it is
             self.folder = str(index.folder)
         self._index = index
-        self._wait()
+        self._recent = self._wanted()
 
     @classmethod
     def class_name(cls) -> str:
@@ -148,6 +148,13 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         if self._index is None:
             self._index = MemoryIndex() if self.folder is None else LocalIndex.open(self.folder, self.encoder)
         return self._index
+
+    @property
+    def recent(self) -> Recent:
+        """What M3Embedding made of late beside its embeddings, which waits here for `add` and `query`."""
+        if self._recent is None:
+            self._recent = self._wanted()
+        return self._recent
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Keep nodes; one whose id is there is replaced. Embeddings that they have are kept, others are made.
@@ -236,23 +243,20 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
             return await on_thread(self._answer, query, kwargs)
         return await on_thread(self._answer, query, kwargs, await gathered(self._lexical, query.query_str))
 
-    def _wait(self) -> Recent:
-        """What M3Embedding made of late; from the first call on it makes what this store keeps."""
-        if self._recent is None:
-            self._recent = wanted_from(self.encoder, self._kept, self.waiting_bytes)
-        return self._recent
-
     @property
     def _kept(self) -> frozenset[Mode]:
         return (self.index.modes or frozenset(self.modes or self.encoder.modes)) & self.encoder.modes
 
+    def _wanted(self) -> Recent:
+        return wanted_from(self.encoder, self._kept, self.waiting_bytes)
+
     def _add(self, nodes: Sequence[BaseNode]) -> None:
         passages = [passage_of(node) for node in nodes]
         texts, embeddings = [each.text for each in passages], [node.embedding for node in nodes]
-        self.index.add(passages, complete_passages(self.encoder, self._wait(), texts, embeddings, self._kept))
+        self.index.add(passages, complete_passages(self.encoder, self.recent, texts, embeddings, self._kept))
         for text, embedding in zip(texts, embeddings, strict=True):
             if embedding is not None:
-                self._wait().passages.forget(text, embedding)
+                self.recent.passages.forget(text, embedding)
 
     def _answer(
         self, query: VectorStoreQuery, settings: Mapping[str, Any], question: Encoded | None = None
@@ -273,7 +277,7 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         where = where_of_query(self._unbound(query))
         retriever = Retriever(self.encoder, self.index, ask.plan)
         text, dense = query.query_str, query.query_embedding
-        asked = question or complete_query(self.encoder, self._wait(), text, dense, retriever.modes)
+        asked = question or complete_query(self.encoder, self.recent, text, dense, retriever.modes)
         return retriever.retrieve_encoded(asked, k, where, candidates=ask.candidates)[0]
 
     def _lexical(self, texts: list[str]) -> list[Encoded]:

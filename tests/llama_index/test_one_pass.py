@@ -137,7 +137,7 @@ def test_a_node_that_was_changed_after_it_was_embedded_is_read_again(store, enco
 
 def test_nothing_waits_once_it_is_kept(store, encoder):
     over(store, encoder)
-    assert len(store._wait().passages) == 0
+    assert len(store.recent.passages) == 0
 
 
 def test_what_does_not_fit_in_the_bytes_that_may_wait_is_read_again_and_said(encoder, meter):

@@ -42,7 +42,7 @@ def test_what_travels_to_a_worker_holds_no_weights_and_no_rows(bge_m3):
     embedding = M3Embedding(str(bge_m3()))
     store = M3VectorStore(encoder=embedding.encoder)
     embedding.get_text_embedding_batch(["passage"] * 50)
-    assert len(store._wait().passages) == 1
+    assert len(store.recent.passages) == 1
     assert len(pickle.dumps([embedding, SentenceSplitter()])) < 16_384
 
 
