@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import IndexFolderError
 from m3_integrations.index.base import Index
+from m3_integrations.index.catalogue import FILE_NAME
 from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
@@ -46,14 +47,12 @@ class Persisted:
         """The folder of the nodes, on this machine. Raises IndexFolderError where the index keeps itself."""
         if self.beside is None and self.folder is None:
             raise IndexFolderError(f"{self.path} names no folder, as its index keeps itself; pass index= to load it")
-        if self.beside is None:
-            yield Path(str(self.folder))
-        elif isinstance(self.fs, LocalFileSystem):
-            yield Path(self.path).parent / self.beside
+        if self.beside is None or isinstance(self.fs, LocalFileSystem):
+            yield _require_index(Path(self.path).parent / str(self.beside or self.folder), self.path)
         else:
             with TemporaryDirectory() as here:
                 self.fs.get(_beside(self.path, self.beside), f"{here}/vectors", recursive=True)
-                yield Path(here) / "vectors"
+                yield _require_index(Path(here) / "vectors", self.path)
 
 
 def write(
@@ -64,7 +63,7 @@ def write(
     path = fs._strip_protocol(path)
     before = read(path, fs).beside if is_ours(path, fs) else None
     beside = f"{PurePosixPath(path).name}.{uuid.uuid4().hex[:8]}" if isinstance(index, MemoryIndex) else None
-    folder = str(index.folder) if isinstance(index, LocalIndex) else None
+    folder = _as_seen_from(path, fs, index.folder) if isinstance(index, LocalIndex) else None
     fs.makedirs(_parent(path), exist_ok=True)
     if beside is not None:
         _write_nodes(_beside(path, beside), fs, index, encoder)
@@ -94,6 +93,20 @@ def read(path: str, fs: fsspec.AbstractFileSystem | None = None) -> Persisted:
 
 def _is_neighbour(path: str, name: str) -> bool:
     return re.fullmatch(re.escape(PurePosixPath(path).name) + r"\.[0-9a-f]{8}", name) is not None
+
+
+def _require_index(folder: Path, named_by: str) -> Path:
+    if not (folder / FILE_NAME).exists():
+        raise IndexFolderError(
+            f"{folder}, where the nodes of {named_by} are, holds no index; put it back, or pass index= with where it is"
+        )
+    return folder
+
+
+def _as_seen_from(path: str, fs: fsspec.AbstractFileSystem, folder: Path) -> str:
+    """A folder below the file's own by its way from there, so that both can be moved together."""
+    together = isinstance(fs, LocalFileSystem) and folder.is_relative_to(_parent(path))
+    return str(folder.relative_to(_parent(path)) if together else folder)
 
 
 def is_ours(path: str, fs: fsspec.AbstractFileSystem | None = None) -> bool:

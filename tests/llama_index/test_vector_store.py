@@ -529,6 +529,27 @@ def test_an_index_that_keeps_itself_is_passed_in_again(hash_encoder, tmp_path):
     assert (again.candidates, len(again.get_nodes())) == (9, len(NODES))
 
 
+@pytest.mark.parametrize("folder", [None, "before/vectors"])
+def test_what_is_persisted_can_be_moved(hash_encoder, tmp_path, folder):
+    store = M3VectorStore(encoder=hash_encoder, folder=folder and str(tmp_path / folder))
+    store.add(NODES)
+    store.persist(str(tmp_path / "before" / "store.json"))
+    store.index.close()
+    (tmp_path / "before").rename(tmp_path / "after")
+    again = M3VectorStore.from_persist_path(str(tmp_path / "after" / "store.json"), encoder=hash_encoder)
+    assert len(again.get_nodes()) == len(NODES)
+
+
+def test_a_folder_that_is_gone_is_an_error_and_no_empty_store(hash_encoder, tmp_path):
+    M3VectorStore(encoder=hash_encoder, folder=str(tmp_path / "vectors")).persist(str(tmp_path / "store.json"))
+    (tmp_path / "vectors").rename(tmp_path / "elsewhere")
+    with pytest.raises(IndexFolderError, match="holds no index; put it back, or pass index="):
+        M3VectorStore.from_persist_path(str(tmp_path / "store.json"), encoder=hash_encoder)
+    with LocalIndex.open(tmp_path / "elsewhere", hash_encoder) as moved:
+        again = M3VectorStore.from_persist_path(str(tmp_path / "store.json"), encoder=hash_encoder, index=moved)
+        assert again.folder == str(tmp_path / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("said", "match"),
     [
