@@ -11,7 +11,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode
 from m3_integrations.core.errors import MissingMode
-from m3_integrations.nudging.corpus import Corpus, EncodedCorpus
+from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, with_rows
 from m3_integrations.nudging.engine import CENTRES, OWN, SPREAD_TO, TEMPERATURES, WAYS, Curve, Method, moved_rows
 from m3_integrations.nudging.fused import REST, Board, Chosen, Setting, Strength
 from m3_integrations.nudging.judged import Floats, Ints, Judged
@@ -21,6 +21,7 @@ from m3_integrations.nudging.ladders import (
     Ladder,
     Pairs,
     PulledBy,
+    blocks,
     dense_ladders,
     dense_pulls,
     late_ladders,
@@ -37,6 +38,7 @@ LENGTHS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4])  # gammas 
 TURNS = np.array([0, 0.03, 0.07, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.9])  # angles of late interaction, radians
 PUSHES = np.array([0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2])  # of a typical sparse row's length
 ALIKE = 20  # training queries whose answers a judge is shown, should they come to be found
+CANDIDATES = 50  # that a judge ranks of each proposing mode: metrics look at the first few
 LATE: Method = "n"
 SPARSE: Method = "m"
 
@@ -184,19 +186,14 @@ def sparse_move(corpus: Corpus, train: Judged, gamma: float) -> Moved:
 def late_move(corpus: Corpus, train: Judged, gamma: float, centre: float) -> Moved:
     """Turn every vector that a training query's vector matches towards what matched it."""
     pulled = PulledBy(train)
-    rows = np.unique(pulled.rows)
-    moved_rows_: list[int] = []
-    places: list[Ints] = []
-    vectors: list[Array] = []
-    for row in rows.tolist():
-        passage = corpus.multi_vector(np.array([row]))[0]
-        pulling = pulled.by(row, passage)
-        if pulling is not None:
-            matched = pulling.matching.pulls(None, centre)
-            moved_rows_.append(row)
-            places.append(matched.places)
-            vectors.append(turned(passage, matched, gamma))
-    values = MovedVectors.of(moved_rows_, places, vectors, pulled.vectors.width)
+    moved: list[tuple[int, Ints, Array]] = []
+    for block in blocks(np.unique(pulled.rows)):
+        for row, passage in zip(block.tolist(), corpus.multi_vector(block), strict=True):
+            pulling = pulled.by(row, passage)
+            if pulling is not None:
+                matched = pulling.matching.pulls(None, centre)
+                moved.append((row, matched.places, turned(passage, matched, gamma)))
+    values = MovedVectors.of(moved, pulled.vectors.width)
     return Moved(values.rows, values, LATE, gamma, None, centre)
 
 
@@ -209,23 +206,18 @@ def put(encoded: Encoded, moved: Mapping[Mode, Moved]) -> Encoded:
             vectors[each.rows] = each.values
             encoded = encoded.with_dense(vectors)
         elif mode == "sparse":
-            encoded = encoded.with_sparse(_with_rows(corpus.sparse, each.rows, each.values))
+            encoded = encoded.with_sparse(with_rows(corpus.sparse, each.rows, each.values))
         elif isinstance(each.values, MovedVectors):
             late = each.values.put_into(encoded.multi_vector, np.arange(len(encoded)))
             encoded = encoded.with_multi_vector(late)
     return encoded
 
 
-def _with_rows(all_rows: scipy.sparse.csr_array, rows: Ints, values: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    order = np.arange(all_rows.shape[0])
-    order[rows] = all_rows.shape[0] + np.arange(len(rows))
-    return scipy.sparse.csr_array(scipy.sparse.vstack([all_rows, values], format="csr")[order])
-
-
 def shortlist(corpus: Corpus, panels: Panels, race: Race) -> Pairs:
     """What each judge ranks: what the plan proposes at rest, and what a nudge may bring among it."""
     n, judges = len(corpus), panels.judges
-    keys = [_top(corpus, judges, mode, min(race.candidates, n)) for mode in race.propose if mode in corpus.modes]
+    count = min(race.candidates, CANDIDATES, n)
+    keys = [_top(corpus, judges, mode, count) for mode in race.propose if mode in corpus.modes]
     if set(race.propose) & set(race.modes):
         keys += [_answers_of_alike(panels, panel, n) for panel in range(len(panels.silent))]
     every = np.unique(np.concatenate(keys))
@@ -277,10 +269,10 @@ def _alike(judges: Judged, pullers: Judged) -> Floats:
         return np.asarray(judges.queries @ pullers.queries.T)
     if "sparse" in judges.in_modes.modes:
         return np.asarray((judges.in_modes.sparse @ pullers.in_modes.sparse.T).toarray())
-    return np.asarray(_means_of(judges) @ _means_of(pullers).T)
+    return np.asarray(means_of(judges) @ means_of(pullers).T)
 
 
-def _means_of(judged: Judged) -> Floats:
+def means_of(judged: Judged) -> Floats:
     return np.array([vectors.sum(axis=0) / max(len(vectors), 1) for vectors in judged.in_modes.multi_vector])
 
 

@@ -212,6 +212,11 @@ class Pulling(NamedTuple):
     matching: Matching
 
 
+def blocks(rows: Ints) -> list[Ints]:
+    """The rows, as many at a time as have their multi-vectors in memory at once."""
+    return [rows[start : start + LATE] for start in range(0, len(rows), LATE)]
+
+
 class PulledBy:
     """The training queries that pull each passage by late interaction."""
 
@@ -237,33 +242,46 @@ def _late_scores(
 ) -> Array:
     """(centres, angles, askers): the mean over a query's vectors of the passage's best, while the matched ones turn."""
     queries = panels.judges.in_modes.multi_vector.take(askers)
-    similar = queries.values @ passage.T
+    similar = passage @ queries.values.T
     best = np.empty((len(centres), len(angles), len(queries.values)), np.float32)
     if pulling is None:
-        best[:] = similar.max(axis=1)
+        best[:] = similar.max(axis=0)
         return _means(best, queries)
     seats = np.repeat(panels.seats[askers], queries.counts)
-    for panel in np.unique(seats):
-        mine = np.flatnonzero(seats == panel)
-        who = np.flatnonzero(~np.isin(pulling.who, panels.silent[panel]))
+    for who, together in _by_pullers(pulling.who, panels, seats):
+        mine = np.flatnonzero(np.isin(seats, together)) if len(together) < len(panels.silent) else slice(None)
         for i, centre in enumerate(centres):
             matched = pulling.matching.pulls(who, centre)
-            best[i][:, mine] = _along(passage, similar[mine], queries.values[mine], matched, angles)
+            best[i][:, mine] = _along(passage, similar[:, mine], queries.values[mine], matched, angles)
     return _means(best, queries)
 
 
+def _by_pullers(pulling: Ints, panels: Panels, seats: Ints) -> list[tuple[Ints, list[int]]]:
+    """The panels that are seated here, those together for whom the same of the pullers pull: places in `pulling`."""
+    groups: dict[bytes, tuple[Ints, list[int]]] = {}
+    for panel in np.unique(seats).tolist():
+        who = np.flatnonzero(~np.isin(pulling, panels.silent[panel]))
+        groups.setdefault(who.tobytes(), (who, []))[1].append(panel)
+    return list(groups.values())
+
+
 def _along(passage: Array, similar: Array, vectors: Array, matched: Matched, angles: Floats) -> Array:
-    """(angles, vectors): the best similarity of each query vector, while the passage's matched vectors turn."""
-    still = np.delete(similar, matched.places, axis=1).max(axis=1, initial=-np.inf)
+    """(angles, vectors): the best similarity of each query vector, while the passage's matched vectors turn.
+
+    similar: (tokens, vectors) at rest.
+    """
+    still = np.delete(similar, matched.places, axis=0).max(axis=0, initial=-np.inf)
     if not len(matched.places):
         return np.broadcast_to(still, (len(angles), len(vectors)))
     ways = bearing(passage[matched.places], matched.pulls)
-    straight, sideways = similar[:, matched.places], vectors @ ways.sideways.T
+    straight, sideways = similar[matched.places], ways.sideways @ vectors.T
     best = np.empty((len(angles), len(vectors)), np.float32)
+    along, across = np.empty_like(straight), np.empty_like(straight)
     for rung, angle in enumerate(angles):
-        turn = np.minimum(angle, ways.angle).astype(np.float32)
-        moved = straight * np.cos(turn) + sideways * np.sin(turn)
-        best[rung] = np.maximum(still, moved.max(axis=1))
+        turn = np.minimum(angle, ways.angle).astype(np.float32)[:, None]
+        np.multiply(straight, np.cos(turn), out=along)
+        along += np.multiply(sideways, np.sin(turn), out=across)
+        np.maximum(still, along.max(axis=0), out=best[rung])
     return best
 
 

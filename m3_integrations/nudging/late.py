@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,9 +47,10 @@ class Matching(NamedTuple):
     def pulls(self, who: Ints | None = None, centre: float = 0.0) -> Matched:
         """The pulls of all queries, or of these alone; `centre` of the mean vector is taken from each vector first."""
         mine = slice(None) if who is None else np.isin(self.asked, who)
-        places, at = np.unique(self.places[mine], return_inverse=True)
-        pulls = np.zeros((len(places), self.vectors.shape[1]))
-        np.add.at(pulls, at, self.strengths[mine, None] * (self.vectors[mine] - centre * self.mean))
+        order = np.argsort(self.places[mine], kind="stable")
+        places, starts = np.unique(self.places[mine][order], return_index=True)
+        pulling = self.strengths[mine, None] * (self.vectors[mine] - centre * self.mean)
+        pulls = np.add.reduceat(pulling[order], starts, axis=0) if len(places) else pulling[:0]
         return Matched(places, pulls.astype(np.float32))
 
 
@@ -64,16 +66,31 @@ class MovedVectors(NamedTuple):
     vectors: Array
 
     @classmethod
-    def of(cls, rows: Sequence[int], places: Sequence[Ints], vectors: Sequence[Array], width: int) -> MovedVectors:
-        offsets = np.cumsum([0, *(len(each) for each in places)])
-        nowhere, nothing = np.empty(0, np.int64), np.empty((0, width), np.float32)
-        return cls(
-            np.asarray(rows, np.int64), offsets, np.concatenate([nowhere, *places]), np.concatenate([nothing, *vectors])
-        )
+    def of(cls, moved: Sequence[tuple[int, Ints, Array]], width: int) -> MovedVectors:
+        """From one (row, places, vectors) a passage, by ascending row."""
+        rows = np.array([row for row, _, _ in moved], np.int64)
+        offsets = np.cumsum([0, *(len(places) for _, places, _ in moved)])
+        places = np.concatenate([np.empty(0, np.int64), *(each for _, each, _ in moved)])
+        vectors = np.concatenate([np.empty((0, width), np.float32), *(each for _, _, each in moved)])
+        return cls(rows, offsets, places, vectors)
+
+    def by_row(self) -> dict[int, tuple[Ints, Array]]:
+        """Row -> (places, vectors)."""
+        spans = [slice(low, high) for low, high in itertools.pairwise(self.offsets.tolist())]
+        return {
+            row: (self.places[span], self.vectors[span]) for row, span in zip(self.rows.tolist(), spans, strict=True)
+        }
+
+    def among(self, rows: Ints) -> MovedVectors:
+        """Those of these passages alone."""
+        mine = set(rows.tolist())
+        parts = [(row, *moved) for row, moved in self.by_row().items() if row in mine]
+        return MovedVectors.of(parts, self.vectors.shape[1])
 
     def put_into(self, passages: MultiVectors, rows: Ints) -> MultiVectors:
-        """The multi-vectors of the passages `rows`, ascending and holding all of ours, with the moved ones in place."""
-        starts = passages.offsets[np.searchsorted(rows, self.rows)]
+        """The multi-vectors of the passages `rows`, which hold all of ours, with the moved ones in place."""
+        order = np.argsort(rows)
+        starts = passages.offsets[order[np.searchsorted(rows[order], self.rows)]]
         values = np.array(passages.values)
         values[np.repeat(starts, np.diff(self.offsets)) + self.places] = self.vectors
         return MultiVectors(values, passages.offsets)

@@ -42,13 +42,18 @@ class Panels:
         return panels
 
     @classmethod
-    def apart(cls, train: Judged, groups: Ints) -> Panels:
-        """Each group of training queries judges what all the others make of the passages. groups: (train,) from 0."""
-        panels = cls(train, train.take([]), np.empty(0, np.int64), [])
+    def apart(cls, train: Judged, groups: Ints, few: int = FEW) -> tuple[Panels, Ints]:
+        """Each group of training queries judges what all the others make of the passages, up to `few` in all.
+
+        groups: (train,) from 0. Returns the panels, and the training query that each judge is.
+        """
+        panels, seated = cls(train, train.take([]), np.empty(0, np.int64), []), []
+        chosen = np.random.default_rng(SEED).permutation(len(train))[:few]
         for group in range(int(groups.max(initial=-1)) + 1):
             held = np.flatnonzero(groups == group)
-            panels = panels.with_panel(train.take(held), held)
-        return panels
+            seated.append(np.intersect1d(held, chosen))
+            panels = panels.with_panel(train.take(seated[-1]), held)
+        return panels, np.concatenate([np.empty(0, np.int64), *seated])
 
     def with_panel(self, judges: Judged, silent: Ints) -> Panels:
         seats = np.append(self.seats, np.full(len(judges), len(self.silent)))

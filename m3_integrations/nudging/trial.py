@@ -1,0 +1,95 @@
+"""A nudge on trial: what it does to questions that had no part in it, or that are unlike those that had."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from m3_integrations.core.encoded import MODES, Mode
+from m3_integrations.nudging.choose import SEED
+from m3_integrations.nudging.corpus import Corpus
+from m3_integrations.nudging.engine import WAYS
+from m3_integrations.nudging.fused import Board, Setting, Strength
+from m3_integrations.nudging.hybrid import Moved, Race, means_of, shortlist
+from m3_integrations.nudging.judged import Floats, Ints, Judged
+from m3_integrations.nudging.ladders import Curved, DensePlan, Ladder, Pairs, dense_ladders, late_ladders, sparse_curves
+from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.rank_metric import RankMetric
+
+SHOWN = 3  # passages of a ranking that are kept
+RESAMPLES = 2000
+CLUSTERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """The metric of each judge before and after, and the best passages of each by row: (judges, up to SHOWN)."""
+
+    before: Floats
+    after: Floats
+    best_before: Sequence[Ints]
+    best_after: Sequence[Ints]
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean gain, by a paired bootstrap over the judges."""
+        return bootstrap(self.after - self.before)
+
+
+def bootstrap(gains: Floats) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % points of the mean of gains that are drawn with replacement. (0, 0) for none."""
+    if not len(gains):
+        return 0.0, 0.0
+    rng = np.random.default_rng(SEED)
+    means = [gains[rng.integers(0, len(gains), len(gains))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def put_on_trial(
+    corpus: Corpus, panels: Panels, race: Race, moved: Mapping[Mode, Moved], weights: Mapping[Mode, float]
+) -> Trial:
+    """What these moves, each panel's own queries silent, and these weights make of the ranking of `race`."""
+    pairs = shortlist(corpus, panels, race)
+    modes = [mode for mode in MODES if race.weights.get(mode) or weights.get(mode)]
+    ladders: dict[Mode, Sequence[Ladder]] = {
+        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode))] for mode in modes
+    }
+    board = Board(panels.judges, pairs, ladders, RankMetric.of(race.metric))
+    before = Setting.resting({mode: race.weights.get(mode, 0.0) for mode in modes})
+    after = Setting.resting({mode: weights.get(mode, 0.0) for mode in modes})
+    for mode, each in moved.items():
+        after = after.with_strength(mode, Strength(0, each.gamma))
+    best = [_best(pairs, board.scores(setting), len(panels.judges)) for setting in (before, after)]
+    return Trial(board.metrics(before), board.metrics(after), *best)
+
+
+def _ladder(corpus: Corpus, panels: Panels, pairs: Pairs, mode: Mode, moved: Moved | None) -> Ladder:
+    gammas = np.array([0.0, moved.gamma]) if moved else np.zeros(1)
+    if mode == "sparse":
+        return Curved(sparse_curves(corpus, panels, pairs), WAYS["m"], gammas)
+    if mode == "multi_vector":
+        return late_ladders(corpus, panels, pairs, gammas, [moved.centre if moved else 0.0])[0]
+    plan = DensePlan(WAYS[moved.method], moved.spread, moved.centre) if moved else DensePlan(WAYS["m"], None, 0.0)
+    return Curved(dense_ladders(corpus, panels, pairs, [plan])[0], plan.way, gammas)
+
+
+def _best(pairs: Pairs, scores: Floats, judges: int) -> list[Ints]:
+    order = np.lexsort((pairs.rows, -scores, pairs.askers))
+    edges = np.searchsorted(pairs.askers, np.arange(judges + 1))
+    return [pairs.rows[order[low : min(low + SHOWN, high)]] for low, high in itertools.pairwise(edges)]
+
+
+def clusters_of(train: Judged) -> Ints:
+    """(train,): queries by what they are about, in up to CLUSTERS groups of like vectors; one where there are none."""
+    groups = min(CLUSTERS, len(train) // 4)
+    if groups < 2 or not {"dense", "multi_vector"} & train.in_modes.modes:
+        return np.zeros(len(train), np.int64)
+    vectors = np.asarray(train.queries if train.queries.shape[1] else means_of(train), np.float32)
+    kmeans = faiss.Kmeans(vectors.shape[1], groups, seed=SEED + 1, niter=20, min_points_per_centroid=1)
+    kmeans.train(np.ascontiguousarray(vectors))
+    _, nearest = kmeans.index.search(np.ascontiguousarray(vectors), 1)
+    return np.unique(nearest[:, 0], return_inverse=True)[1].astype(np.int64)
