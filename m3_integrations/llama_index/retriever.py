@@ -23,6 +23,7 @@ from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.llama_index import events
 from m3_integrations.llama_index.convert import nodes_of, passage_of, where_of
+from m3_integrations.llama_index.settings import require_filler
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.retriever import Retriever
 
@@ -30,8 +31,8 @@ from m3_integrations.retrieval.retriever import Retriever
 class M3Retriever(BaseRetriever):
     """Nodes by dense, lexical and late-interaction score, as the plan weighs them.
 
-    encoder: the one that filled the index; None is m3-mini. filters: MetadataFilters, nested as you like, or a Where.
-    A QueryBundle's own `embedding` takes the place of the dense vector; several `custom_embedding_strs` ask as one.
+    encoder: the one that filled the index, else WrongEncoder is raised; None is m3-mini. filters: MetadataFilters,
+    nested as you like, or a Where. Questions that are awaited at the same time share a pass. A QueryBundle's own `embedding` takes the place of the dense vector; several `custom_embedding_strs` ask as one.
     object_map: what IndexNodes point at, by their index_id; `from_nodes` gathers it.
     """
 
@@ -50,6 +51,7 @@ class M3Retriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self.filters = filters
         self.retriever = Retriever(encoder or EncoderOptions().load(), index, plan)
+        require_filler(index, self.retriever.encoder)
 
     @classmethod
     def from_nodes(

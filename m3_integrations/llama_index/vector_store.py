@@ -33,7 +33,7 @@ from m3_integrations.index.where import Where
 from m3_integrations.llama_index import persisting
 from m3_integrations.llama_index.convert import NODE_TYPE, REF_DOC_ID, node_of, passage_of, where_of
 from m3_integrations.llama_index.query_modes import LEXICAL, Ask, ask_of, where_of_query
-from m3_integrations.llama_index.settings import EncoderSettings
+from m3_integrations.llama_index.settings import EncoderSettings, require_filler
 from m3_integrations.retrieval.diversity import diversify
 from m3_integrations.retrieval.retriever import Match, Retriever
 
@@ -83,8 +83,9 @@ class M3VectorStore(EncoderSettings, BasePydanticVectorStore):
         super().__init__(model_name, encoder=encoder, **settings)
         if index is not None and self.folder is not None:
             raise ValueError(f"got both an index and folder={self.folder!r}; leave one of them out")
+        if index is not None:
+            require_filler(index, self.encoder)
         if isinstance(index, LocalIndex):
-            LocalIndex.open(index.folder, self.encoder).close()  # it may have been opened without saying whose it is
             self.folder = str(index.folder)
         self._index = index
         self._recent = self._wanted()

@@ -69,6 +69,8 @@ def test_a_folder_is_found_in_as_memory_is(retriever, hash_encoder, tmp_path):
     again.retriever.index.close()
     with pytest.raises(WrongEncoder):
         M3Retriever.from_folder(tmp_path / "index", HashEncoder(seed=7))
+    with LocalIndex.open(tmp_path / "index") as unsaid, pytest.raises(WrongEncoder):
+        M3Retriever(unsaid, HashEncoder(seed=7))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from m3_integrations.retrieval.diversity import maximal_marginal_relevance
+from m3_integrations import Passage, Retriever, ingest
+from m3_integrations.retrieval.diversity import diversify, maximal_marginal_relevance
 
 PASSAGES = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
 RELEVANCE = np.array([0.9, 0.8, 0.3], np.float32)
@@ -48,3 +49,14 @@ def test_each_choice_is_the_best_that_was_left_and_adds_no_more_than_the_second(
 def test_what_means_nothing_is_refused(k, balance, said):
     with pytest.raises(ValueError, match=said):
         maximal_marginal_relevance(RELEVANCE, PASSAGES, k, balance)
+
+
+def test_matches_are_compared_by_their_dense_vectors(index, hash_encoder):
+    ingest(hash_encoder, index, [Passage("a", "red cat"), Passage("b", "red cat"), Passage("c", "blue dog")])
+    matches = Retriever(hash_encoder, index).retrieve("red cat", 3)
+    assert [match.passage.id for match in matches] == ["a", "b", "c"]
+    chosen = diversify(index, matches, 2, balance=0.1)
+    assert [match.passage for match in chosen] == [matches[0].passage, matches[2].passage]
+    assert chosen[0].score == pytest.approx(0.1 * matches[0].score)
+    assert all(sum(match.by_mode.values()) == match.score for match in chosen)
+    assert diversify(index, [], 2) == []

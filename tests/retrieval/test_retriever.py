@@ -200,3 +200,20 @@ def test_a_plan_of_one_mode_is_that_modes_search(hash_encoder, mode):
     hits = index.search(mode, hash_encoder.encode_queries([QUERY]), 5)[0]
     matches = Retriever(hash_encoder, index, plan).retrieve(QUERY, 5)
     assert [(match.passage.id, match.score) for match in matches] == [(hit.id, hit.score) for hit in hits]
+
+
+def test_a_mode_proposes_as_many_as_the_caller_says(filled, hash_encoder):
+    retriever = Retriever(hash_encoder, filled)
+    encoded = retriever.encode([QUERY])
+    proposed = {mode: filled.search(mode, encoded, 1)[0][0].id for mode in ("dense", "sparse")}
+    matches = retriever.retrieve_encoded(encoded, 5, candidates={"dense": 1, "sparse": 1})[0]
+    assert set(ids(matches)) == set(proposed.values())
+    wider = retriever.retrieve_encoded(encoded, 5, candidates={"sparse": 1})[0]
+    assert len(wider) == 5
+
+
+def test_it_says_which_modes_a_question_is_asked_in(filled, index, hash_encoder):
+    plan = SearchPlan(propose=("sparse",), weights={"multi_vector": 1.0})
+    assert Retriever(hash_encoder, filled, plan).modes == {"sparse", "multi_vector"}
+    assert Retriever(hash_encoder, MemoryIndex(), plan).modes == frozenset(MODES)
+    assert Retriever(hash_encoder, filled, plan).encode([QUERY]).modes == {"sparse", "multi_vector"}
