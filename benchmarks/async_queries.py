@@ -1,0 +1,105 @@
+"""Questions awaited at the same time against the same questions one after the other: the ratio, and the vectors.
+
+python benchmarks/async_queries.py [--model m3-mini] [--queries 64] [--rounds 5]
+
+Each round times both, side by side; printed are the medians of the seconds and of the ratios of the rounds. How much is
+won depends on what a single question leaves unused: most of a GPU or of many cores, half of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from langchain_core.documents import Document
+
+from m3_integrations import M3Encoder, MemoryIndex, Passage, ingest
+from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
+from m3_integrations.llama_index import M3Embedding
+
+THINGS = "a bridge,a river,a tea house,the old library,a mountain path,the harbour,a train,the night market".split(",")
+ASKED = (
+    "Who built {}?",
+    "When was {} opened?",
+    "Where is {} today?",
+    "Why do people visit {} in the winter months?",
+    "Wo ist {}?",
+    "谁建造了 {}?",
+    "{}",
+    "How long does it take to walk from the station to {}?",
+)
+Ask = Callable[[str], Awaitable[Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="m3-mini")
+    parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    encoder = M3Encoder.from_pretrained(options.model)
+    queries = questions(options.queries)
+    tokens = np.mean(encoder.token_count(queries))
+    print(f"{encoder!r}, {torch.get_num_threads()} threads, {len(queries)} questions of {tokens:.1f} tokens")
+    print(f"{'':44}{'sequential s':>14}{'concurrent s':>14}{'ratio':>8}{'largest difference':>20}")
+    for name, ask, numbers in calls(encoder):
+        print_row(name, *asyncio.run(measure(ask, numbers, queries, options.rounds)))
+
+
+def questions(count: int) -> list[str]:
+    """Distinct short questions, of the lengths that people type."""
+    every = [asked.format(thing) for asked in ASKED for thing in THINGS]
+    return [f"{every[i % len(every)]} {i // len(every) or ''}".strip() for i in range(count)]
+
+
+def calls(encoder: M3Encoder) -> list[tuple[str, Ask, Callable[[Any], list[float]]]]:
+    """What is awaited, and the numbers of its answer to compare."""
+    index = MemoryIndex()
+    texts = [f"{question} It stands by the water." for question in questions(256)]
+    ingest(encoder, index, [Passage(str(i), text) for i, text in enumerate(texts)])
+    embeddings = M3Embeddings(encoder=encoder)
+    store, retriever = M3VectorStore(embeddings, index), M3Retriever(index=index, encoder=encoder, k=10)
+    return [
+        ("LlamaIndex aget_query_embedding", M3Embedding(encoder=encoder).aget_query_embedding, list),
+        ("LangChain aembed_query", embeddings.aembed_query, list),
+        ("LangChain M3Retriever.ainvoke", retriever.ainvoke, places),
+        ("LangChain M3VectorStore.as_retriever.ainvoke", store.as_retriever().ainvoke, places),
+    ]
+
+
+def places(documents: list[Document]) -> list[float]:
+    """Which documents were found, in their order, as numbers."""
+    return [float(str(document.id)) for document in documents]
+
+
+async def measure(
+    ask: Ask, numbers: Callable[[Any], list[float]], queries: list[str], rounds: int
+) -> tuple[float, float, float, float]:
+    """Seconds one after the other, seconds at once, the median ratio, and how far the answers differ at most."""
+    await ask(queries[0])
+    slow, fast, furthest = [], [], 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        alone = [await ask(query) for query in queries]
+        middle = time.perf_counter()
+        together = await asyncio.gather(*map(ask, queries))
+        end = time.perf_counter()
+        slow.append(middle - start)
+        fast.append(end - middle)
+        pairs = zip(map(numbers, alone), map(numbers, together), strict=True)
+        furthest = max(furthest, *(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))
+    return median(slow), median(fast), median(a / b for a, b in zip(slow, fast, strict=True)), furthest
+
+
+def print_row(name: str, slow: float, fast: float, ratio: float, furthest: float) -> None:
+    print(f"{name:44}{slow:14.3f}{fast:14.3f}{ratio:8.2f}{furthest:20.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

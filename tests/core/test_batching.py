@@ -1,0 +1,49 @@
+"""Batches of like length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3_integrations.core.batching import Batches
+
+
+def taken(batches: Batches) -> list[list[int]]:
+    every = []
+    while batches.left:
+        every.append(batches.peek().tolist())
+        batches.take()
+    return every
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.none() | st.integers(0, 50))
+def test_every_sequence_comes_once_and_each_batch_keeps_its_bounds(lengths, tokens, padding):
+    batches = taken(Batches(lengths, tokens, padding))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or longest * len(batch) <= tokens
+        assert padding is None or sum(longest - lengths[i] for i in batch) <= padding
+
+
+def test_the_longest_come_first():
+    batches = taken(Batches([3, 9, 5, 9], 18))
+    assert batches == [[1, 3], [2, 0]]
+
+
+def test_little_padding_is_worth_a_longer_batch_and_much_is_not():
+    assert taken(Batches([10, 9, 8, 2, 2], 1000, padding=3)) == [[0, 1, 2], [3, 4]]
+    assert taken(Batches([10, 9, 8, 2, 2], 1000)) == [[0, 1, 2, 3, 4]]
+
+
+def test_halving_holds_for_the_batches_that_follow():
+    batches = Batches([4] * 8, 16)
+    batches.halve()
+    assert np.array_equal([len(batch) for batch in taken(batches)], [2, 2, 2, 2])
+
+
+def test_a_batch_holds_at_least_one_token():
+    with pytest.raises(ValueError, match="batch_tokens must be at least 1, got 0"):
+        Batches([1], 0)
