@@ -7,9 +7,10 @@ from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from m3_integrations.core.encoded import Mode
+from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.core.threads import on_thread
 from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
@@ -18,26 +19,34 @@ from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
 class M3Reranker(BaseDocumentCompressor):
     """Ranks documents by the hybrid score, or by one mode: `M3Reranker(mode="multi_vector")`.
 
+    model: "m3-mini", a local folder or a hub id, read when it is first needed; an encoder that is given goes before it.
     The documents that come in stay as they were; those that come out carry metadata["relevance_score"] and, with
     `keep_mode_scores`, what each mode gave as metadata["score_by_mode"].
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+    )
 
     model: str = "m3-mini"
     top_n: int = Field(default=5, gt=0)
     mode: Mode | Literal["hybrid"] = "hybrid"
     weights: dict[Mode, float] | None = None
     keep_mode_scores: bool = False
-    encoder: Any = None
+    given_encoder: Any = Field(default=None, alias="encoder", repr=False)
+    _encoder: Encoder | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _only_a_hybrid_is_weighed(self) -> Self:
         weights_of(self.mode, self.weights)
         return self
 
-    def model_post_init(self, _: Any) -> None:
-        self.encoder = self.encoder or EncoderOptions(model=self.model).load()
+    @property
+    def encoder(self) -> Encoder:
+        """What scores: the encoder that was given, or the one of `model`, read when it is first needed."""
+        if self._encoder is None:
+            self._encoder = self.given_encoder or EncoderOptions(model=self.model).load()
+        return self._encoder
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
