@@ -304,9 +304,9 @@ def _nodes_of_another(
 
 
 def _require_one_length(doc_maxlen: int | None, query_maxlen: int | None) -> None:
-    if doc_maxlen is not None and query_maxlen is not None and query_maxlen < doc_maxlen:
+    if query_maxlen is not None and (doc_maxlen is None or query_maxlen < doc_maxlen):
         raise ValueError(
-            f"questions are read to the length of passages, got query_maxlen={query_maxlen} below "
+            f"questions are read to the length of passages, got query_maxlen={query_maxlen} and "
             f"doc_maxlen={doc_maxlen}; leave query_maxlen out"
         )
 

@@ -32,7 +32,8 @@ class M3Retriever(BaseRetriever):
     """Nodes by dense, lexical and late-interaction score, as the plan weighs them.
 
     encoder: the one that filled the index, else WrongEncoder is raised; None is m3-mini. filters: MetadataFilters,
-    nested as you like, or a Where. Questions that are awaited at the same time share a pass. A QueryBundle's own `embedding` takes the place of the dense vector; several `custom_embedding_strs` ask as one.
+    nested as you like, or a Where. A QueryBundle's own `embedding` takes the place of the dense vector; several
+    `custom_embedding_strs` ask as one. Questions that are awaited at the same time share a pass.
     object_map: what IndexNodes point at, by their index_id; `from_nodes` gathers it.
     """
 

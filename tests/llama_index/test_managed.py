@@ -220,6 +220,7 @@ def test_its_constructor_and_its_weights_are_understood(bge_m3):
         ({"weights_for_different_modes": [1.0, 0.3]}, "one for each of"),
         ({"weights_for_different_modes": [0.0, 0.0, 0.0]}, "one is above it"),
         ({"query_maxlen": 64, "doc_maxlen": 128}, "leave query_maxlen out"),
+        ({"query_maxlen": 64}, "leave query_maxlen out"),
     ],
 )
 def test_what_cannot_be_done_says_what_to_type(hash_encoder, settings, said):
