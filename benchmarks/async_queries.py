@@ -23,7 +23,16 @@ from m3_integrations import M3Encoder, MemoryIndex, Passage, ingest
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
 from m3_integrations.llama_index import M3Embedding
 
-THINGS = "a bridge,a river,a tea house,the old library,a mountain path,the harbour,a train,the night market".split(",")
+THINGS = (
+    "a bridge",
+    "a river",
+    "a tea house",
+    "the old library",
+    "a mountain path",
+    "the harbour",
+    "a train",
+    "the night market",
+)
 ASKED = (
     "Who built {}?",
     "When was {} opened?",

@@ -19,6 +19,7 @@ from m3_integrations.index.base import Where
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.langchain.convert import Filter, documents_of, passage_of, where_of
+from m3_integrations.langchain.settings import require_filler
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.retriever import Retriever
 
@@ -84,8 +85,7 @@ class M3Retriever(BaseRetriever):
         """One retriever, so that questions which are awaited together meet in it."""
         if self._retriever is None:
             encoder = self.given_encoder or EncoderOptions().load()
-            if isinstance(self.index, LocalIndex):
-                LocalIndex.open(self.index.folder, encoder).close()  # whoever opened it may not have said whose it is
+            require_filler(self.index, encoder)
             self._retriever = Retriever(encoder, self.index, self.plan)
         return self._retriever
 

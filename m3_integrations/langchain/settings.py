@@ -8,6 +8,14 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.sharing import EncoderOptions, name_of
+from m3_integrations.index.base import Index
+from m3_integrations.index.local import LocalIndex
+
+
+def require_filler(index: Index, encoder: Encoder) -> None:
+    """Raises WrongEncoder where the index is a folder that another encoder filled; a new one remembers this one."""
+    if isinstance(index, LocalIndex):
+        LocalIndex.open(index.folder, encoder).close()  # it may have been opened without saying whose it is
 
 
 class EncoderSettings(BaseModel):

@@ -23,6 +23,7 @@ from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.langchain.convert import Filter, document_of, documents_of, passage, where_of
 from m3_integrations.langchain.embeddings import M3Embeddings
 from m3_integrations.langchain.foreign import EmbeddingsEncoder
+from m3_integrations.langchain.settings import require_filler
 from m3_integrations.retrieval.calibration import Calibration, relevance, similarity
 from m3_integrations.retrieval.diversity import diversify
 from m3_integrations.retrieval.ingestion import ingest
@@ -95,8 +96,7 @@ class M3VectorStore(VectorStore):
         """
         embedding = self.embedding
         encoder = embedding.encoder if isinstance(embedding, M3Embeddings) else EmbeddingsEncoder(embedding)
-        if isinstance(self.index, LocalIndex):
-            LocalIndex.open(self.index.folder, encoder).close()  # whoever opened it may not have said whose it is
+        require_filler(self.index, encoder)
         return encoder
 
     def add_texts(
