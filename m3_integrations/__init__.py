@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from m3_integrations.index.local import LocalIndex
     from m3_integrations.index.memory import MemoryIndex
     from m3_integrations.index.where import Field, all_of, any_of, none_of
-    from m3_integrations.nudging.engine import Nudged, nudge
+    from m3_integrations.nudging.dense import Nudged
+    from m3_integrations.nudging.engine import nudge
+    from m3_integrations.nudging.hybrid import NudgedModes
     from m3_integrations.nudging.judged import Judged
+    from m3_integrations.nudging.nudger import Nudger
+    from m3_integrations.nudging.report import NudgeReport
     from m3_integrations.retrieval.ingestion import IngestReport, ingest
     from m3_integrations.retrieval.retriever import Match, Retriever
 
@@ -28,8 +32,12 @@ _HOMES = {
     "index.local": ("LocalIndex",),
     "index.memory": ("MemoryIndex",),
     "index.where": ("Field", "all_of", "any_of", "none_of"),
-    "nudging.engine": ("Nudged", "nudge"),
+    "nudging.dense": ("Nudged",),
+    "nudging.engine": ("nudge",),
+    "nudging.hybrid": ("NudgedModes",),
     "nudging.judged": ("Judged",),
+    "nudging.nudger": ("Nudger",),
+    "nudging.report": ("NudgeReport",),
     "retrieval.ingestion": ("IngestReport", "ingest"),
     "retrieval.retriever": ("Match", "Retriever"),
 }
@@ -50,7 +58,10 @@ __all__ = [
     "MemoryIndex",
     "Mode",
     "MultiVectors",
+    "NudgeReport",
     "Nudged",
+    "NudgedModes",
+    "Nudger",
     "Passage",
     "Query",
     "Retriever",

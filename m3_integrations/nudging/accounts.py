@@ -10,13 +10,20 @@ import numpy as np
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.texts import Query
 from m3_integrations.nudging.corpus import IndexCorpus
+from m3_integrations.nudging.dense import WAYS, Curve
+from m3_integrations.nudging.gamma import sweep
 from m3_integrations.nudging.hybrid import Moved, Race
-from m3_integrations.nudging.judged import Judged
+from m3_integrations.nudging.judged import Ints, Judged
+from m3_integrations.nudging.ladders import DensePlan, dense_pulls
 from m3_integrations.nudging.late import MovedVectors
 from m3_integrations.nudging.panels import Panels
-from m3_integrations.nudging.report import Coverage, Move, Outcome
+from m3_integrations.nudging.rank_metric import RankMetric
+from m3_integrations.nudging.report import Coverage, Move, Outcome, in_steps
 from m3_integrations.nudging.splits import normalised
-from m3_integrations.nudging.trial import clusters_of, put_on_trial
+from m3_integrations.nudging.still import Still, resting
+from m3_integrations.nudging.trial import clusters_of, levels_over, put_on_trial
+
+METRICS = ("ndcg@10", "recall@10", "mrr@10")  # whose curves a report has
 
 
 class Judging(NamedTuple):
@@ -60,9 +67,12 @@ def outcome_of(
     some = np.flatnonzero((asked.judged.counts > 0) & (asked.judged.weights > 0))
     if not len(some):
         return None
-    nobody = [np.empty(0, np.int64)]
-    panels = Panels(train.judged.answered(), asked.judged.take(some), np.zeros(len(some), np.int64), nobody)
+    panels = _everyone_pulls(train.judged, asked.judged.take(some))
     return _outcome(corpus, panels, [asked.queries[i] for i in some.tolist()], race, moved, weights)
+
+
+def _everyone_pulls(train: Judged, judges: Judged) -> Panels:
+    return Panels(train.answered(), judges, np.zeros(len(judges), np.int64), [np.empty(0, np.int64)])
 
 
 def shifted_outcome(
@@ -75,7 +85,7 @@ def shifted_outcome(
         return None
     panels, seated = Panels.apart(train.judged.take(some), groups)
     queries = [train.queries[i] for i in some[seated].tolist()]
-    return _outcome(corpus, panels, queries, race, moved, weights)
+    return _outcome(corpus, panels, queries, race, moved, weights, groups[seated])
 
 
 def _outcome(
@@ -85,10 +95,47 @@ def _outcome(
     race: Race,
     moved: Mapping[Mode, Moved],
     weights: Mapping[Mode, float],
+    clusters: Ints | None = None,
 ) -> Outcome:
     trial = put_on_trial(corpus, panels, race, moved, weights)
-    best = [[[corpus.ids[row] for row in rows] for rows in each] for each in (trial.best_before, trial.best_after)]
-    return Outcome(queries, trial.before, trial.after, *best)
+    was, now = ([[corpus.ids[row] for row in rows] for rows in each] for each in (trial.best_before, trial.best_after))
+    return Outcome(queries, trial.before, trial.after, was, now, clusters)
+
+
+def other_curves(
+    corpus: IndexCorpus,
+    train: Judged,
+    validation: Judged,
+    race: Race,
+    moved: Mapping[Mode, Moved],
+    weights: Mapping[Mode, float],
+    chosen_by: Mapping[Mode, Curve],
+) -> dict[Mode, dict[str, Curve]]:
+    """By mode that moved, the metrics of METRICS over gamma that nothing was chosen by, on those who chose.
+
+    chosen_by: the curves of the metric that was; the others are exact where these are, and at the same gammas where
+    these are points.
+    """
+    metrics = [metric for metric in METRICS if metric != race.metric]
+    judges = validation.answered()
+    if not moved:
+        return {}
+    if all(in_steps(curve) for curve in chosen_by.values()):
+        return {"dense": {metric: _exact_curve(corpus, train, judges, moved["dense"], metric) for metric in metrics}}
+    panels = _everyone_pulls(train, judges) if len(judges) else Panels.crossed(train.answered(), judges)
+    gammas = {mode: chosen_by[mode].edges for mode in moved}
+    found = levels_over(corpus, panels, race, moved, weights, gammas, metrics)
+    return {
+        mode: {metric: Curve(gammas[mode], levels) for metric, levels in each.items()} for mode, each in found.items()
+    }
+
+
+def _exact_curve(corpus: IndexCorpus, train: Judged, judges: Judged, moved: Moved, metric: str) -> Curve:
+    """The metric of the dense vectors alone at every gamma, as steps."""
+    way, wanted = WAYS[moved.method], RankMetric.of(metric)
+    pulls = dense_pulls(corpus.dense, train.answered(), DensePlan(way, moved.spread, moved.centre))
+    still = Still.nothing(len(judges), wanted.k).with_(resting(corpus.dense, pulls.rows), judges.queries)
+    return Curve(*sweep(corpus.dense, pulls, judges, wanted, way, still).curve())
 
 
 def coverage_of(corpus: IndexCorpus, train: Judging, others: Sequence[Judging]) -> Coverage:

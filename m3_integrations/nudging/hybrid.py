@@ -12,7 +12,7 @@ import scipy.sparse
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode
 from m3_integrations.core.errors import MissingMode
 from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, with_rows
-from m3_integrations.nudging.engine import CENTRES, OWN, SPREAD_TO, TEMPERATURES, WAYS, Curve, Method, moved_rows
+from m3_integrations.nudging.dense import CENTRES, OWN, SPREAD_TO, TEMPERATURES, WAYS, Curve, Method, moved_rows
 from m3_integrations.nudging.fused import REST, Board, Chosen, Setting, Strength
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.ladders import (
@@ -68,6 +68,7 @@ class NudgedModes:
     choice: the setting with its cross-validated gain. judges, panels: who judged.
     """
 
+    start: Corpus
     moved: Mapping[Mode, Moved]
     weights: Mapping[Mode, float]
     metric: str
@@ -76,6 +77,13 @@ class NudgedModes:
     curves: Mapping[Mode, Curve]
     choice: Chosen
     panels: Panels
+
+    @property
+    def passages(self) -> Encoded:
+        """All passages, assembled anew at each call. Raises ValueError for those of an index, which it holds itself."""
+        if not isinstance(self.start, EncodedCorpus):
+            raise ValueError("these passages are in an index; ask it: index.vectors(ids)")
+        return put(self.start.encoded, self.moved)
 
 
 class Race(NamedTuple):
@@ -129,6 +137,7 @@ class _Scene:
         who = seats if len(seats) else np.arange(len(self.panels.judges))
         strengths = {mode: each for mode, each in setting.strengths if each.gamma}
         return NudgedModes(
+            start=self.corpus,
             moved={mode: self._moved(mode, strength) for mode, strength in strengths.items()},
             weights={mode: weight for mode, weight in setting.weights if weight},
             metric=self.race.metric,

@@ -16,9 +16,17 @@ from m3_integrations.core.errors import MissingMode, UnknownId
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Query
 from m3_integrations.index.base import Index
-from m3_integrations.nudging.accounts import Judging, coverage_of, measured, no_answers, outcome_of, shifted_outcome
+from m3_integrations.nudging.accounts import (
+    Judging,
+    coverage_of,
+    measured,
+    no_answers,
+    other_curves,
+    outcome_of,
+    shifted_outcome,
+)
 from m3_integrations.nudging.corpus import IndexCorpus
-from m3_integrations.nudging.engine import WAYS, Curve, nudge
+from m3_integrations.nudging.dense import WAYS, Curve, nudge_dense
 from m3_integrations.nudging.hybrid import Moved, Race, dense_move, late_move, nudge_modes, sparse_move
 from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.ladders import DensePlan
@@ -174,6 +182,9 @@ class Nudger:
             test=outcome_of(corpus, train, tested, race, result.moved, result.weights) if tested else None,
             shifted=shifted_outcome(corpus, train, race, result.moved, result.weights),
             coverage=coverage_of(corpus, train, [validation, *([tested] if tested else [])]),
+            other_curves=other_curves(
+                corpus, train.judged, validation.judged, race, result.moved, result.weights, result.curves
+            ),
             seconds=time.perf_counter() - began,
         )
         self._write(version.number, result.moved, corpus, version, sides if replace else None)
@@ -351,7 +362,9 @@ def _ledger_of(index: Index, encoder: Encoder, named: str | Path | None) -> Ledg
 def _nudge(corpus: IndexCorpus, train: Judged, validation: Judged, asked: Asked, race: Race) -> _Result:
     """Dense alone is swept exactly; more than that goes by the fused ranking."""
     if asked.modes == ("dense",) and set(race.weights) == {"dense"} and len(validation.answered()):
-        nudged = nudge(corpus.dense, train, validation, method=asked.method, metric=asked.metric, spread=asked.spread)
+        nudged = nudge_dense(
+            corpus.dense, train, validation, method=asked.method, metric=asked.metric, spread=asked.spread
+        )
         moved: dict[Mode, Moved] = {}
         if nudged.moved:
             vectors = np.asarray(nudged.vectors, np.float32)

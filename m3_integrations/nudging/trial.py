@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -12,7 +12,7 @@ import numpy as np
 from m3_integrations.core.encoded import MODES, Mode
 from m3_integrations.nudging.choose import SEED
 from m3_integrations.nudging.corpus import Corpus
-from m3_integrations.nudging.engine import WAYS
+from m3_integrations.nudging.dense import WAYS
 from m3_integrations.nudging.fused import Board, Setting, Strength
 from m3_integrations.nudging.hybrid import Moved, Race, means_of, shortlist
 from m3_integrations.nudging.judged import Floats, Ints, Judged
@@ -56,19 +56,54 @@ def put_on_trial(
     pairs = shortlist(corpus, panels, race)
     modes = [mode for mode in MODES if race.weights.get(mode) or weights.get(mode)]
     ladders: dict[Mode, Sequence[Ladder]] = {
-        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode))] for mode in modes
+        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode), None)] for mode in modes
     }
     board = Board(panels.judges, pairs, ladders, RankMetric.of(race.metric))
     before = Setting.resting({mode: race.weights.get(mode, 0.0) for mode in modes})
-    after = Setting.resting({mode: weights.get(mode, 0.0) for mode in modes})
-    for mode, each in moved.items():
-        after = after.with_strength(mode, Strength(0, each.gamma))
+    after = _nudged({mode: weights.get(mode, 0.0) for mode in modes}, moved)
     best = [_best(pairs, board.scores(setting), len(panels.judges)) for setting in (before, after)]
     return Trial(board.metrics(before), board.metrics(after), *best)
 
 
-def _ladder(corpus: Corpus, panels: Panels, pairs: Pairs, mode: Mode, moved: Moved | None) -> Ladder:
-    gammas = np.array([0.0, moved.gamma]) if moved else np.zeros(1)
+def levels_over(
+    corpus: Corpus,
+    panels: Panels,
+    race: Race,
+    moved: Mapping[Mode, Moved],
+    weights: Mapping[Mode, float],
+    gammas: Mapping[Mode, Floats],
+    metrics: Collection[str],
+) -> dict[Mode, dict[str, Floats]]:
+    """By mode and metric, the mean over the judges at each of the mode's `gammas`, all other modes as they moved."""
+    pairs = shortlist(corpus, panels, race)
+    ladders: dict[Mode, Sequence[Ladder]] = {
+        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode), gammas.get(mode))]
+        for mode in MODES
+        if weights.get(mode)
+    }
+    after, everyone = _nudged({mode: weights[mode] for mode in ladders}, moved), np.arange(len(panels.judges))
+    found: dict[Mode, dict[str, Floats]] = {mode: {} for mode in gammas if mode in ladders}
+    for metric in metrics:
+        board = Board(panels.judges, pairs, ladders, RankMetric.of(metric))
+        for mode, levels in found.items():
+            settings = [after.with_strength(mode, Strength(0, gamma)) for gamma in gammas[mode].tolist()]
+            levels[metric] = np.array([board.mean(setting, everyone) for setting in settings])
+    return found
+
+
+def _nudged(weights: Mapping[Mode, float], moved: Mapping[Mode, Moved]) -> Setting:
+    setting = Setting.resting(weights)
+    for mode, each in moved.items():
+        setting = setting.with_strength(mode, Strength(0, each.gamma))
+    return setting
+
+
+def _ladder(
+    corpus: Corpus, panels: Panels, pairs: Pairs, mode: Mode, moved: Moved | None, gammas: Floats | None
+) -> Ladder:
+    """gammas: ascending from 0, the one that it moved by among them; None: that one alone."""
+    if gammas is None:
+        gammas = np.array([0.0, moved.gamma]) if moved else np.zeros(1)
     if mode == "sparse":
         return Curved(sparse_curves(corpus, panels, pairs), WAYS["m"], gammas)
     if mode == "multi_vector":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy.sparse
 
+from m3_integrations.core.encoded import Encoded, MultiVectors
 from m3_integrations.nudging.judged import Judged
 
 
@@ -58,3 +60,33 @@ BY_HAND = {
     "mrr": lambda found, grades, k: max((1 / rank for rank, gain in enumerate(found, 1) if gain > 0), default=0.0),
     "accuracy": lambda found, grades, k: float(any(gain > 0 for gain in found)),
 }
+
+
+def encoded_problem(seed, *, passages=12, train=14, validation=6, dim=6, vocab=30, width=5):
+    """Texts in all three modes; a query is near the vectors of what answers it. One query and one passage are empty."""
+    rng = np.random.default_rng(seed)
+
+    def encoded(dense, tokens, late):
+        sparse = scipy.sparse.csr_array(tokens.astype(np.float32))
+        return Encoded(dense=unit(dense).astype(np.float32), sparse=sparse, multi_vector=MultiVectors.of(late, width))
+
+    dense = rng.standard_normal((passages, dim))
+    tokens = rng.random((passages, vocab)) * (rng.random((passages, vocab)) < 0.2)
+    late = [unit(rng.standard_normal((int(n), width))) for n in rng.integers(2, 9, passages)]
+    late[-1], tokens[-1] = np.zeros((0, width)), 0
+
+    def judged(n):
+        answers = rng.integers(0, passages, n)
+        said = [
+            late[row][rng.integers(0, len(late[row]), 3)] if len(late[row]) else np.ones((1, width)) for row in answers
+        ]
+        heard = [unit(each + 0.4 * rng.standard_normal(each.shape)) for each in said]
+        heard[0] = np.zeros((0, width))
+        terms = tokens[answers] * (rng.random((n, vocab)) < 0.7) + rng.random((n, vocab)) * (
+            rng.random((n, vocab)) < 0.1
+        )
+        vectors = dense[answers] + 0.8 * rng.standard_normal((n, dim))
+        grades = [{int(row): float(rng.integers(1, 4))} for row in answers]
+        return Judged.of(encoded(vectors, terms, heard), grades)
+
+    return encoded(dense, tokens, late), judged(train), judged(validation)

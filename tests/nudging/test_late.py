@@ -1,0 +1,145 @@
+"""NUDGE for late interaction: who pulls what, and what the ladders say is what the moved vectors score."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nudging_problems import encoded_problem, unit
+
+from m3_integrations.core.encoded import MultiVectors, multi_vector_scores, score_mode
+from m3_integrations.nudging.corpus import EncodedCorpus
+from m3_integrations.nudging.dense import WAYS
+from m3_integrations.nudging.hybrid import dense_move, late_move, put, sparse_move
+from m3_integrations.nudging.ladders import (
+    Curved,
+    DensePlan,
+    Pairs,
+    dense_ladders,
+    late_ladders,
+    sparse_curves,
+    sparse_pulls,
+)
+from m3_integrations.nudging.late import Matching, MovedVectors, turned
+from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.spread import Spread
+
+AXES = np.eye(3, dtype=np.float32)
+NO_MEAN = np.zeros(3)
+
+
+def test_each_vector_of_a_query_pulls_the_vector_that_it_matches():
+    query = unit(np.array([[0.9, 0.1, 0], [0.8, 0, 0.2], [0, 0.1, 0.9]])).astype(np.float32)
+    places, pulls = Matching.of(AXES, [query], [2.0], NO_MEAN).pulls()
+    assert places.tolist() == [0, 2]  # nothing matches the second
+    np.testing.assert_allclose(pulls, [2 * (query[0] + query[1]), 2 * query[2]], rtol=1e-6)
+
+
+def test_a_centred_query_pulls_by_what_it_does_not_share_with_the_others():
+    query = np.array([[1.0, 0, 0]], np.float32)
+    mean = np.array([0.5, 0.5, 0])
+    assert Matching.of(AXES, [query], [1.0], mean).pulls(centre=0.5)[1].tolist() == [[0.75, -0.25, 0]]
+
+
+def test_only_matched_vectors_turn_and_by_the_rule_of_nudge_n():
+    query = unit(np.array([[0.6, 0.8, 0]], np.float64)).astype(np.float32)
+    matched = Matching.of(AXES[[0, 2]], [query], [1.0], NO_MEAN).pulls()
+    gamma = 0.1
+    angle = math.acos(1 - gamma / 2)
+    np.testing.assert_allclose(turned(AXES[[0, 2]], matched, gamma), [[math.cos(angle), math.sin(angle), 0]], atol=1e-6)
+    np.testing.assert_allclose(turned(AXES[[0, 2]], matched, 4.0), query, atol=1e-6)  # it arrives, and stops
+
+
+def test_moved_vectors_go_where_they_belong_in_any_order_of_passages():
+    passages = MultiVectors.of([AXES, AXES[:1], AXES[:2]])
+    moved = MovedVectors.of([(1, np.array([0]), AXES[2:]), (2, np.array([1]), AXES[2:])], 3)
+    put_back = moved.put_into(passages.take([2, 0, 1]), np.array([2, 0, 1]))
+    assert [each.tolist() for each in put_back] == [AXES[[0, 2]].tolist(), AXES.tolist(), AXES[2:].tolist()]
+    assert moved.among(np.array([0, 2])).rows.tolist() == [2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("centre", [0.0, 0.7])
+def test_the_late_ladder_is_the_score_of_the_turned_passages(seed, centre):
+    passages, train, validation = encoded_problem(seed)
+    corpus, gammas = EncodedCorpus(passages), np.array([0.0, 0.02, 0.3])
+    ladder = late_ladders(corpus, _alone(train, validation), _everyone(passages, validation), gammas, [centre])[0]
+    for gamma in gammas:
+        moved = put(passages, {"multi_vector": late_move(corpus, train, gamma, centre)})
+        exact = multi_vector_scores(validation.in_modes.multi_vector, moved.multi_vector)
+        np.testing.assert_allclose(ladder.at(gamma).reshape(exact.shape), exact, atol=2e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_sparse_ladder_is_the_score_of_the_pushed_passages(seed):
+    passages, train, validation = encoded_problem(seed)
+    corpus = EncodedCorpus(passages)
+    curves = sparse_curves(corpus, _alone(train, validation), _everyone(passages, validation))
+    for gamma in (0.0, 0.5, 3.0):
+        moved = put(passages, {"sparse": sparse_move(corpus, train, gamma)})
+        exact = score_mode("sparse", validation.in_modes, moved)
+        np.testing.assert_allclose(WAYS["m"].level(gamma, curves).reshape(exact.shape), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["n", "m"])
+@pytest.mark.parametrize("spread", [None, Spread(0.05, 0.4)])
+def test_the_dense_ladder_is_the_score_of_the_moved_passages(method, spread):
+    passages, train, validation = encoded_problem(0)
+    corpus, plan = EncodedCorpus(passages), DensePlan(WAYS[method], spread, 0.5)
+    curves = dense_ladders(corpus, _alone(train, validation), _everyone(passages, validation), [plan])[0]
+    ladder = Curved(curves, plan.way, np.zeros(1))
+    for gamma in (0.0, 0.1, 0.6):
+        moved = put(passages, {"dense": dense_move(corpus, train, plan, gamma)})
+        exact = score_mode("dense", validation.in_modes, moved)
+        np.testing.assert_allclose(ladder.at(gamma).reshape(exact.shape), exact, atol=2e-6)
+
+
+def test_a_panel_is_not_pulled_by_its_own_questions():
+    passages, train, _ = encoded_problem(1)
+    panels, seated = Panels.apart(train, np.arange(len(train)) % 3)
+    assert sorted(seated.tolist()) == list(range(len(train)))
+    corpus, gamma = EncodedCorpus(passages), 0.2
+    pairs = _everyone(passages, panels.judges)
+    ladder = late_ladders(corpus, panels, pairs, np.array([0.0, gamma]), [0.0])[0].at(gamma)
+    for panel in range(3):
+        rest = train.take(np.flatnonzero(np.arange(len(train)) % 3 != panel))
+        moved = put(passages, {"multi_vector": late_move(corpus, rest, gamma, 0.0)})
+        seats = panels.seated(panel)
+        exact = multi_vector_scores(panels.judges.take(seats).in_modes.multi_vector, moved.multi_vector)
+        np.testing.assert_allclose(ladder.reshape(-1, len(passages))[seats], exact, atol=2e-6)
+
+
+def test_a_sparse_pull_keeps_its_strongest_terms_and_is_never_negative():
+    passages, train, _ = encoded_problem(2)
+    rows, pulls = sparse_pulls(train)
+    assert (pulls.data > 0).all()
+    np.testing.assert_allclose(np.sqrt(pulls.multiply(pulls).sum(axis=1)), 1, rtol=1e-5)
+    pushed = sparse_move(EncodedCorpus(passages), train, 0.5)
+    assert pushed.rows.tolist() == rows.tolist()
+    assert (pushed.values.data >= 0).all()
+
+
+@given(st.floats(0, 1.2))
+def test_between_two_rungs_a_score_lies_between_theirs(angle):
+    passages, train, validation = encoded_problem(3)
+    rungs = np.array([4 * math.sin(each / 2) ** 2 for each in (0, 0.4, 0.8, 1.2)])
+    ladder = late_ladders(
+        EncodedCorpus(passages), _alone(train, validation), _everyone(passages, validation), rungs, [0.0]
+    )[0]
+    at = ladder.at(4 * math.sin(angle / 2) ** 2)
+    above = min(3, int(angle / 0.4) + 1)
+    low, high = ladder.table[above - 1], ladder.table[above]
+    assert (at >= np.minimum(low, high) - 1e-6).all()
+    assert (at <= np.maximum(low, high) + 1e-6).all()
+
+
+def _alone(train, validation):
+    return Panels(train, validation, np.zeros(len(validation), np.int64), [np.empty(0, np.int64)])
+
+
+def _everyone(passages, judges):
+    n = len(passages)
+    return Pairs(np.repeat(np.arange(len(judges)), n), np.tile(np.arange(n), len(judges)))
