@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from langchain_core.documents import Document
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.schema import NodeWithScore
 
-from m3_integrations import M3Encoder, MemoryIndex, Passage, ingest
+from m3_integrations import M3Encoder, MemoryIndex, Passage, ingest, llama_index
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
 from m3_integrations.llama_index import M3Embedding
 
@@ -79,12 +82,25 @@ def calls(encoder: M3Encoder) -> list[tuple[str, Ask, Callable[[Any], list[float
         ("LangChain aembed_query", embeddings.aembed_query, list),
         ("LangChain M3Retriever.ainvoke", retriever.ainvoke, places),
         ("LangChain M3VectorStore.as_retriever.ainvoke", store.as_retriever().ainvoke, places),
+        ("LlamaIndex M3Retriever.aretrieve", llama_index.M3Retriever(index, encoder, 10).aretrieve, places_of_nodes),
+        ("LlamaIndex M3VectorStore, hybrid, aretrieve", hybrid(index, encoder).aretrieve, places_of_nodes),
     ]
+
+
+def hybrid(index: MemoryIndex, encoder: M3Encoder) -> BaseRetriever:
+    """LlamaIndex's own retriever over our store."""
+    store = llama_index.M3VectorStore(index, encoder)
+    over = VectorStoreIndex.from_vector_store(store, embed_model=M3Embedding(encoder=encoder))
+    return over.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=10)
 
 
 def places(documents: list[Document]) -> list[float]:
     """Which documents were found, in their order, as numbers."""
     return [float(str(document.id)) for document in documents]
+
+
+def places_of_nodes(nodes: list[NodeWithScore]) -> list[float]:
+    return [float(each.node.node_id) for each in nodes]
 
 
 async def measure(
