@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 
 import numpy as np
@@ -71,3 +72,16 @@ def test_langchains_vector_store_finds_by_it(hash_encoder):
     store = InMemoryVectorStore(M3Embeddings(encoder=hash_encoder))
     store.add_texts(TEXTS)
     assert [each.page_content for each in store.similarity_search("a blue dog", k=1)] == ["a blue dog"]
+
+
+async def test_a_text_that_is_none_is_an_error_and_fails_alone(bge_m3):
+    embeddings = M3Embeddings(str(bge_m3()))
+    with pytest.raises(TypeError, match="the text at position 1 is None, not a string; an empty text is ''"):
+        embeddings.embed_documents(["a", None])
+    cat, none, dog = await asyncio.gather(
+        *map(embeddings.aembed_query, ["a red cat", None, "a blue dog"]), return_exceptions=True
+    )
+    assert isinstance(none, TypeError)
+    assert np.allclose(
+        [cat, dog], [embeddings.embed_query("a red cat"), embeddings.embed_query("a blue dog")], atol=1e-5
+    )

@@ -7,6 +7,7 @@ from langchain_core.documents import Document
 from pydantic import ValidationError
 
 from m3_integrations.core.encoded import MODES, score
+from m3_integrations.core.errors import CheckpointError
 from m3_integrations.langchain import M3Reranker
 
 TEXTS = ["nothing of the kind", "a blue dog", "a red dog", "a red cat"]
@@ -83,3 +84,9 @@ async def test_async_gives_what_sync_gives(hash_encoder, documents):
 def test_a_setting_that_means_nothing_is_refused_at_once(hash_encoder, settings, said):
     with pytest.raises(ValidationError, match=said):
         M3Reranker(encoder=hash_encoder, **settings)
+
+
+def test_the_model_is_read_when_it_is_first_needed(documents):
+    reranker = M3Reranker(model="no/such/folder")
+    with pytest.raises(CheckpointError, match="no/such/folder"):
+        reranker.compress_documents(documents, "red")

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from m3_integrations.core.errors import UnsupportedFilter, WrongEncoder
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.index.local import LocalIndex
+from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.index.where import Field
-from m3_integrations.langchain import M3Retriever
+from m3_integrations.langchain import M3Embeddings, M3Retriever
 from m3_integrations.langchain.convert import document_of, passage_of, where_of
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
@@ -147,3 +148,24 @@ def test_a_document_comes_back_from_an_index_as_it_went(hash_encoder, metadata):
     document = Document(id="x", page_content="red", metadata=metadata)
     assert document_of(passage_of(document)) == document
     assert M3Retriever.from_documents([document], encoder=hash_encoder).invoke("red") == [document]
+
+
+def test_an_index_that_another_model_filled_is_refused_at_the_first_use(hash_encoder, tmp_path):
+    with LocalIndex.open(tmp_path / "index", hash_encoder) as index:
+        retriever = M3Retriever(index=index, encoder=HashEncoder(seed=7))
+        with pytest.raises(WrongEncoder, match=r"was filled by HashEncoder.*seed=0"):
+            retriever.invoke("red")
+
+
+def test_an_unknown_option_is_refused(hash_encoder):
+    with pytest.raises(ValidationError, match="top_k"):
+        M3Retriever(index=MemoryIndex(), encoder=hash_encoder, top_k=3)
+
+
+async def test_a_question_that_is_none_is_an_error(bge_m3):
+    encoder = M3Embeddings(str(bge_m3())).encoder
+    retriever = M3Retriever.from_documents(DOCUMENTS, encoder=encoder)
+    with pytest.raises(TypeError, match="the text at position 0 is None"):
+        retriever.invoke(None)
+    with pytest.raises(TypeError, match="the text at position 0 is None"):
+        await retriever.ainvoke(None)

@@ -1,0 +1,75 @@
+"""Documents in an index of each kind, an encoder that counts, and callbacks that write down what they hear."""
+
+from __future__ import annotations
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+
+from m3_integrations.index.local import LocalIndex
+from m3_integrations.index.memory import MemoryIndex
+from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
+from m3_integrations.testing import HashEncoder
+
+TEXTS = ["a red cat", "a blue dog", "a green bird", "the red cat and the blue dog", "nothing of the kind"]
+DOCUMENTS = [Document(id=f"d{i}", page_content=text, metadata={"n": i}) for i, text in enumerate(TEXTS)]
+
+
+class CountingEncoder(HashEncoder):
+    """A HashEncoder that writes down what it encoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passages: list[list[str]] = []
+        self.queries: list[list[str]] = []
+
+    def encode_passages(self, texts, modes=None, *, show_progress=False):
+        self.passages.append(list(texts))
+        return super().encode_passages(texts, modes)
+
+    def encode_queries(self, texts, modes=None, *, show_progress=False):
+        self.queries.append(list(texts))
+        return super().encode_queries(texts, modes)
+
+
+class Events(BaseCallbackHandler):
+    """Writes down what happened, and what it was tagged with."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, object]] = []
+        self.tags: list[list[str]] = []
+        self.metadata: list[dict[str, object]] = []
+
+    def on_retriever_start(self, serialized, query, *, tags=None, metadata=None, **kwargs):
+        self.seen.append(("start", query))
+        self.tags.append(tags or [])
+        self.metadata.append(metadata or {})
+
+    def on_retriever_end(self, documents, **kwargs):
+        self.seen.append(("end", [document.id for document in documents]))
+
+    def on_retriever_error(self, error, **kwargs):
+        self.seen.append(("error", type(error)))
+
+
+@pytest.fixture
+def counting():
+    return CountingEncoder()
+
+
+@pytest.fixture(params=["memory", "local"])
+def kept(request, tmp_path):
+    with MemoryIndex() if request.param == "memory" else LocalIndex.open(tmp_path / "index") as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(kept, counting):
+    store = M3VectorStore(M3Embeddings(encoder=counting), kept)
+    store.add_documents(DOCUMENTS)
+    return store
+
+
+@pytest.fixture
+def retriever(store, counting):
+    return M3Retriever(index=store.index, encoder=counting, k=2)
