@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Query
-from m3_integrations.nudging.engine import Curve, Method
-from m3_integrations.nudging.judged import Floats
+from m3_integrations.index.base import Index
+from m3_integrations.nudging.dense import Curve, Method
+from m3_integrations.nudging.judged import Floats, Ints
 from m3_integrations.nudging.spread import Spread
 from m3_integrations.nudging.trial import bootstrap
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 THIN = 0.1  # of the passages: fewer that some query answers are said to be few
+
+
+def in_steps(curve: Curve) -> bool:
+    """Whether a curve is exact: a level between each two edges. Otherwise it is points, a level at each edge."""
+    return len(curve.edges) == len(curve.levels) + 1
 
 
 class Move(NamedTuple):
@@ -53,13 +64,17 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a nudge did to one set of questions. gains: (questions,), in the order of `before` and `after`."""
+    """What a nudge did to one set of questions, row by row.
+
+    clusters: (questions,) which of them are about alike, where that was looked into.
+    """
 
     queries: Sequence[Query]
     before_each: Floats
     after_each: Floats
     best_before: Sequence[Sequence[str]]
     best_after: Sequence[Sequence[str]]
+    clusters: Ints | None = None
 
     @property
     def before(self) -> float:
@@ -121,7 +136,8 @@ class NudgeReport:
     moves: by mode, empty where nothing was moved; metric: its name; before, after: on the validation questions, or
     where there are none on folds of the training questions, each judged without its own pulls.
     gain, error: cross-validated, on questions that the choice did not see, and its standard error.
-    curves: by mode, the metric over gamma. validation, test: question by question; shifted: training questions of a
+    curves: by mode, the metric over gamma; other_curves: by mode and metric, others that nothing was chosen by.
+    validation, test: question by question; shifted: training questions of a
     cluster, judged after a nudge by all other clusters alone: how questions unlike any before will fare.
     """
 
@@ -139,15 +155,36 @@ class NudgeReport:
     shifted: Outcome | None
     coverage: Coverage
     seconds: float
+    other_curves: Mapping[Mode, Mapping[str, Curve]] = field(default_factory=dict)
 
     @property
     def moved(self) -> bool:
         return bool(self.moves)
 
+    def metric_curves(self, mode: Mode) -> dict[str, Curve]:
+        """metric -> it over gamma, that of the choice first."""
+        return {self.metric: self.curves[mode], **self.other_curves.get(mode, {})}
+
     @cached_property
     def warnings(self) -> list[str]:
         """What to beware of, in sentences."""
         return [*self._of_coverage(), *self._of_gain()]
+
+    def render(self, path: str | PathLike[str], index: Index | None = None) -> None:
+        """Write the report as one HTML page with pictures; index: the one that was nudged, for the passages' texts."""
+        from m3_integrations.nudging.page import page, write_page  # which needs this file
+
+        write_page(Path(path), page(self, index))
+
+    def __rich__(self) -> RenderableType:
+        from m3_integrations.nudging.table import tables  # which needs this file
+
+        return tables(self)
+
+    def __str__(self) -> str:
+        from m3_integrations.nudging.table import plain
+
+        return plain(self)
 
     def _of_coverage(self) -> list[str]:
         said, cover = [], self.coverage
