@@ -1,0 +1,74 @@
+"""A LangChain chain from documents to an answer, offline: m3-mini reads, LangChain's fake chat model answers.
+
+python examples/langchain_chain.py
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+from langchain_core.documents import Document
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableParallel, RunnablePassthrough
+
+from m3_integrations.langchain import M3Embeddings, M3Reranker, M3VectorStore
+
+DOCUMENTS = [
+    Document(
+        id="forth",
+        page_content="The Forth Bridge was opened on 4 March 1890. It carries two railway tracks.",
+        metadata={"opened": date(1890, 3, 4), "where": {"country": "Scotland"}},
+    ),
+    Document(
+        id="akashi",
+        page_content="明石海峡大橋は1998年4月5日に開通した、神戸市と淡路島を結ぶ吊橋である。",
+        metadata={"opened": date(1998, 4, 5), "where": {"country": "日本"}},
+    ),
+    Document(
+        id="tower",
+        page_content="The Tower Bridge in London was opened on 30 June 1894; its roadway can be raised.",
+        metadata={"opened": date(1894, 6, 30), "where": {"country": "England"}},
+    ),
+]
+PROMPT = ChatPromptTemplate.from_template("Answer from these passages:\n{context}\n\nQuestion: {question}")
+ANSWER = "It was opened on 4 March 1890 [forth]."
+
+
+def as_text(documents: list[Document]) -> str:
+    return "\n".join(f"[{document.id}] {document.page_content}" for document in documents)
+
+
+def chain_over(store: M3VectorStore) -> Runnable[str, dict[str, object]]:
+    """Question -> {"context": the documents, "question": itself, "answer": text}."""
+    reranker = M3Reranker(encoder=store.encoder, mode="multi_vector", top_n=2)
+    found = store.as_retriever(search_kwargs={"k": 3})
+    best = RunnableLambda(lambda asked: reranker.compress_documents(asked["found"], asked["question"]))
+    context = RunnableParallel(found=found, question=RunnablePassthrough()) | best
+    answer = (
+        RunnablePassthrough.assign(context=lambda asked: as_text(asked["context"]))
+        | PROMPT
+        | FakeListChatModel(responses=[ANSWER])  # your chat model
+        | StrOutputParser()
+    )
+    return RunnableParallel(context=context, question=RunnablePassthrough()).assign(answer=answer)
+
+
+def main() -> None:
+    store = M3VectorStore.from_documents(DOCUMENTS, M3Embeddings())  # M3VectorStore.from_folder("bridges") to keep them
+
+    for chunk in chain_over(store).stream("Wann wurde die Brücke über den Forth eröffnet?"):
+        if "context" in chunk:
+            print("from", ", ".join(document.id for document in chunk["context"]))
+        print(chunk.get("answer", ""), end="", flush=True)
+    print()
+
+    modern = store.similarity_search("bridge", filter={"opened": {"$gte": date(1900, 1, 1)}})
+    print("after 1900:", [(document.metadata["where"]["country"], document.metadata["opened"]) for document in modern])
+    for document, score in store.similarity_search_with_relevance_scores("A bridge whose road opens for ships", k=2):
+        print(f"{score:.2f} {document.id}")
+
+
+if __name__ == "__main__":
+    main()
