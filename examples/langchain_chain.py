@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable, RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
 
 from m3_integrations.langchain import M3Embeddings, M3Reranker, M3VectorStore
 
@@ -42,17 +42,15 @@ def as_text(documents: list[Document]) -> str:
 
 def chain_over(store: M3VectorStore) -> Runnable[str, dict[str, object]]:
     """Question -> {"context": the documents, "question": itself, "answer": text}."""
-    reranker = M3Reranker(encoder=store.encoder, mode="multi_vector", top_n=2)
-    found = store.as_retriever(search_kwargs={"k": 3})
-    best = RunnableLambda(lambda asked: reranker.compress_documents(asked["found"], asked["question"]))
-    context = RunnableParallel(found=found, question=RunnablePassthrough()) | best
+    found = RunnableParallel(query=RunnablePassthrough(), documents=store.as_retriever(search_kwargs={"k": 3}))
+    best = found | M3Reranker(encoder=store.encoder, mode="multi_vector", top_n=2)
     answer = (
         RunnablePassthrough.assign(context=lambda asked: as_text(asked["context"]))
         | PROMPT
         | FakeListChatModel(responses=[ANSWER])  # your chat model
         | StrOutputParser()
     )
-    return RunnableParallel(context=context, question=RunnablePassthrough()).assign(answer=answer)
+    return RunnableParallel(context=best, question=RunnablePassthrough()).assign(answer=answer)
 
 
 def main() -> None:

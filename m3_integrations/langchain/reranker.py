@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, TypedDict
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from m3_integrations.core.encoded import Mode
@@ -16,9 +17,17 @@ from m3_integrations.core.threads import on_thread
 from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
 
 
-class M3Reranker(BaseDocumentCompressor):
+class Found(TypedDict):
+    """A question, and the documents that were found for it."""
+
+    query: str
+    documents: Sequence[Document]
+
+
+class M3Reranker(BaseDocumentCompressor, RunnableSerializable[Found, list[Document]]):
     """Ranks documents by the hybrid score, or by one mode: `M3Reranker(mode="multi_vector")`.
 
+    A document compressor, and a link of a chain that takes {"query": ..., "documents": ...}.
     model: "m3-mini", a local folder or a hub id, read when it is first needed; an encoder that is given goes before it.
     The documents that come in stay as they were; those that come out carry metadata["relevance_score"] and, with
     `keep_mode_scores`, what each mode gave as metadata["score_by_mode"].
@@ -52,9 +61,8 @@ class M3Reranker(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The best `top_n` documents, best first."""
-        ranked = rerank(
-            self.encoder, query, [document.page_content for document in documents], weights_of(self.mode, self.weights)
-        )
+        weights = weights_of(self.mode, self.weights)
+        ranked = rerank(self.encoder, query, [document.page_content for document in documents], weights)
         return [self._scored(documents[each.position], each) for each in ranked[: self.top_n]]
 
     async def acompress_documents(
@@ -62,8 +70,30 @@ class M3Reranker(BaseDocumentCompressor):
     ) -> list[Document]:
         return await on_thread(self.compress_documents, documents, query, callbacks)
 
+    def invoke(self, input: Found, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """`compress_documents` as a link of a chain. Raises ValueError for an input of another shape."""
+        return self._call_with_config(self._best, input, config, **kwargs)
+
+    async def ainvoke(self, input: Found, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        return await self._acall_with_config(self._abest, input, config, **kwargs)
+
+    def _best(self, found: Found) -> list[Document]:
+        _require_found(found)
+        return self.compress_documents(found["documents"], found["query"])
+
+    async def _abest(self, found: Found) -> list[Document]:
+        return await on_thread(self._best, found)
+
     def _scored(self, document: Document, ranked: Ranked) -> Document:
         scores: dict[str, Any] = {"relevance_score": ranked.score}
         if self.keep_mode_scores:
             scores["score_by_mode"] = dict(ranked.by_mode)
         return document.model_copy(update={"metadata": {**document.metadata, **scores}})
+
+
+def _require_found(found: object) -> None:
+    if not isinstance(found, Mapping) or not {"query", "documents"} <= found.keys():
+        raise ValueError(
+            f"M3Reranker takes a dict of query and documents, got {found!r:.80}; put "
+            "RunnableParallel(query=RunnablePassthrough(), documents=retriever) before it"
+        )

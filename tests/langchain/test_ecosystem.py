@@ -12,7 +12,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
 
-from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
+from m3_integrations.langchain import M3Embeddings, M3Reranker, M3Retriever, M3VectorStore
 from m3_integrations.langchain.convert import passage_of
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.retriever import Retriever
@@ -76,6 +76,38 @@ async def test_questions_that_are_awaited_together_share_passes(store, retriever
         assert await asyncio.gather(*map(ask, queries)) == alone
         assert sorted(text for texts in counting.queries for text in texts) == sorted(queries)
         assert len(counting.queries) < len(queries) / 2
+
+
+async def test_a_reranker_is_a_link_of_a_chain(retriever, counting):
+    reranker = M3Reranker(encoder=counting, mode="multi_vector", top_n=1)
+    chain = RunnableParallel(query=RunnablePassthrough(), documents=retriever) | reranker
+    expected = reranker.compress_documents(retriever.invoke("a red cat"), "a red cat")
+    assert chain.invoke("a red cat") == expected
+    assert await chain.ainvoke("a red cat") == expected
+    assert chain.batch(["a red cat"] * 2) == await chain.abatch(["a red cat"] * 2) == [expected] * 2
+    assert list(chain.stream("a red cat")) == [expected]
+    events = [event async for event in chain.astream_events("a red cat", {"tags": ["ours"]}, version="v2")]
+    (end,) = [each for each in events if each["name"] == "M3Reranker" and each["event"] == "on_chain_end"]
+    assert end["data"]["output"] == expected
+    assert "ours" in end["tags"]
+
+
+async def test_a_reranker_that_is_given_something_else_says_what_it_takes(counting):
+    reranker = M3Reranker(encoder=counting)
+    for wrong in ("a red cat", {"query": "a red cat"}, DOCUMENTS):
+        with pytest.raises(
+            ValueError, match=r"put RunnableParallel\(query=RunnablePassthrough\(\), documents=retriever\)"
+        ):
+            reranker.invoke(wrong)
+    with pytest.raises(ValueError, match="a dict of query and documents"):
+        await reranker.ainvoke("a red cat")
+
+
+def test_a_rerankers_settings_are_configurable_at_run_time(counting):
+    reranker = M3Reranker(encoder=counting, top_n=1).configurable_fields(top_n=ConfigurableField(id="n"))
+    found = {"query": "red", "documents": DOCUMENTS}
+    assert len(reranker.invoke(found)) == 1
+    assert len(reranker.invoke(found, {"configurable": {"n": 3}})) == 3
 
 
 def answering(retriever, answers=("The cat is red.",)):
