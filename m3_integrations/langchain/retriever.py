@@ -78,7 +78,7 @@ class M3Retriever(BaseRetriever):
         k: int | None = None,
         filter: Filter | Where | None = None,
     ) -> list[Document]:
-        retriever = await on_thread(self._loaded)
+        retriever = self._retriever or await on_thread(self._loaded)
         return documents_of(await retriever.aretrieve(query, *self._asked(k, filter)))
 
     def _loaded(self) -> Retriever:

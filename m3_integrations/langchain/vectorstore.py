@@ -270,7 +270,8 @@ class M3VectorStore(VectorStore):
         self, query: str, k: int, filter: Filter | Where | None, mode: SearchMode, kwargs: Mapping[str, Any]
     ) -> list[Match]:
         _refuse_search(kwargs)
-        where, retriever = where_of(filter), await on_thread(self._retriever, mode)
+        where = where_of(filter)
+        retriever = self._retrievers.get(mode) or await on_thread(self._retriever, mode)
         if isinstance(retriever.encoder, EmbeddingsEncoder):
             encoded = await retriever.encoder.aencode_query(query)
             matches = await on_thread(retriever.retrieve_encoded, encoded, k, where)
