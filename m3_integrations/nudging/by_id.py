@@ -11,8 +11,9 @@ import numpy as np
 from m3_integrations.core.encoded import Array
 from m3_integrations.core.errors import UnknownId, WrongDimension
 from m3_integrations.core.texts import Query
-from m3_integrations.nudging.dense import CENTRES, Nudged, nudge_dense
+from m3_integrations.nudging.dense import Nudged, nudge_dense
 from m3_integrations.nudging.judged import Floats, Judged
+from m3_integrations.nudging.plans import CENTRES
 from m3_integrations.nudging.solve import unit
 from m3_integrations.nudging.splits import split
 

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
-from m3_integrations.nudging.choose import FOLDS, Choice, best_of, choose, join, split
+from m3_integrations.nudging.choose import Choice, choose, join
 from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
+from m3_integrations.nudging.panels import FEW, Panels
+from m3_integrations.nudging.plans import Method, Plan, plans
+from m3_integrations.nudging.racing import SHORT, favourite
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.solve import UNIT, pulls_of_rows, shares_of_rows
 from m3_integrations.nudging.spread import Neighbours, Spread, SpreadPulls
 from m3_integrations.nudging.still import Still, numbered, resting
-from m3_integrations.nudging.ways import Pushing, Turning, Way
+from m3_integrations.nudging.ways import Way
 
-Method = Literal["n", "m"]
-WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
-TEMPERATURES = (0.02, 0.05, 0.2)  # of a spread
-OWN = (1.0, 0.4)  # of its own pull, what a passage keeps in a spread
-CENTRES = (0.0, 0.5, 0.9)
-FEW = 1000  # validation queries; where there are fewer, training queries judge too
-CROSSED = 1 << 28  # training queries times passages, up to which that is quick
-SPREAD_TO = 50_000  # passages up to which "auto" tries to spread: beyond, it is slower than all the rest together
+CROSSED = 1 << 28  # training queries that judge, times passages, up to which that is quick
 
 
 class Curve(NamedTuple):
@@ -41,7 +37,8 @@ class Curve(NamedTuple):
 class Nudged:
     """Passages after a nudge: only those that moved are kept beside the ones that were given.
 
-    rows: (moved,) ascending; vectors: (moved, dim). before, after: the metric on validation; curve: it over gamma.
+    rows: (moved,) ascending; vectors: (moved, dim). before, after: the metric on validation, or where no
+    query of it has an answer on folds of the training queries; curve: it over gamma.
     method: "n" or "m"; spread: how pulls were spread, None where they were not; centre: the part of the mean query
     that was taken from each query before it pulled.
     choice: how gamma was chosen, with the gain on queries that the choice did not see; None where gamma was given.
@@ -102,185 +99,136 @@ def nudge_dense(
     """
     _require_one_of("method", method, ("auto", "n", "m"))
     _require_one_of("spread", spread, ("auto", "neighbours", None))
-    scene = _Scene.of(passages, train, validation, RankMetric.of(metric), background, crossed=method == "auto")
-    race = _Race(scene, method, spread, _centres(centre, method), gamma)
+    scene = _Scene.of(passages, train, validation, RankMetric.of(metric), crossed=method == "auto")
+    possible = scene.possible(plans(method, spread, centre, len(scene.passages)))
     if gamma is not None:
-        return scene.nudged(race.best, scene.sweep(race.best), gamma, None)
-    choice = choose(list(race.sweeps.values()))
-    plan = list(race.sweeps)[choice.which]
+        _require_in_range(gamma, {plan.method for plan in possible})
+        scene = scene.before(background, scene.metric.k)
+        sweeps = [scene.sweep(plan) for plan in possible]
+        which = int(np.argmax([each.level(gamma) for each in sweeps]))
+        return scene.nudged(possible[which], sweeps[which], gamma, None)
+    if not len(scene.panels.judges):
+        raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
+    alone = len(possible) == 1
+    scene = scene.before(background, scene.metric.k if alone else max(SHORT, scene.metric.k))
+    plan, choice = scene.choose(possible)
     moves = method != "auto" or choice.convinces
     return scene.nudged(plan, scene.sweep(plan), choice.gamma if moves else 0.0, choice)
 
 
-class Plan(NamedTuple):
-    """One way to nudge: by which method, how pulls are spread, if they are, and how far queries are centred."""
+@dataclass(frozen=True, eq=False)
+class _Sitting:
+    """Passages, who pulls them, and who judges. background: the best for each judge of what is not among them."""
 
-    method: Method
-    spread: Spread | None
-    centre: float
+    passages: Floats
+    pullers: Judged
+    judges: Judged
+    metric: RankMetric
+    background: Still
 
+    def sweep(self, plan: Plan) -> Sweep:
+        still = self._resting if plan.spread is None else self.background
+        return sweep(self.passages, self.pulls(plan), self.judges, self.metric, plan.way, still)
 
-class _Race:
-    """The ways to nudge, swept one after another: a grid first, then what differs from its best in one more respect.
+    def pulls(self, plan: Plan) -> Pulls:
+        known = KnownPulls(*pulls_of_rows(self.pullers, plan.centre))
+        if plan.spread is None or not len(known.rows):
+            return known
+        return SpreadPulls.of(known.rows, known.vectors, self._neighbours, plan.spread)
 
-    gamma: None where it is to be found.
-    """
+    @cached_property
+    def _pulled(self) -> Ints:
+        rows, _ = shares_of_rows(self.pullers)
+        return rows
 
-    def __init__(
-        self,
-        scene: _Scene,
-        method: Literal["auto", "n", "m"],
-        spread: Literal["auto", "neighbours"] | None,
-        centres: Sequence[float],
-        gamma: float | None,
-    ) -> None:
-        if gamma is None and not len(scene.judged):
-            raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
-        self.scene, self.gamma = scene, gamma
-        self.sweeps: dict[Plan, Sweep] = {}
-        methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
-        spreads = scene.spreads(spread)
-        grid = [Plan(first, how, centre) for first in methods for how in spreads for centre in centres]
-        possible = scene.require_some(grid)
-        if gamma is not None:
-            _require_in_range(gamma, {plan.method for plan in possible})
-        self._run([plan for plan in possible if plan.method == possible[0].method])
-        for best in (self.best, self._best_spread):
-            self._run([plan for plan in self._beside(best, methods) if scene.can(plan)])
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        return Neighbours.of(self.passages, self._pulled)
 
-    def _run(self, plans: Iterable[Plan]) -> None:
-        for plan in plans:
-            if plan not in self.sweeps:
-                alone = self.gamma is not None
-                self.sweeps[plan] = self.scene.sweep(plan) if alone else self.scene.joint_sweep(plan)
-
-    @property
-    def best(self) -> Plan:
-        return self._best_of(list(self.sweeps))
-
-    @property
-    def _best_spread(self) -> Plan:
-        return self._best_of([plan for plan in self.sweeps if plan.spread] or list(self.sweeps))
-
-    def _best_of(self, plans: Sequence[Plan]) -> Plan:
-        sweeps = [self.sweeps[plan] for plan in plans]
-        if self.gamma is None:
-            return plans[best_of(sweeps)[0]]
-        return plans[int(np.argmax([each.level(self.gamma) for each in sweeps]))]
-
-    def _beside(self, best: Plan, methods: Sequence[Method]) -> Iterable[Plan]:
-        for method in methods:
-            yield best._replace(method=method)
-            if best.spread is not None:
-                yield from (best._replace(method=method, spread=best.spread._replace(own=own)) for own in OWN)
-            else:
-                yield best._replace(method=method, centre=0.0)
+    @cached_property
+    def _resting(self) -> Still:
+        """The best of all that nothing pulls."""
+        return self.background.with_(resting(self.passages, self._pulled), self.judges.queries)
 
 
 @dataclass(frozen=True, eq=False)
 class _Scene:
-    """Passages, who pulls them and who judges. background: the best of it for each who judges.
-
-    folds: the same with a part of the training queries moved to the judges' seats.
-    """
+    """Passages and panels. background: the best of it for each judge, of which there are at least the metric's k."""
 
     passages: Floats
-    train: Judged
-    judged: Judged
+    panels: Panels
     metric: RankMetric
     background: Still
-    folds: Sequence[_Scene]
     unanswered: tuple[int, int]
 
     @classmethod
-    def of(
-        cls,
-        passages: Floats,
-        train: Judged,
-        validation: Judged,
-        metric: RankMetric,
-        background: Floats | Iterable[Floats] | None,
-        *,
-        crossed: bool,
-    ) -> _Scene:
+    def of(cls, passages: Floats, train: Judged, validation: Judged, metric: RankMetric, *, crossed: bool) -> _Scene:
         passages = _checked(passages, train, validation)
-        pullers, judged = train.answered(), validation.answered()
+        pullers, judges = train.answered(), validation.answered()
         _require_finite(passages, np.unique(pullers.rows))
-        crossed &= len(judged) < FEW and FOLDS <= len(pullers) <= CROSSED // len(passages)
-        seen = np.concatenate([judged.queries, pullers.queries]) if crossed else judged.queries
-        blocks = [background] if isinstance(background, np.ndarray) else background or []
-        best = Still.nothing(len(seen), metric.k).with_(numbered(blocks, len(passages), seen.shape[1]), seen)
-        folds = []
-        for held, rest in split(len(pullers)) if crossed else ():
-            behind = best.take(len(judged) + held)
-            folds.append(cls(passages, pullers.take(rest), pullers.take(held), metric, behind, (), (0, 0)))
-        unanswered = len(train) - len(pullers), len(validation) - len(judged)
-        return cls(passages, pullers, judged, metric, best.take(np.arange(len(judged))), folds, unanswered)
+        crossed &= min(len(pullers), FEW) <= CROSSED // max(len(passages), 1)
+        panels = Panels.crossed(pullers, judges, FEW if crossed else 0)
+        unanswered = len(train) - len(pullers), len(validation) - len(judges)
+        return cls(passages, panels, metric, Still.nothing(len(panels.judges), metric.k), unanswered)
 
-    def require_some(self, plans: Sequence[Plan]) -> list[Plan]:
-        """The plans that are possible. Raises ValueError where none is, passages being too long or too short."""
-        possible = [plan for plan in plans if self.can(plan)]
+    def before(self, background: Floats | Iterable[Floats] | None, depth: int) -> _Scene:
+        """The same in front of a background, of which each judge sees the `depth` best."""
+        blocks = [background] if isinstance(background, np.ndarray) else background or []
+        queries = self.panels.judges.queries
+        nothing = Still.nothing(len(queries), depth)
+        best = nothing.with_(numbered(blocks, len(self.passages), queries.shape[1]), queries)
+        return replace(self, background=best)
+
+    def choose(self, possible: Sequence[Plan]) -> tuple[Plan, Choice]:
+        """The plan, its exact gamma, and the gain that the judges confirm of the whole choice."""
+        if len(possible) == 1:
+            return possible[0], choose([self.joint_sweep(possible[0])])
+        plan, seen = favourite(self.passages, self.panels, self._best_at_rest(), possible, self.metric)
+        gamma, _ = self.joint_sweep(plan).best()
+        return plan, Choice(0, gamma, seen.gain, seen.error)
+
+    def possible(self, every: Sequence[Plan]) -> list[Plan]:
+        """The plans that can be gone by. Raises ValueError where none can, passages being too long or too short."""
+        pulled, _ = shares_of_rows(self.panels.train)
+        if any(plan.spread for plan in every) and len(pulled):
+            _require_finite(self.passages, np.arange(len(self.passages)))
+        else:
+            every = list(dict.fromkeys(plan._replace(spread=None) for plan in every))
+        off_pulled = _off_unit(self.passages, pulled)
+        off_any = off_pulled
+        if off_pulled is None and any(plan.spread for plan in every):
+            off_any = _off_unit(self.passages, np.arange(len(self.passages)))
+        possible = [plan for plan in every if plan.method == "m" or (off_any if plan.spread else off_pulled) is None]
         if not possible:
-            row = self._off_unit(plans[0])
+            row = off_any if off_pulled is None else off_pulled
             raise ValueError(
                 f"passage {row} has length {np.linalg.norm(self.passages[row]):.4g} and method 'n' needs length 1; "
                 "divide each row by its length, or use method='m'"
             )
         return possible
 
-    def can(self, plan: Plan) -> bool:
-        """Whether the passages that this plan moves have the length that its method needs."""
-        return plan.method == "m" or self._off_unit(plan) is None
-
-    def spreads(self, spread: Literal["auto", "neighbours"] | None) -> list[Spread | None]:
-        if spread is None or not len(self.pulled) or (spread == "auto" and len(self.passages) > SPREAD_TO):
-            return [None]
-        _require_finite(self.passages, np.arange(len(self.passages)))
-        some = [Spread(temperature, OWN[0]) for temperature in TEMPERATURES]
-        return [*some] if spread == "neighbours" else [None, *some]
-
-    def _off_unit(self, plan: Plan) -> int | None:
-        """The first of the rows to move whose length is not 1."""
-        return self._off_unit_pulled if plan.spread is None else self._off_unit_of_all
-
-    @cached_property
-    def _off_unit_pulled(self) -> int | None:
-        return _off_unit(self.passages, self.pulled)
-
-    @cached_property
-    def _off_unit_of_all(self) -> int | None:
-        return _off_unit(self.passages, np.arange(len(self.passages)))
-
     def sweep(self, plan: Plan) -> Sweep:
-        still = self._resting if plan.spread is None else self.background
-        return sweep(self.passages, self.pulls(plan), self.judged, self.metric, WAYS[plan.method], still)
+        """On the validation queries, or where none has an answer on the folds."""
+        return self._sittings[0].sweep(plan) if len(self.panels.seated(0)) else self.joint_sweep(plan)
 
     def joint_sweep(self, plan: Plan) -> Sweep:
-        """On the validation queries and the folds together."""
-        return join([self.sweep(plan), *(fold.sweep(plan) for fold in self.folds)])
-
-    def pulls(self, plan: Plan) -> Pulls:
-        known = KnownPulls(*pulls_of_rows(self.train, plan.centre))
-        if plan.spread is None:
-            return known
-        return SpreadPulls.of(known.rows, known.vectors, self._neighbours, plan.spread)
+        """On all who judge."""
+        return join([sitting.sweep(plan) for sitting in self._sittings])
 
     @cached_property
-    def pulled(self) -> Ints:
-        rows, _ = shares_of_rows(self.train)
-        return rows
+    def _sittings(self) -> list[_Sitting]:
+        k, sittings = self.metric.k, []
+        for panel in range(len(self.panels.silent)):
+            seats = self.panels.seated(panel)
+            judges, behind = self.panels.judges.take(seats), self.background.take(seats).first(k)
+            sittings.append(_Sitting(self.passages, self.panels.pullers(panel), judges, self.metric, behind))
+        return sittings
 
-    @cached_property
-    def _neighbours(self) -> Neighbours:
-        return Neighbours.of(self.passages, self.pulled)
-
-    @cached_property
-    def _resting(self) -> Still:
-        """The best of all that nothing pulls."""
-        return self.background.with_(resting(self.passages, self.pulled), self.judged.queries)
+    def _best_at_rest(self) -> Still:
+        return self.background.with_(numbered([self.passages], 0, self.passages.shape[1]), self.panels.judges.queries)
 
     def nudged(self, plan: Plan, swept: Sweep, gamma: float, choice: Choice | None) -> Nudged:
-        rows, vectors = moved_rows(self.passages, self.pulls(plan), WAYS[plan.method], gamma)
+        rows, vectors = moved_rows(self.passages, self._sittings[0].pulls(plan), plan.way, gamma)
         return Nudged(
             start=self.passages,
             rows=rows,
@@ -309,14 +257,6 @@ def moved_rows(passages: Floats, pulls: Pulls, way: Way, gamma: float) -> tuple[
         vectors[part] = way.move(before.astype(np.float64), pulls.take(part).astype(np.float64), gamma)
         stays[part] = (vectors[part] == before).all(axis=1)
     return (rows[~stays], vectors[~stays]) if stays.any() else (rows, vectors)
-
-
-def _centres(centre: float | None, method: str) -> Sequence[float]:
-    if centre is None:
-        return CENTRES if method == "auto" else CENTRES[:1]
-    if not 0 <= centre <= 1:
-        raise ValueError(f"centre is a part of the mean query: 0 <= centre <= 1, got {centre}")
-    return (centre,)
 
 
 def _require_one_of(name: str, value: object, known: tuple[object, ...]) -> None:

@@ -12,12 +12,11 @@ import scipy.sparse
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode
 from m3_integrations.core.errors import MissingMode
 from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, with_rows
-from m3_integrations.nudging.dense import CENTRES, OWN, SPREAD_TO, TEMPERATURES, WAYS, Curve, Method, moved_rows
+from m3_integrations.nudging.dense import Curve, moved_rows
 from m3_integrations.nudging.fused import REST, Board, Chosen, Setting, Strength
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.ladders import (
     Curved,
-    DensePlan,
     Ladder,
     Pairs,
     PulledBy,
@@ -29,15 +28,13 @@ from m3_integrations.nudging.ladders import (
     sparse_pulls,
 )
 from m3_integrations.nudging.late import MovedVectors, turned
-from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.panels import Panels, answers_of_alike
+from m3_integrations.nudging.plans import CENTRES, WAYS, Method, Plan, plans
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.spread import Spread
 
-CHORDS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13, 0.2, 0.3, 0.45, 0.8])  # gammas of dense turns
-LENGTHS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4])  # gammas of dense pushes
 TURNS = np.array([0, 0.03, 0.07, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.9])  # angles of late interaction, radians
 PUSHES = np.array([0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2])  # of a typical sparse row's length
-ALIKE = 20  # training queries whose answers a judge is shown, should they come to be found
 CANDIDATES = 50  # that a judge ranks of each proposing mode: metrics look at the first few
 LATE: Method = "n"
 SPARSE: Method = "m"
@@ -124,7 +121,7 @@ class _Scene:
 
     def __init__(self, corpus: Corpus, panels: Panels, race: Race) -> None:
         self.corpus, self.panels, self.race = corpus, panels, race
-        self.plans = _dense_plans(race, len(corpus)) if "dense" in race.modes else []
+        self.plans = plans(race.method, race.spread, None, len(corpus)) if "dense" in race.modes else []
         self.pairs = shortlist(corpus, panels, race)
         ladders = {mode: self._ladders(mode) for mode in MODES if race.weights.get(mode)}
         self.board = Board(panels.judges, self.pairs, ladders, RankMetric.of(race.metric))
@@ -151,10 +148,10 @@ class _Scene:
     def _ladders(self, mode: Mode) -> list[Ladder]:
         moves = mode in self.race.modes
         if mode == "dense":
-            plans = self.plans if moves else [DensePlan(WAYS["m"], None, 0.0)]
-            traced = dense_ladders(self.corpus, self.panels, self.pairs, plans)
-            gammas = [(CHORDS if plan.way is WAYS["n"] else LENGTHS) if moves else CHORDS[:1] for plan in plans]
-            return [Curved(curves, plan.way, g) for curves, plan, g in zip(traced, plans, gammas, strict=True)]
+            tried = self.plans if moves else [Plan("m", None, 0.0)]
+            traced = dense_ladders(self.corpus.dense, self.panels, self.pairs, tried)
+            gammas = [plan.gammas if moves else plan.gammas[:1] for plan in tried]
+            return [Curved(curves, plan.way, g) for curves, plan, g in zip(traced, tried, gammas, strict=True)]
         if mode == "sparse":
             gammas_ = PUSHES * _typical_length(self.corpus.sparse) if moves else PUSHES[:1]
             return [Curved(sparse_curves(self.corpus, self.panels, self.pairs), WAYS["m"], gammas_)]
@@ -176,10 +173,10 @@ class _Scene:
         return late_move(self.corpus, self.panels.train, strength.gamma, CENTRES[strength.ladder])
 
 
-def dense_move(corpus: Corpus, train: Judged, plan: DensePlan, gamma: float) -> Moved:
+def dense_move(corpus: Corpus, train: Judged, plan: Plan, gamma: float) -> Moved:
+    """Move dense vectors by the plan."""
     rows, vectors = moved_rows(corpus.dense, dense_pulls(corpus.dense, train, plan), plan.way, gamma)
-    method: Method = "n" if plan.way is WAYS["n"] else "m"
-    return Moved(rows, np.asarray(vectors, np.float32), method, gamma, plan.spread, plan.centre)
+    return Moved(rows, np.asarray(vectors, np.float32), plan.method, gamma, plan.spread, plan.centre)
 
 
 def sparse_move(corpus: Corpus, train: Judged, gamma: float) -> Moved:
@@ -228,7 +225,7 @@ def shortlist(corpus: Corpus, panels: Panels, race: Race) -> Pairs:
     count = min(race.candidates, CANDIDATES, n)
     keys = [_top(corpus, judges, mode, count) for mode in race.propose if mode in corpus.modes]
     if set(race.propose) & set(race.modes):
-        keys += [_answers_of_alike(panels, panel, n) for panel in range(len(panels.silent))]
+        keys += [answers_of_alike(panels, panel, n) for panel in range(len(panels.silent))]
     every = np.unique(np.concatenate(keys))
     return Pairs(every // n, every % n)
 
@@ -256,44 +253,7 @@ def _scores(corpus: Corpus, judges: Judged, mode: Mode) -> Floats:
     n = len(corpus)
     every = Pairs(np.repeat(np.arange(len(judges)), n), np.tile(np.arange(n), len(judges)))
     still = Panels(judges.take([]), judges, np.zeros(len(judges), np.int64), [np.empty(0, np.int64)])
-    return late_ladders(corpus, still, every, CHORDS[:1], CENTRES[:1])[0].at(0.0).reshape(len(judges), n)
-
-
-def _answers_of_alike(panels: Panels, panel: int, n: int) -> Ints:
-    """judge * n + row: the answers of the training queries that a judge of this panel is most like."""
-    seats, pullers = panels.seated(panel), panels.pullers(panel)
-    if not len(seats) or not len(pullers):
-        return np.empty(0, np.int64)
-    count, found = min(ALIKE, len(pullers)), []
-    for part in np.array_split(seats, -(-len(seats) // 64)):
-        alike = _alike(panels.judges.take(part), pullers)
-        best = np.argpartition(-alike, count - 1, axis=1)[:, :count]
-        for judge, near in zip(part.tolist(), best, strict=True):
-            found.append(judge * n + pullers.take(near).rows)
-    return np.concatenate(found)
-
-
-def _alike(judges: Judged, pullers: Judged) -> Floats:
-    if judges.queries.shape[1]:
-        return np.asarray(judges.queries @ pullers.queries.T)
-    if "sparse" in judges.in_modes.modes:
-        return np.asarray((judges.in_modes.sparse @ pullers.in_modes.sparse.T).toarray())
-    return np.asarray(means_of(judges) @ means_of(pullers).T)
-
-
-def means_of(judged: Judged) -> Floats:
-    return np.array([vectors.sum(axis=0) / max(len(vectors), 1) for vectors in judged.in_modes.multi_vector])
-
-
-def _dense_plans(race: Race, n: int) -> list[DensePlan]:
-    spreads = [Spread(temperature, own) for own in OWN for temperature in TEMPERATURES]
-    tried: list[Spread | None] = [*spreads] if race.spread == "neighbours" else [None, *spreads]
-    if race.spread is None or (race.spread == "auto" and n > SPREAD_TO):
-        tried = [None]
-    centres = CENTRES if race.method == "auto" else CENTRES[:1]
-    turns = [DensePlan(WAYS["n"], spread, centre) for spread in tried for centre in centres]
-    pushes = [DensePlan(WAYS["m"], spread, centre) for spread in tried[:1] for centre in centres]
-    return {"auto": [*turns, *pushes], "n": turns, "m": [plan._replace(way=WAYS["m"]) for plan in turns]}[race.method]
+    return late_ladders(corpus, still, every, np.zeros(1), CENTRES[:1])[0].at(0.0).reshape(len(judges), n)
 
 
 def _typical_length(rows: scipy.sparse.csr_array) -> float:

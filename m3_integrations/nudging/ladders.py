@@ -15,8 +15,9 @@ from m3_integrations.nudging.gamma import KnownPulls, Pulls
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.late import Matched, Matching
 from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.plans import Plan
 from m3_integrations.nudging.solve import bearing, chord_angle, pulls_of_rows, shares_of_rows
-from m3_integrations.nudging.spread import Neighbours, Spread, SpreadPulls
+from m3_integrations.nudging.spread import Neighbours, SpreadPulls
 from m3_integrations.nudging.still import pair_products
 from m3_integrations.nudging.ways import Curves, Way
 
@@ -69,23 +70,15 @@ class Tabled:
         return mixed
 
 
-class DensePlan(NamedTuple):
-    """One way to nudge dense vectors: how they move, how pulls spread, if they do, and how far queries are centred."""
-
-    way: Way
-    spread: Spread | None
-    centre: float
-
-
-def dense_ladders(corpus: Corpus, panels: Panels, pairs: Pairs, plans: Sequence[DensePlan]) -> list[Curves]:
+def dense_ladders(passages: Floats, panels: Panels, pairs: Pairs, plans: Sequence[Plan]) -> list[Curves]:
     """By plan, the scores of the pairs as curves, each passage pulled by its panel's pullers."""
     every = [Curves(*np.zeros((3, len(pairs.askers)))) for _ in plans]
     for panel in range(len(panels.silent)):
         here = np.flatnonzero(panels.seats[pairs.askers] == panel)
         pullers = panels.pullers(panel)
-        spreading = _Spreading(corpus.dense, pullers)
+        spreading = _Spreading(passages, pullers)
         for plan, curves in zip(plans, every, strict=True):
-            _trace(corpus.dense, panels.judges.queries, pairs, here, spreading.pulls(plan), plan.way, curves)
+            _trace(passages, panels.judges.queries, pairs, here, spreading.pulls(plan), plan.way, curves)
     return every
 
 
@@ -95,7 +88,7 @@ class _Spreading:
     def __init__(self, passages: Floats, pullers: Judged) -> None:
         self.passages, self.pullers = passages, pullers
 
-    def pulls(self, plan: DensePlan) -> Pulls:
+    def pulls(self, plan: Plan) -> Pulls:
         known = KnownPulls(*pulls_of_rows(self.pullers, plan.centre))
         if plan.spread is None or not len(known.rows):
             return known
@@ -107,7 +100,7 @@ class _Spreading:
         return Neighbours.of(self.passages, rows)
 
 
-def dense_pulls(passages: Floats, pullers: Judged, plan: DensePlan) -> Pulls:
+def dense_pulls(passages: Floats, pullers: Judged, plan: Plan) -> Pulls:
     """What pulls each passage, its neighbours' pulls included where they spread."""
     return _Spreading(passages, pullers).pulls(plan)
 

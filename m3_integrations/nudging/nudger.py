@@ -26,13 +26,13 @@ from m3_integrations.nudging.accounts import (
     shifted_outcome,
 )
 from m3_integrations.nudging.corpus import IndexCorpus
-from m3_integrations.nudging.dense import WAYS, Curve, nudge_dense
+from m3_integrations.nudging.dense import Curve, nudge_dense
 from m3_integrations.nudging.hybrid import Moved, Race, dense_move, late_move, nudge_modes, sparse_move
 from m3_integrations.nudging.judged import Judged
-from m3_integrations.nudging.ladders import DensePlan
 from m3_integrations.nudging.ledger import FILE_NAME, Asked, Ledger, Original, Pending, Role, Shape, Version, now
 from m3_integrations.nudging.originals import changes as changes_of
 from m3_integrations.nudging.originals import digest, packed, unpacked
+from m3_integrations.nudging.plans import Plan
 from m3_integrations.nudging.report import NudgeReport
 from m3_integrations.nudging.spread import Spread
 
@@ -390,7 +390,7 @@ def _move(corpus: IndexCorpus, train: Judged, mode: Mode, said: Mapping[str, Any
     """The move that a version remembers, made again."""
     spread = Spread(*said["spread"]) if said["spread"] else None
     if mode == "dense":
-        return dense_move(corpus, train, DensePlan(WAYS[said["method"]], spread, said["centre"]), said["gamma"])
+        return dense_move(corpus, train, Plan(said["method"], spread, said["centre"]), said["gamma"])
     if mode == "sparse":
         return sparse_move(corpus, train, said["gamma"])
     return late_move(corpus, train, said["gamma"], said["centre"])

@@ -9,8 +9,9 @@ import numpy as np
 
 from m3_integrations.core.encoded import Encoded
 from m3_integrations.nudging.choose import FOLDS, SEED, split
-from m3_integrations.nudging.judged import Ints, Judged
+from m3_integrations.nudging.judged import Floats, Ints, Judged
 
+ALIKE = 20  # training queries whose answers a judge is shown, should they come to be found
 FEW = 1000  # validation queries; where there are fewer, training queries judge too
 
 
@@ -80,3 +81,30 @@ def _join(a: Judged, b: Judged) -> Judged:
         np.concatenate([a.weights, b.weights]),
         encoded,
     )
+
+
+def answers_of_alike(panels: Panels, panel: int, n: int) -> Ints:
+    """judge * n + row: the answers of the training queries that a judge of this panel is most like."""
+    seats, pullers = panels.seated(panel), panels.pullers(panel)
+    if not len(seats) or not len(pullers):
+        return np.empty(0, np.int64)
+    count, found = min(ALIKE, len(pullers)), []
+    for part in np.array_split(seats, -(-len(seats) // 64)):
+        alike = _alike(panels.judges.take(part), pullers)
+        best = np.argpartition(-alike, count - 1, axis=1)[:, :count]
+        for judge, near in zip(part.tolist(), best, strict=True):
+            found.append(judge * n + pullers.rows[np.isin(pullers.askers, near)])
+    return np.concatenate(found)
+
+
+def _alike(judges: Judged, pullers: Judged) -> Floats:
+    if judges.queries.shape[1]:
+        return np.asarray(judges.queries @ pullers.queries.T)
+    if "sparse" in judges.in_modes.modes:
+        return np.asarray((judges.in_modes.sparse @ pullers.in_modes.sparse.T).toarray())
+    return np.asarray(means_of(judges) @ means_of(pullers).T)
+
+
+def means_of(judged: Judged) -> Floats:
+    """(queries, width): the mean of each query's late-interaction vectors."""
+    return np.array([vectors.sum(axis=0) / max(len(vectors), 1) for vectors in judged.in_modes.multi_vector])

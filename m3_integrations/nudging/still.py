@@ -31,6 +31,10 @@ class Still(NamedTuple):
     def take(self, queries: Ints) -> Still:
         return Still(self.scores[queries], self.rows[queries])
 
+    def first(self, k: int) -> Still:
+        """The k best of each."""
+        return Still(self.scores[:, :k], self.rows[:, :k])
+
     def with_(self, blocks: Iterable[tuple[Ints, Floats]], queries: Floats) -> Still:
         """The best of these and those in `blocks`, which are seen once: row numbers (any,) and vectors (any, dim).
 

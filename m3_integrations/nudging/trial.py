@@ -12,12 +12,12 @@ import numpy as np
 from m3_integrations.core.encoded import MODES, Mode
 from m3_integrations.nudging.choose import SEED
 from m3_integrations.nudging.corpus import Corpus
-from m3_integrations.nudging.dense import WAYS
 from m3_integrations.nudging.fused import Board, Setting, Strength
-from m3_integrations.nudging.hybrid import Moved, Race, means_of, shortlist
+from m3_integrations.nudging.hybrid import Moved, Race, shortlist
 from m3_integrations.nudging.judged import Floats, Ints, Judged
-from m3_integrations.nudging.ladders import Curved, DensePlan, Ladder, Pairs, dense_ladders, late_ladders, sparse_curves
-from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.ladders import Curved, Ladder, Pairs, dense_ladders, late_ladders, sparse_curves
+from m3_integrations.nudging.panels import Panels, means_of
+from m3_integrations.nudging.plans import WAYS, Plan
 from m3_integrations.nudging.rank_metric import RankMetric
 
 SHOWN = 3  # passages of a ranking that are kept
@@ -108,8 +108,8 @@ def _ladder(
         return Curved(sparse_curves(corpus, panels, pairs), WAYS["m"], gammas)
     if mode == "multi_vector":
         return late_ladders(corpus, panels, pairs, gammas, [moved.centre if moved else 0.0])[0]
-    plan = DensePlan(WAYS[moved.method], moved.spread, moved.centre) if moved else DensePlan(WAYS["m"], None, 0.0)
-    return Curved(dense_ladders(corpus, panels, pairs, [plan])[0], plan.way, gammas)
+    plan = Plan(moved.method, moved.spread, moved.centre) if moved else Plan("m", None, 0.0)
+    return Curved(dense_ladders(corpus.dense, panels, pairs, [plan])[0], plan.way, gammas)
 
 
 def _best(pairs: Pairs, scores: Floats, judges: int) -> list[Ints]:

@@ -157,11 +157,19 @@ def test_nothing_to_pull_moves_nothing():
     assert (nudged.moved, nudged.gamma, nudged.unanswered_train) == (0, 0.0, len(validation))
 
 
+def test_where_no_validation_query_has_an_answer_folds_of_the_training_queries_choose():
+    passages, train, validation = topics()
+    nobody = Judged.of(validation.queries, [{} for _ in range(len(validation))])
+    nudged = nudge(passages, train, nobody)
+    assert nudged.moved > 0
+    assert 0 < nudged.before < nudged.after
+
+
 def test_what_cannot_be_nudged_is_refused_with_the_way_out():
     passages, train, validation, background = random_problem(8)
     nobody = Judged.of(validation.queries, [{} for _ in range(len(validation))])
     with pytest.raises(ValueError, match="or give gamma"):
-        nudge(passages, train, nobody)
+        nudge(passages, train, nobody, method="n")
     with pytest.raises(ValueError, match="encode both with one model"):
         nudge(passages[:, :-1], train, validation)
     with pytest.raises(ValueError, match="there are 3 passages"):

@@ -12,11 +12,9 @@ from nudging_problems import encoded_problem, unit
 
 from m3_integrations.core.encoded import MultiVectors, multi_vector_scores, score_mode
 from m3_integrations.nudging.corpus import EncodedCorpus
-from m3_integrations.nudging.dense import WAYS
 from m3_integrations.nudging.hybrid import dense_move, late_move, put, sparse_move
 from m3_integrations.nudging.ladders import (
     Curved,
-    DensePlan,
     Pairs,
     dense_ladders,
     late_ladders,
@@ -25,7 +23,9 @@ from m3_integrations.nudging.ladders import (
 )
 from m3_integrations.nudging.late import Matching, MovedVectors, turned
 from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.plans import Plan
 from m3_integrations.nudging.spread import Spread
+from m3_integrations.nudging.ways import Pushing
 
 AXES = np.eye(3, dtype=np.float32)
 NO_MEAN = np.zeros(3)
@@ -81,15 +81,15 @@ def test_the_sparse_ladder_is_the_score_of_the_pushed_passages(seed):
     for gamma in (0.0, 0.5, 3.0):
         moved = put(passages, {"sparse": sparse_move(corpus, train, gamma)})
         exact = score_mode("sparse", validation.in_modes, moved)
-        np.testing.assert_allclose(WAYS["m"].level(gamma, curves).reshape(exact.shape), exact, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(Pushing().level(gamma, curves).reshape(exact.shape), exact, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["n", "m"])
 @pytest.mark.parametrize("spread", [None, Spread(0.05, 0.4)])
 def test_the_dense_ladder_is_the_score_of_the_moved_passages(method, spread):
     passages, train, validation = encoded_problem(0)
-    corpus, plan = EncodedCorpus(passages), DensePlan(WAYS[method], spread, 0.5)
-    curves = dense_ladders(corpus, _alone(train, validation), _everyone(passages, validation), [plan])[0]
+    corpus, plan = EncodedCorpus(passages), Plan(method, spread, 0.5)
+    curves = dense_ladders(passages.dense, _alone(train, validation), _everyone(passages, validation), [plan])[0]
     ladder = Curved(curves, plan.way, np.zeros(1))
     for gamma in (0.0, 0.1, 0.6):
         moved = put(passages, {"dense": dense_move(corpus, train, plan, gamma)})
