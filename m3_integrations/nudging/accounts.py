@@ -10,13 +10,14 @@ import numpy as np
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.texts import Query
 from m3_integrations.nudging.corpus import IndexCorpus
-from m3_integrations.nudging.dense import WAYS, Curve
+from m3_integrations.nudging.dense import Curve
 from m3_integrations.nudging.gamma import sweep
 from m3_integrations.nudging.hybrid import Moved, Race
 from m3_integrations.nudging.judged import Ints, Judged
-from m3_integrations.nudging.ladders import DensePlan, dense_pulls
+from m3_integrations.nudging.ladders import dense_pulls
 from m3_integrations.nudging.late import MovedVectors
 from m3_integrations.nudging.panels import Panels
+from m3_integrations.nudging.plans import Plan
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.report import Coverage, Move, Outcome, in_steps
 from m3_integrations.nudging.splits import normalised
@@ -132,10 +133,10 @@ def other_curves(
 
 def _exact_curve(corpus: IndexCorpus, train: Judged, judges: Judged, moved: Moved, metric: str) -> Curve:
     """The metric of the dense vectors alone at every gamma, as steps."""
-    way, wanted = WAYS[moved.method], RankMetric.of(metric)
-    pulls = dense_pulls(corpus.dense, train.answered(), DensePlan(way, moved.spread, moved.centre))
+    plan, wanted = Plan(moved.method, moved.spread, moved.centre), RankMetric.of(metric)
+    pulls = dense_pulls(corpus.dense, train.answered(), plan)
     still = Still.nothing(len(judges), wanted.k).with_(resting(corpus.dense, pulls.rows), judges.queries)
-    return Curve(*sweep(corpus.dense, pulls, judges, wanted, way, still).curve())
+    return Curve(*sweep(corpus.dense, pulls, judges, wanted, plan.way, still).curve())
 
 
 def coverage_of(corpus: IndexCorpus, train: Judging, others: Sequence[Judging]) -> Coverage:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m3_integrations.nudging.dense import Curve, Method
+from m3_integrations.nudging.dense import Curve
 from m3_integrations.nudging.judged import Floats
+from m3_integrations.nudging.plans import Method
 from m3_integrations.nudging.report import Move, Outcome, in_steps
 
 WIDTH, HEIGHT = 360.0, 200.0  # of the view box: what a phone shows at its full width
