@@ -78,7 +78,9 @@ class M3Retriever(BaseRetriever):
         k: int | None = None,
         filter: Filter | Where | None = None,
     ) -> list[Document]:
-        retriever = self._retriever or await on_thread(self._loaded)
+        retriever = self._retriever
+        if retriever is None:
+            retriever = await on_thread(self._loaded)
         return documents_of(await retriever.aretrieve(query, *self._asked(k, filter)))
 
     def _loaded(self) -> Retriever:

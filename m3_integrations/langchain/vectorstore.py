@@ -271,7 +271,9 @@ class M3VectorStore(VectorStore):
     ) -> list[Match]:
         _refuse_search(kwargs)
         where = where_of(filter)
-        retriever = self._retrievers.get(mode) or await on_thread(self._retriever, mode)
+        retriever = self._retrievers.get(mode)
+        if retriever is None:
+            retriever = await on_thread(self._retriever, mode)
         if isinstance(retriever.encoder, EmbeddingsEncoder):
             encoded = await retriever.encoder.aencode_query(query)
             matches = await on_thread(retriever.retrieve_encoded, encoded, k, where)
