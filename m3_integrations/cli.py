@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from shutil import copytree
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +17,9 @@ from rich.table import Table
 from m3_integrations.core.errors import M3Error
 
 if TYPE_CHECKING:
+    from m3_integrations import LocalIndex, M3Encoder, Nudger, SearchPlan
     from m3_integrations.demo import Answer
+    from m3_integrations.nudging.sources import Questions
     from m3_integrations.retrieval.retriever import Match
 
 app = typer.Typer(help="Hybrid retrieval with BGE-M3: dense, lexical, late interaction.", no_args_is_help=True)
@@ -29,19 +33,24 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("demo-out"),
     model: Model = "m3-mini",
 ) -> None:
-    """Ingest real text in many languages, answer by each mode and by all, and write one HTML page."""
+    """Ingest real text in many languages, answer by each mode and by all, nudge, and write it as HTML pages."""
     from m3_integrations import LocalIndex, M3Encoder
     from m3_integrations import demo as demonstration
 
     encoder = M3Encoder.from_pretrained(model)
     with TemporaryDirectory() as folder, LocalIndex.open(folder, encoder) as index:
         found = demonstration.run(encoder, index, show_progress=True)
+        found.render(out, index)
     for answer in found.answers:
         _print_answer(answer)
     _print_metrics(found.metrics, f"{found.judged} test questions over {found.ingested.total} passages")
-    page = out / "index.html"
-    found.render(page)
-    console.print(f"The same with every match coloured: [bold]{page}[/bold]")
+    console.rule("the same index, nudged by training questions")
+    console.print(found.nudge)
+    _print_metrics(found.after, "the test questions again, after the nudge", found.metrics)
+    for line in found.remarks:
+        console.print(escape(line))
+    console.print(f"The same with every match coloured: [bold]{out / 'index.html'}[/bold]")
+    console.print(f"What the nudge did, in pictures: [bold]{out / 'nudge.html'}[/bold]")
 
 
 @app.command()
@@ -69,14 +78,126 @@ def search(
     k: Annotated[int, typer.Option(help="How many passages.")] = 5,
     model: Model = "m3-mini",
 ) -> None:
-    """Ask the index in a folder."""
-    from m3_integrations import LocalIndex, M3Encoder, Retriever
+    """Ask the index in a folder; one that was nudged is searched with the weights that the nudge was chosen with."""
+    from m3_integrations import LocalIndex, M3Encoder, Retriever, SearchPlan
 
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no index at {folder}; fill one with: m3 ingest {folder} FILE")
+    _require_index(folder)
     encoder = M3Encoder.from_pretrained(model)
     with LocalIndex.open(folder, encoder) as index:
-        _print_matches(Retriever(encoder, index).retrieve(question, k))
+        plan = _nudged_plan(encoder, index) or SearchPlan()
+        _print_matches(Retriever(encoder, index, plan).retrieve(question, k))
+
+
+@app.command()
+def nudge(
+    folder: Folder,
+    judged: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="A BEIR folder (its train, dev and test); or a file of queries and one of TREC or BEIR qrels; or a "
+            "click log (.jsonl or .csv); or a question-answer dataset (.json). All but the first are split by --seed."
+        ),
+    ] = None,
+    modes: Annotated[str, typer.Option(help="What is moved, such as dense,multi_vector; all that there are.")] = "",
+    metric: Annotated[str, typer.Option(help="ndcg@k, recall@k, mrr@k, precision@k or accuracy@k.")] = "ndcg@10",
+    method: Annotated[
+        str, typer.Option(help="Of the dense vectors: n keeps lengths, m does not; auto may move nothing.")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Where a page with pictures goes, such as report.html.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Nudge a copy of the folder, and throw it away.")] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Put every vector back as it was encoded.")] = False,
+    to: Annotated[int | None, typer.Option(help="Go back, or on, to this version.")] = None,
+    versions: Annotated[bool, typer.Option("--versions", help="List the nudges so far.")] = False,
+    half_life: Annotated[float | None, typer.Option(help="Days after which a click counts half.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split into training, validation and test.")] = 0,
+    model: Model = "m3-mini",
+) -> None:
+    """Move the vectors of an index towards questions that its passages answer; or go back."""
+    from m3_integrations import LocalIndex, M3Encoder
+
+    _require_index(folder)
+    _require_one_task(judged, revert=revert, to=to, versions=versions)
+    questions = _judged(judged, seed, half_life) if judged else None
+    encoder = M3Encoder.from_pretrained(model)
+    with TemporaryDirectory() as spare:
+        place = copytree(folder, Path(spare) / "index") if dry_run else folder
+        with LocalIndex.open(place, encoder) as index, closing(_nudger(encoder, index)) as nudger:
+            if questions is not None:
+                _fit(nudger, questions, modes, metric, method, out)
+            elif not versions:
+                nudger.revert(to)
+            _print_versions(nudger)
+    if dry_run:
+        console.print("This was done to a copy: the folder is as it was.")
+
+
+def _require_index(folder: Path) -> None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise FileNotFoundError(f"there is no index at {folder}; fill one with: m3 ingest {folder} FILE")
+
+
+def _require_one_task(judged: Sequence[Path] | None, *, revert: bool, to: int | None, versions: bool) -> None:
+    tasks = [bool(judged), revert, to is not None, versions]
+    if sum(tasks) != 1:
+        raise ValueError(
+            "say one of: m3 nudge FOLDER JUDGED... to nudge, --revert or --to N to go back, --versions to look; "
+            f"got {sum(tasks)} of them"
+        )
+
+
+def _nudger(encoder: M3Encoder, index: LocalIndex) -> Nudger:
+    from m3_integrations import Nudger
+
+    return Nudger(encoder, index)
+
+
+def _nudged_plan(encoder: M3Encoder, index: LocalIndex) -> SearchPlan | None:
+    """The plan of the nudge that the folder holds, which is said; None where there is none."""
+    from m3_integrations.nudging.ledger import FILE_NAME
+    from m3_integrations.nudging.page import said_weights
+
+    if not (index.folder / FILE_NAME).is_file():  # a Nudger makes one, and a search should leave no trace
+        return None
+    with closing(_nudger(encoder, index)) as nudger:
+        plan = nudger.plan
+        if plan is not None:
+            console.print(f"as nudge {nudger.version} weighs: {said_weights(plan.weights)}", style="dim")
+        return plan
+
+
+def _judged(paths: Sequence[Path], seed: int, half_life: float | None) -> Questions:
+    from m3_integrations.nudging.sources import read_questions
+
+    return read_questions(paths, seed=seed, half_life=half_life)
+
+
+def _fit(nudger: Nudger, questions: Questions, modes: str, metric: str, method: str, out: Path | None) -> None:
+    if method not in ("auto", "n", "m"):
+        raise ValueError(f"--method is auto, n or m, got {method!r}")
+    train, validation, test = questions
+    chosen: Any = [mode.strip() for mode in modes.split(",")] if modes else nudger.encoder.modes & nudger.index.modes
+    way: Any = method
+    report = nudger.fit(train, validation, test=test, modes=chosen, metric=metric, method=way)
+    console.print(report)
+    if out is not None:
+        report.render(out, nudger.index)
+        console.print(f"In pictures: [bold]{escape(str(out))}[/bold]")
+
+
+def _print_versions(nudger: Nudger) -> None:
+    versions = nudger.versions()
+    if not versions:
+        console.print("This folder was never nudged.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("version", "made", "modes", "metric", "before", "after", "moved"):
+        table.add_column(heading)
+    for each in versions:
+        figures = f"{each.before:.3f}", f"{each.after:.3f}", str(each.moved)
+        table.add_row(str(each.number), each.made[:16], ", ".join(each.asked.modes), each.asked.metric, *figures)
+    console.print(table)
+    held = f"version {nudger.version}" if nudger.version else "every vector as it was encoded"
+    console.print(f"The index holds {held}.")
 
 
 def main() -> None:
@@ -112,11 +233,18 @@ def _print_matches(matches: Sequence[Match]) -> None:
     console.print(table)
 
 
-def _print_metrics(metrics: Mapping[str, Mapping[str, float]], title: str) -> None:
+def _print_metrics(
+    metrics: Mapping[str, Mapping[str, float]], title: str, before: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
     table = Table(title=title)
     table.add_column("plan")
     for metric in next(iter(metrics.values())):
         table.add_column(metric, justify="right")
     for plan, values in metrics.items():
-        table.add_row(plan, *(f"{value:.3f}" for value in values.values()))
+        known = (before or {}).get(plan, {})
+        table.add_row(plan, *(_changed(value, known.get(metric)) for metric, value in values.items()))
     console.print(table)
+
+
+def _changed(value: float, before: float | None) -> str:
+    return f"{value:.3f}" if before is None else f"{value:.3f} ({value - before:+.3f})"

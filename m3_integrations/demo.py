@@ -1,4 +1,4 @@
-"""The demonstration behind `m3 demo`: real text in many languages, answered by each mode and by all, and shown."""
+"""The demonstration behind `m3 demo`: real text in many languages, answered by each mode and by all, then nudged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.encoder import M3Encoder
 from m3_integrations.core.explain import Explanation
@@ -20,6 +18,9 @@ from m3_integrations.core.texts import Passage
 from m3_integrations.evaluation.beir import Collection, read_beir
 from m3_integrations.evaluation.judging import judge, plans_of
 from m3_integrations.index.base import Index
+from m3_integrations.nudging.nudger import Nudger
+from m3_integrations.nudging.page import Story, environment, write_page
+from m3_integrations.nudging.report import NudgeReport
 from m3_integrations.retrieval.ingestion import IngestReport, ingest
 from m3_integrations.retrieval.retriever import Match, Retriever
 
@@ -57,27 +58,43 @@ class Answer:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration found; `render` writes it as one HTML page."""
+    """What the demonstration found; `render` writes it as HTML pages.
+
+    metrics, after: by plan and metric, on the test questions before and after the nudge.
+    """
 
     model: str
     ingested: IngestReport
     answers: Sequence[Answer]
     metrics: Mapping[str, Mapping[str, float]]
     judged: int
+    nudge: NudgeReport
+    after: Mapping[str, Mapping[str, float]]
 
-    def render(self, path: Path) -> None:
-        environment = Environment(loader=PackageLoader("m3_integrations", "templates"), autoescape=select_autoescape())
-        environment.filters |= {"segments": segments, "shares": shares}
-        page = environment.get_template("demo.html").render(demo=self)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+    @property
+    def remarks(self) -> list[str]:
+        """Which plans the nudge made worse or left alone, in sentences."""
+        said = []
+        for plan, values in self.after.items():
+            before, after = self.metrics[plan]["ndcg@10"], values["ndcg@10"]
+            if after <= before:
+                said.append(f"{plan} did not gain: nDCG@10 {before:.3f} before, {after:.3f} after")
+        return said
+
+    def render(self, folder: Path, index: Index | None = None) -> None:
+        """Write index.html and nudge.html; the texts of passages come from the index, where one is given."""
+        pages = environment()
+        pages.filters |= {"segments": segments, "shares": shares}
+        story = Story.of(self.nudge, index)
+        write_page(folder / "index.html", pages.get_template("demo.html").render(demo=self, story=story))
+        write_page(folder / "nudge.html", pages.get_template("nudge.html").render(story=story))
 
 
-def world() -> Collection:
-    """The small multilingual corpus of examples/world, with its test questions."""
+def world(split: str = "test") -> Collection:
+    """The small multilingual corpus of examples/world, with the questions of one split: train, dev or test."""
     packaged = Path(str(files("m3_integrations"))) / "examples" / "world"
     checkout = Path(__file__).parents[1] / "examples" / "world"
-    return read_beir(packaged if packaged.is_dir() else checkout)
+    return read_beir(packaged if packaged.is_dir() else checkout, split)
 
 
 def python_topics() -> Iterator[Passage]:
@@ -101,16 +118,27 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def run(encoder: M3Encoder, index: Index, questions: Sequence[str] = QUESTIONS, *, show_progress: bool = False) -> Demo:
-    """Fill the index with both corpora, ask, explain, and judge every plan on the test questions of the small world."""
+    """Fill the index with both corpora, ask, explain, and judge every plan on the test questions of the small world.
+
+    Then nudge the index by the other questions of that world, in every mode, and judge again.
+    """
     collection = world()
     ingested = ingest(encoder, index, [*collection.passages, *python_topics()], show_progress=show_progress)
     plans = plans_of(encoder.weights)
+    answers = [_answer(encoder, index, plans, question) for question in questions]
+    before = judge(encoder, index, collection.queries, plans)
+    nudger = Nudger(encoder, index)
+    report = nudger.fit(world("train").queries, world("dev").queries, test=collection.queries, modes=encoder.modes)
+    nudged = {**plans, list(plans)[-1]: report.plan}  # of all modes together, as the nudge weighs them
+    nudger.close()
     return Demo(
         model=encoder.name,
         ingested=ingested,
-        answers=[_answer(encoder, index, plans, question) for question in questions],
-        metrics=judge(encoder, index, collection.queries, plans),
+        answers=answers,
+        metrics=before,
         judged=len(collection.queries),
+        nudge=report,
+        after=judge(encoder, index, collection.queries, nudged),
     )
 
 

@@ -36,7 +36,7 @@ class Row(NamedTuple):
     """Questions that are told of together. low, high: of the 95 % interval of what they gain."""
 
     name: str
-    count: int
+    questions: int
     before: float
     after: float
     low: float

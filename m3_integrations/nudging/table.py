@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from m3_integrations.nudging.page import outcome_rows, said_spread, said_weights
+from m3_integrations.nudging.page import outcome_rows, said_weights
 from m3_integrations.nudging.report import NudgeReport
 
 
@@ -41,14 +41,14 @@ def _figures(report: NudgeReport) -> Table:
     for row in outcome_rows(report):
         gain = row.after - row.before
         spans = f"{row.low:+.3f} to {row.high:+.3f}"
-        table.add_row(row.name, str(row.count), f"{row.before:.3f}", f"{row.after:.3f}", f"{gain:+.3f}", spans)
+        table.add_row(row.name, str(row.questions), f"{row.before:.3f}", f"{row.after:.3f}", f"{gain:+.3f}", spans)
     if not table.rows:
         table.add_row("training, crossed", "", f"{report.before:.3f}", f"{report.after:.3f}", f"{report.gain:+.3f}", "")
     return table
 
 
 def _moves(report: NudgeReport) -> Table:
-    table = _with_columns("", "mode", "method", "gamma", "centre", "moved", "median", "most", "spread")
+    table = _with_columns("", "mode", "method", "gamma", "centre", "moved", "by (median)", "at most", "spread")
     for mode, move in report.moves.items():
         table.add_row(
             mode,
@@ -58,13 +58,13 @@ def _moves(report: NudgeReport) -> Table:
             str(move.moved),
             f"{np.median(move.lengths):.3f}",
             f"{move.lengths.max():.3f}",
-            said_spread(move.spread),
+            f"{move.spread.temperature:g}, own {move.spread.own:g}" if move.spread else "none",
         )
     return table
 
 
 def _with_columns(title: str, first: str, *rest: str) -> Table:
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     table.add_column(first)
     for heading in rest:
         table.add_column(heading, justify="right")

@@ -1,0 +1,348 @@
+"""The report: what it warns of, how shifted questions fare where the answer is known, and what its page shows."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from m3_integrations import Encoded, MemoryIndex, Nudger, Passage, Query, Retriever, SearchPlan, ingest
+from m3_integrations.core.metrics import evaluate
+from m3_integrations.nudging.accounts import Judging, outcome_of, shifted_outcome
+from m3_integrations.nudging.corpus import IndexCorpus
+from m3_integrations.nudging.dense import Curve
+from m3_integrations.nudging.hybrid import Moved, Race
+from m3_integrations.nudging.judged import Judged
+from m3_integrations.nudging.page import page
+from m3_integrations.nudging.pictures import BINS, curves_picture, gains_picture, lengths_picture, round_values
+from m3_integrations.nudging.report import Coverage, Move, NudgeReport, Outcome, in_steps
+from m3_integrations.testing import HashEncoder
+
+SVG = "svg"
+SECOND = 1 / math.log2(3)  # nDCG of a question whose only answer stands second
+
+
+def outcome(gains, texts=None, best=("a",), clusters=None):
+    """Questions that stood at 0.4 and gained this much."""
+    texts = texts or [f"question {i}" for i in range(len(gains))]
+    queries = [Query(f"q{i}", text, {"a": 1.0}) for i, text in enumerate(texts)]
+    before = np.full(len(gains), 0.4)
+    return Outcome(queries, before, before + gains, [best] * len(gains), [best] * len(gains), clusters)
+
+
+def report(**changed):
+    """One that has nothing to warn of."""
+    gamma, lengths = 0.04, np.full(30, 0.2)
+    parts = {
+        "version": 1,
+        "metric": "ndcg@10",
+        "plan": SearchPlan(propose=("dense",), weights={"dense": 1.0}),
+        "moves": {"dense": Move("n", gamma, None, 0.0, lengths)},
+        "before": 0.4,
+        "after": 0.6,
+        "gain": 0.2,
+        "error": 0.01,
+        "curves": {"dense": Curve(np.array([0.0, 0.02, 0.09]), np.array([0.4, 0.6]))},
+        "validation": outcome([0.2, 0.3, 0.2, 0.3]),
+        "test": outcome([0.1, 0.3, 0.2, 0.3]),
+        "shifted": outcome([0.1, 0.0, 0.1, 0.1]),
+        "coverage": Coverage(passages=100, answered=30, queries=40, silent=0, unknown=0, repeated=0),
+        "seconds": 0.1,
+    }
+    return NudgeReport(**{**parts, **changed})
+
+
+# Warnings
+
+
+def test_nothing_is_warned_of_where_all_is_well():
+    assert report().warnings == []
+
+
+def test_low_coverage_is_warned_of_with_its_numbers():
+    (warning,) = report(coverage=Coverage(1000, 99, 120, 0, 0, 0)).warnings
+    assert "coverage is low: training questions name 99 of 1000 passages" in warning
+    assert report(coverage=Coverage(1000, 100, 120, 0, 0, 0)).warnings == []
+
+
+def test_a_gain_that_may_be_chance_is_warned_of():
+    (warning,) = report(test=outcome([0.3, -0.3, 0.1, -0.02])).warnings
+    assert "the gain is within noise: +0.020" in warning  # (0.3 - 0.3 + 0.1 - 0.02) / 4
+
+
+def test_validation_speaks_where_there_is_no_test():
+    noisy = outcome([0.3, -0.3, 0.1, -0.05])
+    assert report(validation=noisy).warnings == []
+    (warning,) = report(validation=noisy, test=None).warnings
+    assert "within noise" in warning
+
+
+def test_shifted_questions_that_lose_for_sure_are_warned_of():
+    (warning,) = report(shifted=outcome([-0.2, -0.1, -0.2, -0.1])).warnings
+    assert "questions unlike the training questions lose: 0.400 to 0.250" in warning
+    assert report(shifted=outcome([-0.2, 0.2, -0.1, 0.1])).warnings == []
+
+
+def test_questions_that_flatter_and_answers_that_are_missing_are_counted():
+    said = report(coverage=Coverage(100, 30, 40, silent=2, unknown=3, repeated=4)).warnings
+    assert [sentence.split()[0] for sentence in said] == ["3", "2", "4"]
+
+
+def test_a_report_of_no_move_says_so_and_nothing_else_of_the_gain():
+    (warning,) = report(moves={}, test=outcome([0.0, 0.0, 0.0, 0.0])).warnings
+    assert "nothing was moved" in warning
+
+
+# Shifted questions
+
+
+def on_sphere(*first):
+    """Unit vectors of dimension 6 that begin with these coordinates; each has a rest of its own."""
+    vectors = np.zeros((len(first), 6), np.float32)
+    for i, coordinates in enumerate(first):
+        vectors[i, :2] = coordinates
+        vectors[i, 2 + i] = math.sqrt(1 - vectors[i] @ vectors[i])
+    return vectors
+
+
+def shifted(passages, a_query, b_query):
+    """Four questions of one kind, answered by the first passage, and four of another, answered by the second.
+
+    The passages are turned to where they are pulled, all the way.
+    """
+    index = MemoryIndex()
+    names = ("of a", "of b")
+    index.add([Passage(name, name) for name in names], Encoded(dense=passages))
+    vectors = np.repeat(np.array([a_query, b_query], np.float32), 4, axis=0)
+    queries = [Query(f"{kind}{i}", f"{kind} {i}", {f"of {kind}": 1.0}) for kind in "ab" for i in range(4)]
+    judged = Judged.of(Encoded(dense=vectors), [{0: 1.0}] * 4 + [{1: 1.0}] * 4)
+    race = Race(modes=("dense",), weights={"dense": 1.0}, weigh=False, propose=("dense",))
+    moved = {"dense": Moved(np.arange(2), passages, "n", 2.0, None, 0.0)}
+    corpus = IndexCorpus(index, names, {})
+    return shifted_outcome(corpus, Judging(queries, judged, 0), race, moved, {"dense": 1.0})
+
+
+A_QUERY = [1, 0, 0, 0, 0, 0]
+
+
+def test_shifted_questions_are_crowded_out_by_a_passage_that_others_pull_towards_them():
+    b_query = [0.7, math.sqrt(1 - 0.49), 0, 0, 0, 0]
+    # a's questions: their answer at 0.6 against 0.5; pulled by b's questions, the other stands at 0.7.
+    # b's questions: their answer at 0.5 * 0.7 + 0.8 * 0.71 = 0.92, against 0.7 at most.
+    found = shifted(on_sphere([0.6, 0.0], [0.5, 0.8]), A_QUERY, b_query)
+    by_kind = {change.query.id[0]: (change.before, change.after) for change in found.changes}
+    assert by_kind == {"a": (1.0, pytest.approx(SECOND)), "b": (1.0, 1.0)}
+    assert found.after == pytest.approx((SECOND + 1) / 2)
+    assert len(set(found.clusters[:4])) == len(set(found.clusters[4:])) == 1
+    (warning,) = report(shifted=found).warnings
+    assert "questions unlike the training questions lose" in warning
+
+
+def test_shifted_questions_gain_when_others_pull_a_wrong_passage_away():
+    b_query = [0, 1, 0, 0, 0, 0]
+    # a's questions: their answer at 0.6 against 0.7; pulled by b's questions, the other stands at 0.
+    found = shifted(on_sphere([0.6, 0.0], [0.7, 0.3]), A_QUERY, b_query)
+    by_kind = {change.query.id[0]: (change.before, change.after) for change in found.changes}
+    assert by_kind == {"a": (pytest.approx(SECOND), 1.0), "b": (1.0, 1.0)}
+    assert report(shifted=found).warnings == []
+
+
+def test_a_question_that_only_its_own_pull_would_help_gains_nothing_when_shifted():
+    # a's questions would win by turning their own answer from 0.6 to 1; the other passage stays above it, at 0.7.
+    b_query = [0.7, 0.1, 0, math.sqrt(1 - 0.5), 0, 0]
+    found = shifted(on_sphere([0.6, 0.0], [0.7, 0.1]), A_QUERY, b_query)
+    by_kind = {change.query.id[0]: (change.before, change.after) for change in found.changes}
+    assert by_kind["a"] == (pytest.approx(SECOND), pytest.approx(SECOND))
+
+
+# Curves
+
+
+@pytest.fixture(scope="module")
+def office():
+    """An office of 30 rooms in an index, and questions that call each room by a nickname."""
+    encoder, index = HashEncoder(), MemoryIndex()
+    rooms = [Passage(f"room {i:02}", f"room{i} on floor{i % 3} with desks") for i in range(30)]
+    ingest(encoder, index, rooms)
+    asked = [
+        [Query(f"{part}-{i}", f"where is the nick{i} {part}", {f"room {i:02}": 1.0}) for i in range(30)]
+        for part in ("please", "now", "today")
+    ]
+    return encoder, index, asked
+
+
+@pytest.fixture(scope="module")
+def fitted(office):
+    """A report for each choice of modes, and the index."""
+    encoder, index, (train, dev, test) = office
+    choices = [("dense",), ("dense", "sparse", "multi_vector")]
+    return {modes: Nudger(encoder, index).fit(train, dev, test=test, modes=modes) for modes in choices}
+
+
+@pytest.mark.parametrize("modes", [("dense",), ("dense", "sparse", "multi_vector")], ids=["exact", "fused"])
+def test_every_mode_that_moved_has_its_curve_in_three_metrics(fitted, modes):
+    made = fitted[modes]
+    assert made.moved
+    for mode in made.moves:
+        assert list(made.metric_curves(mode)) == ["ndcg@10", "recall@10", "mrr@10"]
+
+
+@pytest.mark.parametrize("modes", [("dense",), ("dense", "sparse", "multi_vector")], ids=["exact", "fused"])
+def test_a_curve_that_nothing_was_chosen_by_says_what_the_nudged_index_ranks(office, modes):
+    encoder, index, (train, dev, _) = office
+    by_recall = Nudger(encoder, index).fit(train, dev, modes=modes, metric="recall@10")
+    ranked = ranked_ndcg(encoder, index, Nudger(encoder, index).plan, dev)
+    assert by_recall.moved
+    for mode, move in by_recall.moves.items():
+        curves = by_recall.metric_curves(mode)
+        assert list(curves) == ["recall@10", "ndcg@10", "mrr@10"]
+        assert level(curves["ndcg@10"], move.gamma) == pytest.approx(ranked, abs=1e-6)
+
+
+def level(curve, gamma):
+    """Of steps the one that gamma is inside of, of points the one at gamma."""
+    inside = in_steps(curve)
+    place = np.searchsorted(curve.edges, gamma, "right" if inside else "left")
+    return curve.levels[place - 1 if inside else place]
+
+
+def ranked_ndcg(encoder, index, plan, queries):
+    found = Retriever(encoder, index, plan).retrieve_many([query.text for query in queries], k=10)
+    run = {query.id: [match.passage.id for match in matches] for query, matches in zip(queries, found, strict=True)}
+    return evaluate(run, queries, ["ndcg@10"])["ndcg@10"]
+
+
+# Pictures
+
+
+def test_a_histogram_counts_every_passage_that_moved():
+    move = Move("n", 0.04, None, 0.0, np.array([0.05, 0.1, 0.1, 0.2]))
+    bars = lengths_picture("dense", move).bars
+    assert sorted(int(bar.says.split()[0]) for bar in bars) == [1, 1, 2]
+    tallest = max(bars, key=lambda bar: bar.height)
+    assert tallest.says == "2 passages by 0.1 to 0.11"  # the eleventh of 20 bins up to 0.2
+    assert BINS == 20
+
+
+def test_exact_curves_are_steps_and_others_join_points():
+    steps = Curve(np.array([0.0, 0.01, 0.04]), np.array([0.4, 0.6]))
+    points = Curve(np.array([0.0, 0.01, 0.04]), np.array([0.4, 0.6, 0.5]))
+    move = Move("n", 0.02, None, 0.0, np.ones(1))
+    (drawn,) = curves_picture("dense", {"ndcg@10": steps}, move).lines
+    assert drawn.path.count("V") == drawn.path.count("H") == 2
+    assert not drawn.dots
+    (joined,) = curves_picture("dense", {"ndcg@10": points}, move).lines
+    assert len(joined.dots) == 3
+    assert "V" not in joined.path
+
+
+def test_a_curve_without_end_ends_in_the_picture():
+    endless = Curve(np.array([0.0, 1.0, np.inf]), np.array([0.4, 0.6]))
+    picture = curves_picture("dense", {"ndcg@10": endless}, Move("m", 1.5, None, 0.0, np.ones(1)))
+    assert "inf" not in picture.lines[0].path
+    assert "nan" not in picture.lines[0].path
+    half = picture.lines[0].path.split("H")[1].split("V")[0]
+    assert float(half) == (46 + 348) / 2  # 1 is half the way on the scale gamma / (1 + gamma)
+
+
+def test_questions_that_won_stand_before_those_that_lost_and_the_rest_is_counted():
+    picture = gains_picture(outcome([0.0, -0.2, 0.3, 0.1]))
+    assert [bar.kind for bar in picture.bars] == ["won", "won", "lost"]
+    assert picture.across == "2 won, 1 lost, 1 as before"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "values"),
+    [(0, 1, [0, 0.5, 1]), (0.33, 0.71, [0.4, 0.5, 0.6, 0.7]), (3, 3, [3]), (-1, 1, [-1, -0.5, 0, 0.5, 1])],
+)
+def test_axes_are_labelled_with_round_values(low, high, values):
+    assert round_values(low, high) == pytest.approx(values)
+
+
+# The page and the table
+
+
+def parsed(made, index=None):
+    """The page read as XML, which it is."""
+    return ET.fromstring(page(made, index))
+
+
+def words(tree):
+    return " ".join("".join(tree.itertext()).split())
+
+
+def test_the_page_has_a_curve_and_a_histogram_of_each_mode(fitted, office):
+    made = fitted["dense", "sparse", "multi_vector"]
+    tree = parsed(made, office[1])
+    for kind in ("curves", "lengths"):
+        figures = [figure for figure in tree.iter("figure") if figure.get("class") == kind]
+        assert len(figures) == len(made.moves) > 1
+        assert all(figure.find(SVG) is not None for figure in figures)
+
+
+def test_the_page_tells_of_questions_with_their_passages_and_of_each_cluster(fitted, office):
+    made = fitted["dense",]
+    said = words(parsed(made, office[1]))
+    assert made.test.won
+    assert made.test.won[0].query.text in said
+    assert "desks" in said  # of a passage's text, which only the index has
+    assert "desks" not in words(parsed(made))
+    names = [name for each in parsed(made).iter("div") if each.get("class") == "name" and (name := words(each))]
+    assert len(names) == 3 + len(set(made.shifted.clusters.tolist()))  # validation, test, shifted; and its clusters
+
+
+def test_warnings_stand_on_top_of_the_page_and_below_the_table():
+    made = report(coverage=Coverage(1000, 5, 6, 0, 0, 0))
+    body = parsed(made).find("body")
+    assert "coverage is low" in words(body[1])
+    assert "beware: coverage is low" in str(made).replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "hostile", ["<script>alert(1)</script>", '"><img src=x onerror="alert(1)">', "\x00\x0b\ud800]]>&amp;"]
+)
+def test_no_text_of_a_stranger_becomes_markup(hostile):
+    index = MemoryIndex()
+    index.add([Passage(hostile, hostile)], HashEncoder().encode_passages([""]))
+    changed = outcome([0.3, -0.3], [hostile, f"lost {hostile}"], best=(hostile,), clusters=np.array([0, 1]))
+    html = page(report(test=changed, shifted=changed), index)
+    html.encode("utf-8")
+    tree = ET.fromstring(html)
+    assert not {element.tag for element in tree.iter()} & {"script", "img"}
+    if "script" in hostile:
+        assert words(tree).count("<script>alert(1)</script>") >= 8  # shown, not run
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(fitted, office):
+    html = page(fitted["dense",], office[1])
+    tree = ET.fromstring(html)
+    assert not [element for element in tree.iter() if {"src", "href"} & set(element.attrib)]
+    assert "http" not in html
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_a_report_renders_to_a_file_in_a_new_folder(tmp_path):
+    report().render(tmp_path / "new" / "nudge.html")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["nudge.html"]
+
+
+def test_the_table_says_how_each_mode_moved_and_how_questions_fare():
+    said = str(report())
+    assert "+0.225" in said  # of the test: (0.1 + 0.3 + 0.2 + 0.3) / 4
+    assert "unlike training" in said
+    assert "30 of 100 passages (30%)" in said
+
+
+def test_a_page_of_a_nudge_that_moved_nothing_says_so():
+    said = words(parsed(report(moves={}, shifted=None)))
+    assert "nothing was moved" in said
+
+
+def test_questions_without_answers_make_no_outcome(office):
+    _, index, _ = office
+    nobody = Judging([Query("q", "?")], Judged.of(Encoded(dense=np.ones((1, 32), np.float32)), [{}]), 0)
+    race = Race(modes=("dense",), weights={"dense": 1.0}, weigh=False)
+    assert outcome_of(IndexCorpus(index, index.ids(), {}), nobody, nobody, race, {}, {"dense": 1.0}) is None
