@@ -13,8 +13,9 @@ from m3_integrations.core.encoded import Mode
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Query
 from m3_integrations.index.base import Index
-from m3_integrations.nudging.dense import Curve, Method
+from m3_integrations.nudging.dense import Curve
 from m3_integrations.nudging.judged import Floats, Ints
+from m3_integrations.nudging.plans import Method
 from m3_integrations.nudging.spread import Spread
 from m3_integrations.nudging.trial import bootstrap
 
