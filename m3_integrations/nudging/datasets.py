@@ -38,9 +38,9 @@ Source: TypeAlias = Dataset | Collection | str | os.PathLike[str]
 def collection_of(source: Source) -> Collection:
     """The passages and judged queries of a dataset, or of the JSON file (plain or .gz) that its `save_json` wrote.
 
-    An answer counts 1, or its grade where `relevant_docs` says grades; a query without answers stays, with none.
-    A Collection stays as it is.
-    Raises ValueError for answers to no query, and for answers that the corpus does not hold.
+    An answer counts 1, or its grade where `relevant_docs` says grades; a query without answers stays, with none, and
+    answers to queries that are not there, as of a dataset cut short, are passed over. A Collection stays as it is.
+    Raises ValueError where no query has an answer though others have, and for answers that the corpus does not hold.
     """
     if isinstance(source, Collection):
         return source
@@ -76,8 +76,8 @@ def read_qrels(queries: str | os.PathLike[str], qrels: str | os.PathLike[str]) -
 def _collection(
     at: str, queries: Mapping[str, str], corpus: Mapping[str, str], relevant: Mapping[str, Iterable[str]]
 ) -> Collection:
-    if strangers := sorted(set(relevant) - set(queries)):
-        raise ValueError(f"{at} has answers to {strangers[0]!r}, which is none of its queries; is it of another set?")
+    if relevant and queries and not relevant.keys() & queries.keys():
+        raise ValueError(f"{at} answers {next(iter(relevant))!r} and none of its queries; is relevant_docs of another?")
     judged = [Query(id, text, _grades(relevant.get(id, ()))) for id, text in queries.items()]
     for query in judged:
         if strangers := sorted(set(query.relevant) - set(corpus)):

@@ -43,10 +43,15 @@ def test_answers_may_have_grades():
     assert collection_of(graded).queries[0].relevant == {"a": 2.0, "b": 0.0}
 
 
+def test_a_dataset_that_was_cut_short_keeps_the_answers_to_what_is_left():
+    short = SimpleNamespace(**{**PARTS, "queries": {"q2": "When?"}})
+    assert collection_of(short).queries == [EXPECTED.queries[1]]
+
+
 @pytest.mark.parametrize(
     ("relevant", "message"),
     [
-        ({"q9": ["a"]}, "answers to 'q9', which is none of its queries"),
+        ({"q9": ["a"]}, "answers 'q9' and none of its queries; is relevant_docs of another"),
         ({"q1": ["z"]}, "'z' answers query 'q1', and its corpus does not hold it; add that text"),
         ({"q1": "a"}, r"a list of ids, got 'a'; write \[\"a\"\]"),
     ],
