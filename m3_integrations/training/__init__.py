@@ -1,0 +1,1 @@
+"""Moving the model: what it learns from, the losses, and the loop."""
