@@ -13,7 +13,7 @@ from m3_integrations.core.errors import UnknownId, WrongDimension
 from m3_integrations.core.texts import Query
 from m3_integrations.nudging.dense import Nudged, nudge_dense
 from m3_integrations.nudging.judged import Floats, Judged
-from m3_integrations.nudging.plans import CENTRES
+from m3_integrations.nudging.plans import Method
 from m3_integrations.nudging.solve import unit
 from m3_integrations.nudging.splits import split
 
@@ -62,10 +62,11 @@ class Stored:
             raise ValueError("there is no passage to move; add some first")
         _refuse_pushing(options.method, self.compares_by)
         if self.compares_by == "dot" or options.method == "m":
-            return _nudged(self.vectors, self.judged(train), self.judged(validation), options, background)
+            return _nudged(self.vectors, self.judged(train), self.judged(validation), options, background, ("n", "m"))
         passages = unit(np.asarray(self.vectors, np.float32))
         by, judges = (self.judged(Asked(each.queries, unit(each.vectors))) for each in (train, validation))
-        return _keeping_lengths(passages, by, judges, options, None if background is None else unit(background))
+        behind = None if background is None else unit(background)
+        return _nudged(passages, by, judges, options, behind, ("n",))
 
     def judged(self, asked: Asked) -> Judged:
         """The queries with rows for answers. Raises UnknownId for an answer that is none of the passages."""
@@ -127,7 +128,12 @@ def _refuse_pushing(method: str, compares_by: Comparison | None, store: str = "t
 
 
 def _nudged(
-    vectors: Floats, train: Judged, validation: Judged, options: NudgeOptions, background: Floats | None
+    vectors: Floats,
+    train: Judged,
+    validation: Judged,
+    options: NudgeOptions,
+    background: Floats | None,
+    methods: Sequence[Method],
 ) -> Nudged:
     return nudge_dense(
         vectors,
@@ -139,20 +145,5 @@ def _nudged(
         centre=options.centre,
         gamma=options.gamma,
         background=background,
+        methods=methods,
     )
-
-
-def _keeping_lengths(
-    vectors: Floats, train: Judged, validation: Judged, options: NudgeOptions, background: Floats | None
-) -> Nudged:
-    """The nudge that is asked for; where "auto" would push, the best turn, or none where its gain is chance."""
-    chosen = _nudged(vectors, train, validation, options, background)
-    if chosen.method == "n" or options.method != "auto":
-        return chosen
-    centres = CENTRES if options.centre is None else (options.centre,)
-    turns = [options._replace(method="n", centre=centre) for centre in centres]
-    tried = [_nudged(vectors, train, validation, each, background) for each in turns]
-    best = max(tried, key=lambda each: each.after)
-    if best.choice is None or best.choice.convinces:
-        return best
-    return _nudged(vectors, train, validation, turns[0]._replace(gamma=0.0), background)

@@ -84,6 +84,7 @@ def nudge_dense(
     centre: float | None = None,
     gamma: float | None = None,
     background: Floats | Iterable[Floats] | None = None,
+    methods: Sequence[Method] = ("n", "m"),
 ) -> Nudged:
     """Move passages towards the queries that they answer, as far as the metric on validation says (arXiv 2409.02343).
 
@@ -94,13 +95,13 @@ def nudge_dense(
     training queries judge too, each without its own pulls. spread: whether passages follow the pulls of their
     neighbours, those without queries most of all. centre: how much of the mean query is taken from each before it
     pulls, 0 to 1; None is 0, as in the paper, where the method is named, and the best of a few where it is "auto".
-    gamma: None finds the best.
+    gamma: None finds the best. methods: those that "auto" may take; ("n",) for what compares by cosine.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
     _require_one_of("method", method, ("auto", "n", "m"))
     _require_one_of("spread", spread, ("auto", "neighbours", None))
     scene = _Scene.of(passages, train, validation, RankMetric.of(metric), crossed=method == "auto")
-    possible = scene.possible(plans(method, spread, centre, len(scene.passages)))
+    possible = scene.possible(plans(method, spread, centre, len(scene.passages), methods))
     if gamma is not None:
         _require_in_range(gamma, {plan.method for plan in possible})
         scene = scene.before(background, scene.metric.k)

@@ -110,14 +110,15 @@ class Board:
         return Chosen(self._climb(start, np.arange(n), weigh), gain, error)
 
     def _climb(self, start: Setting, who: Ints, weigh: bool) -> Setting:
-        """Coordinate ascent on these judges, from where each mode ranks best alone."""
+        """Coordinate ascent on these judges, from where each mode ranks best alone; each mode keeps to its ladder."""
         here = start
         for mode, _ in start.weights:
             here = here.with_strength(mode, self._best_alone(mode, who))
+        ladders = {mode: strength.ladder for mode, strength in here.strengths}
         level = self.mean(here, who)
         for _ in range(ROUNDS):
             before = level
-            for coordinate in self._coordinates(start, weigh):
+            for coordinate in self._coordinates(start, ladders, weigh):
                 steps = coordinate(here)
                 levels = [self.mean(step, who) for step in steps]
                 if max(levels) > level + BETTER:
@@ -135,13 +136,16 @@ class Board:
     def _strengths(self, mode: Mode) -> list[Strength]:
         return [Strength(i, gamma) for i, each in enumerate(self.ladders[mode]) for gamma in each.gammas.tolist()]
 
-    def _coordinates(self, start: Setting, weigh: bool) -> Iterator[Callable[[Setting], list[Setting]]]:
+    def _coordinates(
+        self, start: Setting, ladders: Mapping[Mode, int], weigh: bool
+    ) -> Iterator[Callable[[Setting], list[Setting]]]:
         """One after another: from a setting to those that differ from it in this alone."""
         if weigh and len(start.weights) > 1:
             for mode, weight in start.weights:
                 yield partial(_with_each, Setting.with_weight, mode, [weight * factor for factor in FACTORS])
         for mode, _ in start.strengths:
-            yield partial(_with_each, Setting.with_strength, mode, self._strengths(mode))
+            strengths = [each for each in self._strengths(mode) if each.ladder == ladders[mode]]
+            yield partial(_with_each, Setting.with_strength, mode, strengths)
 
 
 def _with_each(
@@ -186,11 +190,11 @@ class _Ranking:
         ahead = (other > me) | ((other == me) & (theirs < places[mine]))
         ranks = 1 + np.bincount(mine[ahead], minlength=len(places))
         offers = self._offers[found, np.minimum(ranks, self.metric.k + 1)]
-        askers, metrics = self.judges.askers[found], np.zeros(len(self.judges))
+        askers = self.judges.askers[found]
         if self.metric.adds_up:
-            np.add.at(metrics, askers, offers)
-        else:
-            np.maximum.at(metrics, askers, offers)
+            return np.asarray(np.bincount(askers, offers, minlength=len(self.judges)), np.float64)
+        metrics = np.zeros(len(self.judges))
+        np.maximum.at(metrics, askers, offers)
         return metrics
 
     @cached_property

@@ -43,12 +43,16 @@ def plans(
     spread: Literal["auto", "neighbours"] | None,
     centre: float | None,
     passages: int,
+    methods: Sequence[Method] = ("n", "m"),
 ) -> list[Plan]:
-    """What there is to choose from, for so many passages. Raises ValueError for a centre that is none."""
+    """What there is to choose from, for so many passages. methods: those that "auto" may take.
+
+    Raises ValueError for a centre that is none.
+    """
     spreads = _spreads(spread, passages)
     centres = _centres(centre, method)
-    methods: tuple[Method, ...] = ("n", "m") if method == "auto" else (method,)
-    every = [Plan(each, how, of_mean) for each in methods for how in spreads for of_mean in centres]
+    raced: Sequence[Method] = methods if method == "auto" else (method,)
+    every = [Plan(each, how, of_mean) for each in raced for how in spreads for of_mean in centres]
     # A push that spreads won in none of our trials by more than noise, and costs as much as all the turns.
     return every if method != "auto" else [plan for plan in every if plan.method == "n" or plan.spread == spreads[0]]
 
