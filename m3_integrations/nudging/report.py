@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 THIN = 0.1  # of the passages: fewer that some query answers are said to be few
+UNFOUND = 0.01  # of the metric: more than this between what was chosen by and what a search finds is said
 
 
 def in_steps(curve: Curve) -> bool:
@@ -138,8 +139,8 @@ class NudgeReport:
     where there are none on folds of the training questions, each judged without its own pulls.
     gain, error: cross-validated, on questions that the choice did not see, and its standard error.
     curves: by mode, the metric over gamma; other_curves: by mode and metric, others that nothing was chosen by.
-    validation, test: question by question; shifted: training questions of a
-    cluster, judged after a nudge by all other clusters alone: how questions unlike any before will fare.
+    validation, test: question by question, as the search of the plan ranks what it proposes; shifted: training
+    questions of a cluster, after a nudge by all other clusters alone: how questions unlike any before will fare.
     """
 
     version: int
@@ -212,6 +213,12 @@ class NudgeReport:
         if judged is not None and judged.interval[0] <= 0 <= judged.interval[1]:
             low, high = judged.interval
             said.append(f"the gain is within noise: {judged.gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}")
+        if self.validation is not None and self.after - self.validation.after > UNFOUND:
+            said.append(
+                f"the search does not propose all that the nudge would rank: {self.metric} on validation is "
+                f"{self.validation.after:.3f}, and {self.after:.3f} on short lists that hold it; give Nudger a plan "
+                f"with more than {self.plan.candidates} candidates, and search with it"
+            )
         if self.shifted is not None and self.shifted.interval[1] < 0:
             said.append(
                 f"questions unlike the training questions lose: {self.shifted.before:.3f} to {self.shifted.after:.3f}; "

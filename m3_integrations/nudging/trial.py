@@ -18,6 +18,7 @@ from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.ladders import Curved, Ladder, Pairs, dense_ladders, late_ladders, sparse_curves
 from m3_integrations.nudging.panels import Panels, means_of
 from m3_integrations.nudging.plans import WAYS, Plan
+from m3_integrations.nudging.proposing import proposed
 from m3_integrations.nudging.rank_metric import RankMetric
 
 SHOWN = 3  # passages of a ranking that are kept
@@ -52,17 +53,23 @@ def bootstrap(gains: Floats) -> tuple[float, float]:
 def put_on_trial(
     corpus: Corpus, panels: Panels, race: Race, moved: Mapping[Mode, Moved], weights: Mapping[Mode, float]
 ) -> Trial:
-    """What these moves, each panel's own queries silent, and these weights make of the ranking of `race`."""
-    pairs = shortlist(corpus, panels, race)
-    modes = [mode for mode in MODES if race.weights.get(mode) or weights.get(mode)]
+    """What these moves, each panel's own queries silent, and these weights make of the search of `race`."""
+    before, best_before = _searched(corpus, panels, race, {}, race.weights)
+    after, best_after = _searched(corpus, panels, race, moved, weights)
+    return Trial(before, after, best_before, best_after)
+
+
+def _searched(
+    corpus: Corpus, panels: Panels, race: Race, moved: Mapping[Mode, Moved], weights: Mapping[Mode, float]
+) -> tuple[Floats, list[Ints]]:
+    """The metric of each judge, and its best passages, in what the search proposes after these moves."""
+    pairs = proposed(corpus, panels, race, moved)
     ladders: dict[Mode, Sequence[Ladder]] = {
-        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode), None)] for mode in modes
+        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode), None)] for mode in MODES if weights.get(mode)
     }
     board = Board(panels.judges, pairs, ladders, RankMetric.of(race.metric))
-    before = Setting.resting({mode: race.weights.get(mode, 0.0) for mode in modes})
-    after = _nudged({mode: weights.get(mode, 0.0) for mode in modes}, moved)
-    best = [_best(pairs, board.scores(setting), len(panels.judges)) for setting in (before, after)]
-    return Trial(board.metrics(before), board.metrics(after), *best)
+    setting = _nudged({mode: weights[mode] for mode in ladders}, moved)
+    return board.metrics(setting), _best(pairs, board.scores(setting), len(panels.judges))
 
 
 def levels_over(

@@ -41,7 +41,7 @@ def report(**changed):
         "plan": SearchPlan(propose=("dense",), weights={"dense": 1.0}),
         "moves": {"dense": Move("n", gamma, None, 0.0, lengths)},
         "before": 0.4,
-        "after": 0.6,
+        "after": 0.65,
         "gain": 0.2,
         "error": 0.01,
         "curves": {"dense": Curve(np.array([0.0, 0.02, 0.09]), np.array([0.4, 0.6]))},
@@ -74,8 +74,8 @@ def test_a_gain_that_may_be_chance_is_warned_of():
 
 def test_validation_speaks_where_there_is_no_test():
     noisy = outcome([0.3, -0.3, 0.1, -0.05])
-    assert report(validation=noisy).warnings == []
-    (warning,) = report(validation=noisy, test=None).warnings
+    assert report(validation=noisy, after=0.42).warnings == []
+    (warning,) = report(validation=noisy, after=0.42, test=None).warnings
     assert "within noise" in warning
 
 
@@ -88,6 +88,12 @@ def test_shifted_questions_that_lose_for_sure_are_warned_of():
 def test_questions_that_flatter_and_answers_that_are_missing_are_counted():
     said = report(coverage=Coverage(100, 30, 40, silent=2, unknown=3, repeated=4)).warnings
     assert [sentence.split()[0] for sentence in said] == ["3", "2", "4"]
+
+
+def test_a_search_that_does_not_propose_what_the_choice_was_by_is_told_of():
+    (warning,) = report(after=0.7).warnings
+    assert "on validation is 0.650, and 0.700 on short lists" in warning  # 0.4 + (0.2 + 0.3 + 0.2 + 0.3) / 4
+    assert "more than 100 candidates" in warning
 
 
 def test_a_report_of_no_move_says_so_and_nothing_else_of_the_gain():
@@ -212,6 +218,20 @@ def ranked_ndcg(encoder, index, plan, queries):
     found = Retriever(encoder, index, plan).retrieve_many([query.text for query in queries], k=10)
     run = {query.id: [match.passage.id for match in matches] for query, matches in zip(queries, found, strict=True)}
     return evaluate(run, queries, ["ndcg@10"])["ndcg@10"]
+
+
+@pytest.mark.parametrize("modes", [("dense",), ("sparse",), ("dense", "sparse", "multi_vector")], ids=str)
+@pytest.mark.parametrize("propose", [("dense",), ("dense", "sparse"), ("multi_vector",)], ids=str)
+def test_outcomes_are_those_of_a_search_in_the_index_however_few_it_proposes(office, modes, propose):
+    encoder, index, (train, dev, test) = office
+    plan = SearchPlan(propose=propose, candidates=3)
+    Nudger(encoder, index).revert()
+    before = ranked_ndcg(encoder, index, plan, test)
+    nudger = Nudger(encoder, index, plan)
+    made = nudger.fit(train, dev, test=test, modes=modes, method="n")
+    assert made.test.before == pytest.approx(before, abs=1e-6)
+    assert made.test.after == pytest.approx(ranked_ndcg(encoder, index, nudger.plan, test), abs=1e-6)
+    nudger.revert()
 
 
 # Pictures
