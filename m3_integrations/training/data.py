@@ -127,10 +127,10 @@ def read_parallel(path: str | os.PathLike[str], both_ways: bool = False) -> list
     return there + [Example(right, (left,)) for left, right in pairs] if both_ways else there
 
 
-def read_source(path: str | os.PathLike[str], split: str = "train") -> list[Example]:
+def read_source(path: str | os.PathLike[str], split: str = "train", qrels: str = "qrels") -> list[Example]:
     """The examples of whatever a path names.
 
-    A BEIR folder: the queries that `split` judges. A .tsv: parallel sentences. A .json: a LlamaIndex dataset.
+    A BEIR folder: queries that <qrels>/<split>.tsv judges. A .tsv: parallel sentences. A .json: a LlamaIndex dataset.
     A .jsonl: examples, ours or FlagEmbedding's, or questions that `m3_integrations.core.questions` wrote. All but these
     questions may be .gz.
     Raises FileNotFoundError for what is not there, ValueError for what is none of these or holds no example.
@@ -138,7 +138,7 @@ def read_source(path: str | os.PathLike[str], split: str = "train") -> list[Exam
     root = Path(path)
     if not root.exists():
         raise FileNotFoundError(f"there is no {root}; name a BEIR folder, or a .jsonl, .json or .tsv file")
-    examples = examples_of(read_beir(root, split)) if root.is_dir() else _read_file(root)
+    examples = examples_of(read_beir(root, split, qrels)) if root.is_dir() else _read_file(root)
     if not examples:
         raise ValueError(f"{root} holds no example to learn from: no query with a passage that answers it")
     return examples
