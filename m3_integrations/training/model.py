@@ -175,8 +175,10 @@ class TrainableM3(nn.Module):
 
         Takes effect in `train()` mode.
         """
-        options = {"use_reentrant": False}
-        self.model.backbone.gradient_checkpointing_enable(options)  # type: ignore[no-untyped-call]  # transformers'
+        backbone, options = self.model.backbone, {"use_reentrant": False}
+        # transformers 5 renames it
+        enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+        enable(options)
 
     def forward(self, batch: TokenBatch, modes: Collection[Mode] | None = None) -> Representations:
         """One pass. modes: None gives every mode that there is. Raises MissingMode for one that the model has not."""

@@ -13,7 +13,7 @@ from m3_integrations.core.encoded import MODES, Mode
 from m3_integrations.core.errors import WrongDimension
 from m3_integrations.training.model import Representations
 
-_TOKEN_PAIRS = 1 << 24  # 64 MB of float32: what late interaction compares at once
+_TOKEN_PAIRS = 1 << 18  # 1 MB of float32: what late interaction compares at once, though a whole query at least
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def multi_vector_scores(
 
 def _late_interaction(queries: Tensor, query_kept: Tensor, passages: Tensor, passage_kept: Tensor) -> Tensor:
     similar = torch.einsum("qiw,pjw->qipj", queries, passages)
-    best = similar.masked_fill(~passage_kept, torch.finfo(similar.dtype).min).max(dim=-1).values
+    best = similar.masked_fill_(~passage_kept, torch.finfo(similar.dtype).min).max(dim=-1).values
     matters = query_kept[:, :, None] & passage_kept.any(dim=1)
     counts = query_kept.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.where(matters, best, 0.0).sum(dim=1) / counts
