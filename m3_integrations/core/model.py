@@ -17,7 +17,7 @@ Pooling = Literal["cls", "mean"]
 
 
 class States(NamedTuple):
-    """What one forward pass gives, float32; a mode that was not asked for is None.
+    """What one forward pass gives, float32 (float64 of a model that is so); a mode that was not asked for is None.
 
     dense: (texts, dim), pooled and not yet normalised. sparse: (texts, length), a weight a token, >= 0.
     multi_vector: (texts, length, width), each vector of length 1.
@@ -66,9 +66,9 @@ class M3Model(nn.Module):
         """
         hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         return States(
-            dense=_pooled(hidden, pool).float() if "dense" in modes else None,
-            sparse=self._lexical(hidden, ids).float() if "sparse" in modes else None,
-            multi_vector=self._vectors(hidden).float() if "multi_vector" in modes else None,
+            dense=_widened(_pooled(hidden, pool)) if "dense" in modes else None,
+            sparse=_widened(self._lexical(hidden, ids)) if "sparse" in modes else None,
+            multi_vector=_widened(self._vectors(hidden)) if "multi_vector" in modes else None,
         )
 
     def _lexical(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -82,6 +82,10 @@ class M3Model(nn.Module):
     def _vectors(self, hidden: Tensor) -> Tensor:
         assert self.multi_vector is not None  # the encoder asks for modes that the checkpoint has
         return functional.normalize(self.multi_vector(hidden), dim=-1)
+
+
+def _widened(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _pooled(hidden: Tensor, pool: Tensor | None) -> Tensor:
