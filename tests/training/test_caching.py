@@ -330,7 +330,7 @@ def share(rank, folder):
 
 def learned(model, mine, weight, name):
     if name == "as many":
-        GradientCache(DistributedDataParallel(model, find_unused_parameters=True), 2).backward(*mine, of_all_processes)
+        GradientCache(DistributedDataParallel(model), 2).backward(*mine, of_all_processes)
     else:
         # A mean over processes is not one over rows here: each weighs by its rows, and gradients are summed.
         GradientCache(model, 2).backward(*mine, of_all_processes, scale=weight)

@@ -1,0 +1,120 @@
+"""The model in training: what it reads, what may learn, and how what was learned gets out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from m3_integrations import M3Encoder
+from m3_integrations.core import checkpoint as checkpoints
+from m3_integrations.core.errors import MissingMode
+from m3_integrations.core.sequences import Sequencer
+from m3_integrations.training.caching import GradientCache
+from m3_integrations.training.losses import m3
+from m3_integrations.training.model import TokenBatch, TrainableM3, join
+from m3_integrations.training.scores import Layout, scores
+
+TEXTS = ["the bridge over the river", "мост", ""]
+
+
+@pytest.fixture
+def checkpoint(bge_m3):
+    read = checkpoints.read(str(bge_m3(hidden=16, heads=2, colbert_width=8)))
+    with torch.no_grad():
+        read.heads.sparse.bias += 1  # a random head weighs half of the tokens with nothing
+    return read
+
+
+def batch(checkpoint, texts=TEXTS, prefix=""):
+    sequences, _ = Sequencer(checkpoint.tokenizer, checkpoint.special, 32).sequences(texts, prefix)
+    return TokenBatch.of(sequences, checkpoint.special.pad)
+
+
+def learn(model, checkpoint):
+    """One step on three pairs."""
+
+    def objective(queries, passages):
+        return m3(scores(queries, passages, model.heads.modes), Layout.side_by_side(3), temperature=0.1)
+
+    GradientCache(model, 2).backward(batch(checkpoint), batch(checkpoint, ["bridge", "мост и мост", "a"]), objective)
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.grad is not None:
+                each -= 0.1 * each.grad
+
+
+def test_cls_prefix_and_padding_are_not_kept(checkpoint):
+    bare, prefixed = batch(checkpoint), batch(checkpoint, prefix="query: ")
+    for row in range(len(TEXTS)):
+        tokens, behind = bare.ids[row][bare.kept[row]], prefixed.ids[row][prefixed.kept[row]]
+        assert tokens.tolist() == behind.tolist()
+        assert tokens[-1] == checkpoint.special.eos
+        assert len(tokens) == bare.mask[row].sum() - 1 < prefixed.mask[row].sum() - 1
+
+
+def test_rows_lose_the_columns_that_pad_all_of_them(checkpoint):
+    whole = batch(checkpoint)
+    assert whole.rows(1, 3).ids.shape == (2, int(whole.mask[1:].sum(1).max()))
+    assert whole.rows(1, 3).mask.any(dim=0).all()
+
+
+def test_an_empty_batch_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="leave empty batches out"):
+        TokenBatch.of([], checkpoint.special.pad)
+
+
+def test_representations_do_not_depend_on_the_batch(checkpoint):
+    model = TrainableM3.of(checkpoint)
+    whole = batch(checkpoint)
+    together, apart = model(whole), join([model(whole.rows(row, row + 1)) for row in range(len(TEXTS))])
+    torch.testing.assert_close(together.dense, apart.dense)
+    torch.testing.assert_close(together.sparse, apart.sparse)
+    torch.testing.assert_close(together.multi_vector[whole.kept], apart.multi_vector[whole.kept])
+
+
+def test_nothing_but_the_named_parts_learns(checkpoint):
+    model = TrainableM3.of(checkpoint)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    model.train_only(["sparse"])
+    learn(model, checkpoint)
+    changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
+    assert changed == {"model.sparse.weight", "model.sparse.bias"}
+
+
+def test_a_part_that_the_checkpoint_lacks_cannot_learn(bge_m3):
+    model = TrainableM3.of(checkpoints.read(str(bge_m3(sparse=False))))
+    with pytest.raises(ValueError, match=r"no 'sparse' to train; it has \['encoder', 'multi_vector'\]"):
+        model.train_only(["sparse"])
+    with pytest.raises(MissingMode):
+        model(batch(checkpoints.read(str(bge_m3()))), modes=("sparse",))
+
+
+def test_what_was_learned_is_encoded_with_and_saved(checkpoint, bge_m3, tmp_path):
+    untrained = M3Encoder.from_pretrained(str(bge_m3(hidden=16, heads=2, colbert_width=8)), device="cpu")
+    model = TrainableM3.of(checkpoint)
+    model.train_only(["encoder", "sparse", "multi_vector"])
+    learn(model, checkpoint)
+    encoder = M3Encoder(model.into(checkpoint), device="cpu")
+    encoder.save_pretrained(tmp_path / "trained")
+    again = M3Encoder.from_pretrained(str(tmp_path / "trained"), device="cpu")
+    assert encoder.fingerprint == again.fingerprint != untrained.fingerprint
+    with torch.no_grad():
+        np.testing.assert_allclose(again.encode_passages(TEXTS).dense, model.eval()(batch(checkpoint)).dense, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.PartNotExported")
+def test_a_token_prior_learns_and_is_saved(checkpoint, tmp_path):
+    flat = torch.full((checkpoint.tokenizer.get_vocab_size(),), 0.1)
+    with_prior = replace(checkpoint, heads=replace(checkpoint.heads, token_prior=flat.clone()))
+    model = TrainableM3.of(with_prior)
+    model.train_only(["token_prior"])
+    learn(model, with_prior)
+    M3Encoder(model.into(with_prior), device="cpu").save_pretrained(tmp_path / "trained")
+    saved = checkpoints.read(str(tmp_path / "trained")).heads.token_prior
+    learned = set(torch.nonzero(saved != flat).flatten().tolist())
+    read = set(batch(checkpoint).ids.flatten().tolist())
+    assert learned
+    assert learned <= read - {0, 1, 2, 3} | {with_prior.tokenizer.token_to_id("▁bridge")}
