@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Query
@@ -166,6 +168,14 @@ class NudgeReport:
     def metric_curves(self, mode: Mode) -> dict[str, Curve]:
         """metric -> it over gamma, that of the choice first."""
         return {self.metric: self.curves[mode], **self.other_curves.get(mode, {})}
+
+    def added(self, mode: Mode) -> float:
+        """What the metric gains by the nudge of this mode, all else as chosen, on the curve of its choice."""
+        move, curve = self.moves.get(mode), self.curves[mode]
+        if move is None:
+            return 0.0
+        place = int(np.searchsorted(curve.edges, move.gamma, "right" if in_steps(curve) else "left"))
+        return float(curve.levels[place - 1 if in_steps(curve) else place] - curve.levels[0])
 
     @cached_property
     def warnings(self) -> list[str]:

@@ -48,7 +48,7 @@ def _figures(report: NudgeReport) -> Table:
 
 
 def _moves(report: NudgeReport) -> Table:
-    table = _with_columns("", "mode", "method", "gamma", "centre", "moved", "by (median)", "at most", "spread")
+    table = _with_columns("", "mode", "method", "gamma", "centre", "moved", "by (median)", "at most", "spread", "adds")
     for mode, move in report.moves.items():
         table.add_row(
             mode,
@@ -59,6 +59,7 @@ def _moves(report: NudgeReport) -> Table:
             f"{np.median(move.lengths):.3f}",
             f"{move.lengths.max():.3f}",
             f"{move.spread.temperature:g}, own {move.spread.own:g}" if move.spread else "none",
+            f"{report.added(mode):+.3f}",
         )
     return table
 

@@ -54,22 +54,49 @@ def put_on_trial(
     corpus: Corpus, panels: Panels, race: Race, moved: Mapping[Mode, Moved], weights: Mapping[Mode, float]
 ) -> Trial:
     """What these moves, each panel's own queries silent, and these weights make of the search of `race`."""
-    before, best_before = _searched(corpus, panels, race, {}, race.weights)
-    after, best_after = _searched(corpus, panels, race, moved, weights)
-    return Trial(before, after, best_before, best_after)
-
-
-def _searched(
-    corpus: Corpus, panels: Panels, race: Race, moved: Mapping[Mode, Moved], weights: Mapping[Mode, float]
-) -> tuple[Floats, list[Ints]]:
-    """The metric of each judge, and its best passages, in what the search proposes after these moves."""
-    pairs = proposed(corpus, panels, race, moved)
-    ladders: dict[Mode, Sequence[Ladder]] = {
-        mode: [_ladder(corpus, panels, pairs, mode, moved.get(mode), None)] for mode in MODES if weights.get(mode)
+    lists = proposed(corpus, panels, race, {}), proposed(corpus, panels, race, moved)
+    n = len(corpus)
+    keys = [pairs.askers * n + pairs.rows for pairs in lists]
+    every = np.union1d(*keys)
+    pairs = Pairs(every // n, every % n)
+    # One ladder for both lists: late interaction takes all the time.
+    ladders = {
+        mode: _ladder(corpus, panels, pairs, mode, moved.get(mode), None)
+        for mode in MODES
+        if race.weights.get(mode) or weights.get(mode)
     }
-    board = Board(panels.judges, pairs, ladders, RankMetric.of(race.metric))
-    setting = _nudged({mode: weights[mode] for mode in ladders}, moved)
-    return board.metrics(setting), _best(pairs, board.scores(setting), len(panels.judges))
+    resting = Setting.resting({mode: race.weights.get(mode, 0.0) for mode in ladders})
+    nudged = _nudged({mode: weights.get(mode, 0.0) for mode in ladders}, moved)
+    before, after = (
+        _ranked(panels.judges, pairs, np.searchsorted(every, key), ladders, setting, race.metric)
+        for key, setting in zip(keys, (resting, nudged), strict=True)
+    )
+    return Trial(before[0], after[0], before[1], after[1])
+
+
+def _ranked(
+    judges: Judged, pairs: Pairs, listed: Ints, ladders: Mapping[Mode, Ladder], setting: Setting, metric: str
+) -> tuple[Floats, list[Ints]]:
+    """The metric of each judge, and its best passages, among the pairs that are listed."""
+    mine = Pairs(pairs.askers[listed], pairs.rows[listed])
+    board = Board(
+        judges, mine, {mode: [_Part(ladder, listed)] for mode, ladder in ladders.items()}, RankMetric.of(metric)
+    )
+    return board.metrics(setting), _best(mine, board.scores(setting), len(judges))
+
+
+class _Part:
+    """Some pairs of a ladder."""
+
+    def __init__(self, ladder: Ladder, which: Ints) -> None:
+        self.ladder, self.which = ladder, which
+
+    @property
+    def gammas(self) -> Floats:
+        return self.ladder.gammas
+
+    def at(self, gamma: float) -> Floats:
+        return self.ladder.at(gamma)[self.which]
 
 
 def levels_over(

@@ -234,6 +234,14 @@ def test_outcomes_are_those_of_a_search_in_the_index_however_few_it_proposes(off
     nudger.revert()
 
 
+def test_a_mode_adds_what_its_curve_rises_from_rest_to_where_gamma_was_chosen():
+    exact = {"dense": Curve(np.array([0.0, 0.02, 0.09]), np.array([0.4, 0.65]))}  # gamma 0.04 is inside the second
+    assert report(curves=exact).added("dense") == pytest.approx(0.65 - 0.4)
+    points = {"dense": Curve(np.array([0.0, 0.02, 0.04, 0.09]), np.array([0.4, 0.5, 0.45, 0.6]))}
+    assert report(curves=points).added("dense") == pytest.approx(0.45 - 0.4)
+    assert report(moves={}).added("dense") == 0
+
+
 # Pictures
 
 
