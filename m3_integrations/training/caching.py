@@ -143,8 +143,8 @@ def _gradients(pieces: Sequence[_Piece], whole: Representations) -> Iterator[_As
 
 
 def _same_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast that is on, but keeping no converted weights: those of the pass without a graph would cut the next
-    one's gradients off."""
+    """The autocast that is on, keeping no converted weights: in older versions of torch, those that a pass without a
+    graph left would cut the next pass off from its gradients."""
     kind = device.type
     on = torch.is_autocast_enabled(kind)
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False) if on else nullcontext()

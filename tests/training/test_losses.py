@@ -128,10 +128,13 @@ def test_the_sum_teaches_and_does_not_learn_from_its_pupils():
     scores = {mode: matrix.requires_grad_() for mode, matrix in three_modes().items()}
     weights = {"dense": 1.0, "sparse": 0.0, "multi_vector": 0.0}
     m3(scores, Layout.side_by_side(3, 2), temperature=1, weights=weights).total.backward()
-    alone = scores["sparse"].detach().clone().requires_grad_()
-    taught = cross_entropy(alone, scores["dense"].detach())
-    (0.5 * 0.1 * (info_nce(alone, tensor([0, 2, 4]), temperature=1) / 4 + taught / 3)).backward()
-    torch.testing.assert_close(scores["sparse"].grad, alone.grad)
+    lexical, dense = (scores[mode].detach().clone().requires_grad_() for mode in ("sparse", "dense"))
+    labelled, teacher = info_nce(lexical, tensor([0, 2, 4]), temperature=1), scores["dense"].detach()
+    (0.5 * 0.1 * (labelled / 4 + cross_entropy(lexical, teacher) / 3)).backward()
+    torch.testing.assert_close(scores["sparse"].grad, lexical.grad)
+    # Dense is its own teacher here, from which nothing is to be learned: labels alone move it, twice, the sum being it.
+    (0.5 * 2 * info_nce(dense, tensor([0, 2, 4]), temperature=1) / 4).backward()
+    torch.testing.assert_close(scores["dense"].grad, dense.grad)
 
 
 def test_a_sum_weighs_the_modes_that_are_there():
