@@ -12,6 +12,7 @@ from m3_integrations.nudging.judged import Floats, Ints
 
 FOLDS = 5
 SEED = 0
+ROUNDING = 1e-9
 ERRORS = 2.0  # by how many standard errors a gain must stand out
 
 
@@ -25,7 +26,12 @@ class Choice(NamedTuple):
 
     @property
     def convinces(self) -> bool:
-        return self.gain > ERRORS * self.error
+        return stands_out(self.gain, self.error)
+
+
+def stands_out(gain: float, error: float) -> bool:
+    """Whether a gain is more than chance, and more than rounding."""
+    return gain > max(ERRORS * error, ROUNDING)
 
 
 def best_of(sweeps: Sequence[Sweep]) -> tuple[int, float]:

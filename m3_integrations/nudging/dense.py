@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
-from m3_integrations.nudging.choose import Choice, choose, join
+from m3_integrations.nudging.choose import ROUNDING, Choice, choose, join
 from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.panels import FEW, Panels
@@ -91,8 +91,8 @@ def nudge_dense(
     passages: (n, dim), an array or a memory map, of length 1 for method "n"; the answers of both sets are rows of it.
     background: more passages, (any, dim) or blocks of that, which answer nothing and do not move.
     method: "n" keeps lengths; "m" does not, and needs an index that compares by dot product; "auto" takes the better,
-    or moves nothing where the gain does not stand out from chance; on few validation queries it lets folds of the
-    training queries judge too, each without its own pulls. spread: whether passages follow the pulls of their
+    or moves nothing where the gain does not stand out from chance or validation itself loses; on few validation
+    queries it lets folds of the training queries judge too, each without its own pulls. spread: whether passages follow the pulls of their
     neighbours, those without queries most of all. centre: how much of the mean query is taken from each before it
     pulls, 0 to 1; None is 0, as in the paper, where the method is named, and the best of a few where it is "auto".
     gamma: None finds the best. methods: those that "auto" may take; ("n",) for what compares by cosine.
@@ -113,8 +113,9 @@ def nudge_dense(
     alone = len(possible) == 1
     scene = scene.before(background, scene.metric.k if alone else max(SHORT, scene.metric.k))
     plan, choice = scene.choose(possible)
-    moves = method != "auto" or choice.convinces
-    return scene.nudged(plan, scene.sweep(plan), choice.gamma if moves else 0.0, choice)
+    swept = scene.sweep(plan)
+    moves = method != "auto" or (choice.convinces and swept.level(choice.gamma) >= swept.before - ROUNDING)
+    return scene.nudged(plan, swept, choice.gamma if moves else 0.0, choice)
 
 
 @dataclass(frozen=True, eq=False)

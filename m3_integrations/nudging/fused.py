@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.nudging.choose import ERRORS, split
+from m3_integrations.nudging.choose import split, stands_out
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.ladders import Ladder, Pairs
 from m3_integrations.nudging.rank_metric import RankMetric
@@ -58,7 +58,7 @@ class Chosen:
 
     @property
     def convinces(self) -> bool:
-        return self.gain > ERRORS * self.error
+        return stands_out(self.gain, self.error)
 
 
 class Board:

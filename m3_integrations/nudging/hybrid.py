@@ -11,6 +11,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode
 from m3_integrations.core.errors import MissingMode
+from m3_integrations.nudging.choose import ROUNDING
 from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, with_rows
 from m3_integrations.nudging.dense import Curve, moved_rows
 from m3_integrations.nudging.fused import REST, Board, Chosen, Setting, Strength
@@ -29,7 +30,7 @@ from m3_integrations.nudging.ladders import (
 )
 from m3_integrations.nudging.late import MovedVectors, turned
 from m3_integrations.nudging.panels import Panels, answers_of_alike
-from m3_integrations.nudging.plans import CENTRES, WAYS, Method, Plan, plans
+from m3_integrations.nudging.plans import CENTRES, SPARSE_CENTRES, WAYS, Method, Plan, plans
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.spread import Spread
 
@@ -129,9 +130,11 @@ class _Scene:
     def nudged(self) -> NudgedModes:
         start = Setting.resting({mode: weight for mode in MODES if (weight := self.race.weights.get(mode))})
         choice = self.board.choose(start, weigh=self.race.weigh)
-        setting = choice.setting if choice.convinces or self.race.method != "auto" else start
         seats = self.panels.seated(0)
         who = seats if len(seats) else np.arange(len(self.panels.judges))
+        loses = self.board.mean(choice.setting, who) < self.board.mean(start, who) - ROUNDING
+        moves = self.race.method != "auto" or (choice.convinces and not loses)
+        setting = choice.setting if moves else start
         strengths = {mode: each for mode, each in setting.strengths if each.gamma}
         return NudgedModes(
             start=self.corpus,
@@ -154,7 +157,9 @@ class _Scene:
             return [Curved(curves, plan.way, g) for curves, plan, g in zip(traced, tried, gammas, strict=True)]
         if mode == "sparse":
             gammas_ = PUSHES * _typical_length(self.corpus.sparse) if moves else PUSHES[:1]
-            return [Curved(sparse_curves(self.corpus, self.panels, self.pairs), WAYS["m"], gammas_)]
+            centres = SPARSE_CENTRES if moves else SPARSE_CENTRES[:1]
+            lines = sparse_curves(self.corpus, self.panels, self.pairs, centres)
+            return [Curved(each, WAYS["m"], gammas_) for each in lines]
         angles = TURNS if moves else TURNS[:1]
         chords = 4 * np.sin(angles / 2) ** 2
         return [*late_ladders(self.corpus, self.panels, self.pairs, chords, CENTRES if moves else CENTRES[:1])]
@@ -169,7 +174,7 @@ class _Scene:
         if mode == "dense":
             return dense_move(self.corpus, self.panels.train, self.plans[strength.ladder], strength.gamma)
         if mode == "sparse":
-            return sparse_move(self.corpus, self.panels.train, strength.gamma)
+            return sparse_move(self.corpus, self.panels.train, strength.gamma, SPARSE_CENTRES[strength.ladder])
         return late_move(self.corpus, self.panels.train, strength.gamma, CENTRES[strength.ladder])
 
 
@@ -179,14 +184,14 @@ def dense_move(corpus: Corpus, train: Judged, plan: Plan, gamma: float) -> Moved
     return Moved(rows, np.asarray(vectors, np.float32), plan.method, gamma, plan.spread, plan.centre)
 
 
-def sparse_move(corpus: Corpus, train: Judged, gamma: float) -> Moved:
+def sparse_move(corpus: Corpus, train: Judged, gamma: float, centre: float = 0.0) -> Moved:
     """Push sparse rows along their pulls by a length of gamma (NUDGE-M in the space of tokens)."""
-    rows, pulls = sparse_pulls(train)
+    rows, pulls = sparse_pulls(train, centre)
     moves = np.diff(pulls.indptr) > 0
     rows, pulls = rows[moves], pulls[np.flatnonzero(moves)]
     pushed = scipy.sparse.csr_array(corpus.sparse[rows] + pulls * np.float32(gamma))
     pushed.sort_indices()
-    return Moved(rows, pushed, SPARSE, gamma, None, 0.0)
+    return Moved(rows, pushed, SPARSE, gamma, None, centre)
 
 
 def late_move(corpus: Corpus, train: Judged, gamma: float, centre: float) -> Moved:

@@ -126,13 +126,22 @@ def _pulls_at(pulls: Pulls, rows: Ints, dim: int) -> Floats:
     return found
 
 
-def sparse_pulls(pullers: Judged) -> tuple[Ints, scipy.sparse.csr_array]:
+def sparse_pulls(pullers: Judged, centre: float = 0.0) -> tuple[Ints, scipy.sparse.csr_array]:
     """The rows that some query pulls, ascending (m,), and the unit directions of their pulls (m, vocab).
 
     A pull is the sum of the queries' sparse rows, by weight and grade, of which the TERMS strongest terms are kept.
+    centre: how many mean queries are taken from each first, as far as a term is there: what every question says, such
+    as "what" and "who", then pulls nobody.
     """
     rows, shares = shares_of_rows(pullers)
-    return rows, _unit_rows(_strongest(scipy.sparse.csr_array(shares @ pullers.in_modes.sparse), TERMS))
+    queries = pullers.in_modes.sparse
+    sums = scipy.sparse.csr_array(shares @ queries)
+    if centre and queries.shape[0]:
+        mean = np.asarray(queries.sum(axis=0)).ravel() / queries.shape[0]
+        strengths = np.repeat(np.asarray(shares.sum(axis=1)).ravel(), np.diff(sums.indptr))
+        sums.data = np.maximum(sums.data - centre * strengths * mean[sums.indices], 0)
+        sums.eliminate_zeros()
+    return rows, _unit_rows(_strongest(sums, TERMS))
 
 
 def _strongest(rows: scipy.sparse.csr_array, terms: int) -> scipy.sparse.csr_array:
@@ -154,17 +163,19 @@ def _unit_rows(rows: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     )
 
 
-def sparse_curves(corpus: Corpus, panels: Panels, pairs: Pairs) -> Curves:
-    """The scores of the pairs as lines over the strength of a sparse nudge (NUDGE-M in the space of tokens)."""
+def sparse_curves(corpus: Corpus, panels: Panels, pairs: Pairs, centres: Sequence[float]) -> list[Curves]:
+    """By centre, the scores of the pairs as lines over the strength of a sparse nudge: NUDGE-M in token space."""
     passages, queries = corpus.sparse, panels.judges.in_modes.sparse
-    curves = Curves(*np.zeros((3, len(pairs.askers))))
-    curves.a[:] = _sparse_products(queries, pairs.askers, passages, pairs.rows)
+    at_rest = _sparse_products(queries, pairs.askers, passages, pairs.rows)
+    every = [Curves(at_rest, *np.zeros((2, len(at_rest)))) for _ in centres]
     for panel in range(len(panels.silent)):
-        rows, pulls = sparse_pulls(panels.pullers(panel))
-        here = np.flatnonzero((panels.seats[pairs.askers] == panel) & np.isin(pairs.rows, rows))
-        places = np.searchsorted(rows, pairs.rows[here])
-        curves.b[here] = _sparse_products(queries, pairs.askers[here], pulls, places)
-    return curves
+        pullers, mine = panels.pullers(panel), panels.seats[pairs.askers] == panel
+        for centre, curves in zip(centres, every, strict=True):
+            rows, pulls = sparse_pulls(pullers, centre)
+            here = np.flatnonzero(mine & np.isin(pairs.rows, rows))
+            places = np.searchsorted(rows, pairs.rows[here])
+            curves.b[here] = _sparse_products(queries, pairs.askers[here], pulls, places)
+    return every
 
 
 def _sparse_products(

@@ -392,5 +392,5 @@ def _move(corpus: IndexCorpus, train: Judged, mode: Mode, said: Mapping[str, Any
     if mode == "dense":
         return dense_move(corpus, train, Plan(said["method"], spread, said["centre"]), said["gamma"])
     if mode == "sparse":
-        return sparse_move(corpus, train, said["gamma"])
+        return sparse_move(corpus, train, said["gamma"], said["centre"])
     return late_move(corpus, train, said["gamma"], said["centre"])

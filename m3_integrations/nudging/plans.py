@@ -16,6 +16,7 @@ WAYS: dict[Method, Way] = {"n": Turning(), "m": Pushing()}
 TEMPERATURES = (0.02, 0.05, 0.2)  # of a spread
 OWN = (1.0, 0.4)  # of its own pull, what a passage keeps in a spread
 CENTRES = (0.0, 0.5, 0.9)
+SPARSE_CENTRES = (0.0, 1.0, 2.0)
 SPREAD_TO = 50_000  # passages up to which "auto" tries to spread: beyond, it is slower than all the rest together
 CHORDS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13, 0.2, 0.3, 0.45, 0.8])
 LENGTHS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4])

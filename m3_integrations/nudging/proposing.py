@@ -46,7 +46,7 @@ class _Scores:
             plan = Plan(moved.method, moved.spread, moved.centre)
             self.again = dense_move(corpus, pullers, plan, moved.gamma)
         elif moved is not None and mode == "sparse":
-            self.again = sparse_move(corpus, pullers, moved.gamma)
+            self.again = sparse_move(corpus, pullers, moved.gamma, moved.centre)
 
     def best(self, judges: Judged, which: Ints, count: int) -> Ints:
         """judge * n + row of the best of each of these judges; a sparse score of 0 is none."""

@@ -139,7 +139,8 @@ def _ladder(
     if gammas is None:
         gammas = np.array([0.0, moved.gamma]) if moved else np.zeros(1)
     if mode == "sparse":
-        return Curved(sparse_curves(corpus, panels, pairs), WAYS["m"], gammas)
+        centre = moved.centre if moved else 0.0
+        return Curved(sparse_curves(corpus, panels, pairs, [centre])[0], WAYS["m"], gammas)
     if mode == "multi_vector":
         return late_ladders(corpus, panels, pairs, gammas, [moved.centre if moved else 0.0])[0]
     plan = Plan(moved.method, moved.spread, moved.centre) if moved else Plan("m", None, 0.0)

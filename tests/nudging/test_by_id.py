@@ -13,19 +13,19 @@ KINDS = 20  # passages of each kind
 OPTIONS = NudgeOptions(metric="accuracy@1", spread=None)
 
 
-def problem(turnable=KINDS):
+def problem(turnable=KINDS, times=1):
     """Passages x that training asks for along y, each in four axes of its own, and two decoys beside each.
 
     Asked for along y, a passage must go there by more than the 0.3 of its decoy. Half of them are asked for along x
     too, where their decoy has 0.97: turned far enough for y they would have less, cos(arcsin 0.3) = 0.954, and pushed
-    as far they keep 1. `turnable` others are asked for along y alone.
+    as far they keep 1. `turnable` others are asked for along y alone. Validation asks along x so many times.
     """
     x, y, u, v = np.eye(4 * 2 * KINDS, dtype=np.float32).reshape(4, 2 * KINDS, -1)
     vectors = np.concatenate([x, 0.97 * x + np.sqrt(1 - 0.97**2) * u, 0.3 * y + np.sqrt(1 - 0.3**2) * v])
     ids = [f"{kind}{i}" for kind in ("passage", "decoy-x", "decoy-y") for i in range(2 * KINDS)]
     asked_for = range(KINDS + turnable)
     train = _asked("train", [*asked_for] * 3, y)
-    judges = _asked("y", [*asked_for], y), _asked("x", [*range(KINDS)], x)
+    judges = _asked("y", [*asked_for], y), _asked("x", [*range(KINDS)] * times, x)
     validation = Asked([*judges[0].queries, *judges[1].queries], np.concatenate([each.vectors for each in judges]))
     return ids, vectors, train, validation
 
@@ -49,7 +49,7 @@ def test_elsewhere_auto_turns_what_a_turn_helps(compares_by):
 
 
 def test_elsewhere_auto_moves_nothing_where_only_a_push_helps():
-    ids, vectors, train, validation = problem(turnable=0)
+    ids, vectors, train, validation = problem(turnable=0, times=6)  # more than train and validation ask along y
     assert Stored(ids, vectors, "dot").nudged(train, validation, OPTIONS).after == pytest.approx(1)
     nudged = Stored(ids, vectors, "cosine").nudged(train, validation, OPTIONS)
     assert (nudged.method, nudged.moved, nudged.after) == ("n", 0, nudged.before)

@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 from nudging_problems import encoded_problem, unit
 
-from m3_integrations.core.encoded import MultiVectors, multi_vector_scores, score_mode
+from m3_integrations.core.encoded import Encoded, MultiVectors, multi_vector_scores, score_mode
 from m3_integrations.nudging.corpus import EncodedCorpus
 from m3_integrations.nudging.hybrid import dense_move, late_move, put, sparse_move
+from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.ladders import (
     Curved,
     Pairs,
@@ -74,12 +76,13 @@ def test_the_late_ladder_is_the_score_of_the_turned_passages(seed, centre):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_sparse_ladder_is_the_score_of_the_pushed_passages(seed):
+@pytest.mark.parametrize("centre", [0.0, 1.0])
+def test_the_sparse_ladder_is_the_score_of_the_pushed_passages(seed, centre):
     passages, train, validation = encoded_problem(seed)
     corpus = EncodedCorpus(passages)
-    curves = sparse_curves(corpus, _alone(train, validation), _everyone(passages, validation))
+    (curves,) = sparse_curves(corpus, _alone(train, validation), _everyone(passages, validation), [centre])
     for gamma in (0.0, 0.5, 3.0):
-        moved = put(passages, {"sparse": sparse_move(corpus, train, gamma)})
+        moved = put(passages, {"sparse": sparse_move(corpus, train, gamma, centre)})
         exact = score_mode("sparse", validation.in_modes, moved)
         np.testing.assert_allclose(Pushing().level(gamma, curves).reshape(exact.shape), exact, rtol=1e-5, atol=1e-6)
 
@@ -120,6 +123,14 @@ def test_a_sparse_pull_keeps_its_strongest_terms_and_is_never_negative():
     pushed = sparse_move(EncodedCorpus(passages), train, 0.5)
     assert pushed.rows.tolist() == rows.tolist()
     assert (pushed.values.data >= 0).all()
+
+
+def test_a_term_of_every_question_pulls_nobody_once_pulls_are_centred():
+    sparse = scipy.sparse.csr_array(np.array([[1, 1, 0], [1, 0, 1]], np.float32))  # the first term is in both
+    asked = Judged.of(Encoded(sparse=sparse), [{0: 1.0}, {1: 1.0}])
+    rows, pulls = sparse_pulls(asked, centre=1.0)
+    assert rows.tolist() == [0, 1]
+    assert pulls.toarray().tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 @given(st.floats(0, 1.2))
