@@ -48,24 +48,35 @@ def _figures(report: NudgeReport) -> Table:
 
 
 def _moves(report: NudgeReport) -> Table:
-    table = _with_columns("", "mode", "method", "gamma", "centre", "moved", "by (median)", "at most", "spread", "adds")
+    table = _with_columns(
+        "how each mode moved, and how far",
+        "mode",
+        "method",
+        "gamma",
+        "centre",
+        "spread (own)",
+        "moved",
+        "median",
+        "most",
+        "adds",
+    )
     for mode, move in report.moves.items():
         table.add_row(
             mode,
             move.method,
             f"{move.gamma:.3g}",
             f"{move.centre:g}",
+            f"{move.spread.temperature:g} ({move.spread.own:g})" if move.spread else "none",
             str(move.moved),
             f"{np.median(move.lengths):.3f}",
             f"{move.lengths.max():.3f}",
-            f"{move.spread.temperature:g}, own {move.spread.own:g}" if move.spread else "none",
             f"{report.added(mode):+.3f}",
         )
     return table
 
 
 def _with_columns(title: str, first: str, *rest: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column(first)
     for heading in rest:
         table.add_column(heading, justify="right")
