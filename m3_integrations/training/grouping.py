@@ -40,17 +40,13 @@ class Measured:
     """The examples of a source, by number: what they weigh, and what they say.
 
     queries, passages: (n,) tokens of the query, and of the longest passage. groups: (n,) passages that one brings.
-    said: the texts of the query and the positives, as numbers that are equal where the normalised texts are; the first
-    positive is second.
+    said: the texts of the query and the positives, as numbers that are equal where the normalised texts are.
     """
 
     queries: Counts
     passages: Counts
     groups: Counts
     said: Sequence[tuple[int, ...]]
-
-    def __len__(self) -> int:
-        return len(self.said)
 
 
 def measure(
@@ -182,26 +178,11 @@ def _lent(lender: _Batch, batch: _Batch) -> _Batch:
 
 
 def _by_length(measured: Measured, rng: np.random.Generator) -> list[int]:
-    """Every example, from short to long; those of like length in random order, with equal answers far apart."""
-    if not len(measured):
-        return []
+    """Every example, from short to long; those of like length in random order."""
     tokens = measured.queries + measured.groups * measured.passages
-    length = np.floor(np.log(np.maximum(tokens, 1)) / np.log(_LIKE)).astype(np.int64)
-    answer = np.array([said[1] for said in measured.said], np.int64)
-    places = _spread(length * (answer.max() + 1) + answer, rng)
-    order: list[int] = np.lexsort((places, length)).tolist()
+    length = np.floor(np.log(np.maximum(tokens, 1)) / np.log(_LIKE))
+    order: list[int] = np.lexsort((rng.random(len(length)), length)).tolist()
     return order
-
-
-def _spread(kinds: Counts, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(n,) random places in [0, 1); those of one kind lie evenly apart."""
-    _, kind, count = np.unique(kinds, return_inverse=True, return_counts=True)
-    shuffled = rng.permutation(len(kinds))
-    together = shuffled[np.argsort(kind[shuffled], kind="stable")]
-    nth = np.empty(len(kinds), np.int64)
-    nth[together] = np.arange(len(kinds)) - np.repeat(np.cumsum(count) - count, count)
-    places: npt.NDArray[np.float64] = (nth + rng.random(len(count))[kind]) / count[kind]
-    return places
 
 
 def _counted(texts: Iterable[str], token_count: TokenCount, longest: int | None) -> dict[str, int]:

@@ -93,6 +93,12 @@ def test_a_run_is_resumed_where_it_stopped_also_after_many_epochs():
     assert list(Sampler(sources, words, Sampling(tokens=60)).batches(4_990, 5_000)) == whole[4_990:]
 
 
+def test_sources_are_counted_on_through_a_long_run():
+    sampler = Sampler({"a": plain(5000), "b": plain(2)}, words, Sampling(rows=1, alpha=1))
+    asked = [batch.queries[0] for batch in run(sampler, 4500) if batch.source == "a"]
+    assert len(set(asked)) == len(asked) > 4400
+
+
 def test_another_seed_draws_other_batches():
     first, other = (run(Sampler({"a": plain(30)}, words, Sampling(tokens=40, seed=seed))) for seed in (0, 1))
     assert first != other
@@ -156,7 +162,7 @@ def test_texts_of_like_length_share_a_batch():
     assert read > 0.85 * sum(padded(batch) for batch in batches)
 
 
-def test_questions_with_one_answer_are_spread_over_batches_that_have_company():
+def test_questions_with_one_answer_come_in_batches_that_have_company():
     answers = [" ".join([f"answer-{i}"] * (i + 1)) for i in range(20)]
     asked = [Example(f"question {i} {j}", (answers[i],)) for i in range(20) for j in range(5)]
     for seed in range(10):
