@@ -1,4 +1,4 @@
-"""What a nudge gains in each mode and in all: nDCG@10 on test questions before and after, chosen on train and dev alone.
+"""What a nudge gains in each mode and in all: nDCG@10 on test questions, all chosen on train and dev alone.
 
     python benchmarks/nudge_modes.py DATA scifact tydiqa/ru [--model m3-mini] [--keep FOLDER] [--modes all sparse]
 

@@ -98,6 +98,7 @@ def check_once(changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
             twice = known.intersection(ids)
             if twice:
                 raise ValueError(
-                    f"two changes replace the {mode!r} vectors of {min(twice)!r}; say in one of them what they are to be"
+                    f"two changes replace the {mode!r} vectors of {min(twice)!r}; "
+                    "say in one of them what they are to be"
                 )
             known.update(ids)

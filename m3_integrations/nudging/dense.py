@@ -93,8 +93,9 @@ def nudge_dense(
     method: "n" keeps lengths; "m" does not, and needs an index that compares by dot product; "auto" takes the better,
     or moves nothing where the gain does not stand out from chance or validation itself loses; on few validation
     queries it lets folds of the training queries judge too, each without its own pulls. spread: whether passages
-    follow the pulls of their neighbours, those without queries most of all. centre: how much of the mean query is taken from each before it
-    pulls, 0 to 1; None is 0, as in the paper, where the method is named, and the best of a few where it is "auto".
+    follow the pulls of their neighbours, those without queries most of all. centre: how much of the mean query is taken
+    from each before it pulls, 0 to 1; None is 0, as in the paper, where the method is named, and the best of a few
+    where it is "auto".
     gamma: None finds the best. methods: those that "auto" may take; ("n",) for what compares by cosine.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
