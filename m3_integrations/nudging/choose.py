@@ -13,7 +13,7 @@ from m3_integrations.nudging.judged import Floats, Ints
 FOLDS = 5
 SEED = 0
 ROUNDING = 1e-9
-ERRORS = 2.0  # by how many standard errors a gain must stand out
+ERRORS = 1.645  # standard errors by which a gain must stand out: 95 %, one-sided
 
 
 class Choice(NamedTuple):

@@ -15,7 +15,7 @@ from m3_integrations.nudging.choose import ROUNDING, Choice, choose, join
 from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.panels import FEW, Panels
-from m3_integrations.nudging.plans import Method, Plan, plans
+from m3_integrations.nudging.plans import Method, Plan, plans, require_known
 from m3_integrations.nudging.racing import SHORT, favourite
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.solve import UNIT, pulls_of_rows, shares_of_rows
@@ -99,8 +99,7 @@ def nudge_dense(
     gamma: None finds the best. methods: those that "auto" may take; ("n",) for what compares by cosine.
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
-    _require_one_of("method", method, ("auto", "n", "m"))
-    _require_one_of("spread", spread, ("auto", "neighbours", None))
+    require_known(method, spread)
     scene = _Scene.of(passages, train, validation, RankMetric.of(metric), crossed=method == "auto")
     possible = scene.possible(plans(method, spread, centre, len(scene.passages), methods))
     if gamma is not None:
@@ -260,11 +259,6 @@ def moved_rows(passages: Floats, pulls: Pulls, way: Way, gamma: float) -> tuple[
         vectors[part] = way.move(before.astype(np.float64), pulls.take(part).astype(np.float64), gamma)
         stays[part] = (vectors[part] == before).all(axis=1)
     return (rows[~stays], vectors[~stays]) if stays.any() else (rows, vectors)
-
-
-def _require_one_of(name: str, value: object, known: tuple[object, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def _require_in_range(gamma: float, methods: Collection[Method]) -> None:

@@ -30,7 +30,7 @@ from m3_integrations.nudging.ladders import (
 )
 from m3_integrations.nudging.late import MovedVectors, turned
 from m3_integrations.nudging.panels import Panels, answers_of_alike
-from m3_integrations.nudging.plans import CENTRES, SPARSE_CENTRES, WAYS, Method, Plan, plans
+from m3_integrations.nudging.plans import CENTRES, SPARSE_CENTRES, WAYS, Method, Plan, plans, require_known
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.spread import Spread
 
@@ -109,6 +109,7 @@ def nudge_modes(corpus: Corpus, train: Judged, validation: Judged, race: Race) -
     chance and method is "auto", nothing moves. Raises MissingMode for a mode that the corpus or the queries lack,
     ValueError where no query judges.
     """
+    require_known(race.method, race.spread)
     _require_modes(corpus, train, race)
     panels = Panels.crossed(train.answered(), validation.answered())
     if not len(panels.judges):

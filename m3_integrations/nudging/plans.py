@@ -71,3 +71,13 @@ def _centres(centre: float | None, method: str) -> Sequence[float]:
     if not 0 <= centre <= 1:
         raise ValueError(f"centre is a part of the mean query: 0 <= centre <= 1, got {centre}")
     return (centre,)
+
+
+def require_known(method: str, spread: str | None) -> None:
+    """Raise ValueError for a method or a spread that is none."""
+    for name, value, known in (
+        ("method", method, ("auto", "n", "m")),
+        ("spread", spread, ("auto", "neighbours", None)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")

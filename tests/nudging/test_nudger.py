@@ -168,6 +168,8 @@ def test_what_cannot_be_done_is_said(index):
         nudger.fit(TRAIN, VALIDATION, modes=())
     with pytest.raises(ValueError, match="write ndcg@10"):
         nudger.fit(TRAIN, VALIDATION, metric="bleu")
+    with pytest.raises(ValueError, match="'auto' or 'n' or 'm', got 'x'"):
+        nudger.fit(TRAIN, VALIDATION, modes=("sparse",), method="x")
     nudger.fit(TRAIN, VALIDATION)
     with pytest.raises(UnknownId, match=r"nudger\.queries\(\)"):
         nudger.remove_queries(["t1", "nobody"])
