@@ -46,11 +46,22 @@ def choose(sweeps: Sequence[Sweep]) -> Choice:
 
     sweeps: over the same queries.
     """
-    gains = unseen_gains(sweeps)
-    weights = sweeps[0].weights / sweeps[0].weights.sum()
-    gain = float(weights @ gains)
-    error = float(np.sqrt(weights**2 @ (gains - gain) ** 2))
-    return Choice(*best_of(sweeps), gain, error)
+    return Choice(*best_of(sweeps), *mean_and_error(unseen_gains(sweeps), sweeps[0].weights))
+
+
+def mean_and_error(gains: Floats, weights: Floats) -> tuple[float, float]:
+    """The mean of gains by weight, and its standard error; zeros for none."""
+    if not len(gains):
+        return 0.0, 0.0
+    shares = weights / weights.sum()
+    mean = float(shares @ gains)
+    return mean, float(np.sqrt(shares**2 @ (gains - mean) ** 2))
+
+
+def loses(gains: Floats, weights: Floats) -> bool:
+    """Whether the loss of these queries stands out from chance."""
+    gain, error = mean_and_error(gains, weights)
+    return stands_out(-gain, error)
 
 
 def join(sweeps: Sequence[Sweep]) -> Sweep:

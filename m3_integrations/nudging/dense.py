@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
-from m3_integrations.nudging.choose import ROUNDING, Choice, choose, join
+from m3_integrations.nudging.choose import Choice, choose, join, loses
 from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.panels import FEW, Panels
@@ -114,7 +114,8 @@ def nudge_dense(
     scene = scene.before(background, scene.metric.k if alone else max(SHORT, scene.metric.k))
     plan, choice = scene.choose(possible)
     swept = scene.sweep(plan)
-    moves = method != "auto" or (choice.convinces and swept.level(choice.gamma) >= swept.before - ROUNDING)
+    vetoed = loses(swept.at(choice.gamma) - swept.start, swept.weights)
+    moves = method != "auto" or (choice.convinces and not vetoed)
     return scene.nudged(plan, swept, choice.gamma if moves else 0.0, choice)
 
 

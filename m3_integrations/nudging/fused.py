@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.nudging.choose import split, stands_out
+from m3_integrations.nudging.choose import mean_and_error, split, stands_out
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.ladders import Ladder, Pairs
 from m3_integrations.nudging.rank_metric import RankMetric
@@ -104,9 +104,7 @@ class Board:
         gains = np.zeros(n)
         for held, rest in split(n):
             gains[held] = (self.metrics(self._climb(start, rest, weigh)) - self.metrics(start))[held]
-        shares = self.judges.weights / self.judges.weights.sum()
-        gain = float(shares @ gains)
-        error = float(np.sqrt(shares**2 @ (gains - gain) ** 2))
+        gain, error = mean_and_error(gains, self.judges.weights)
         return Chosen(self._climb(start, np.arange(n), weigh), gain, error)
 
     def _climb(self, start: Setting, who: Ints, weigh: bool) -> Setting:

@@ -11,7 +11,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode
 from m3_integrations.core.errors import MissingMode
-from m3_integrations.nudging.choose import ROUNDING
+from m3_integrations.nudging.choose import loses
 from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, with_rows
 from m3_integrations.nudging.dense import Curve, moved_rows
 from m3_integrations.nudging.fused import REST, Board, Chosen, Setting, Strength
@@ -133,8 +133,9 @@ class _Scene:
         choice = self.board.choose(start, weigh=self.race.weigh)
         seats = self.panels.seated(0)
         who = seats if len(seats) else np.arange(len(self.panels.judges))
-        loses = self.board.mean(choice.setting, who) < self.board.mean(start, who) - ROUNDING
-        moves = self.race.method != "auto" or (choice.convinces and not loses)
+        gains = (self.board.metrics(choice.setting) - self.board.metrics(start))[seats]
+        vetoed = loses(gains, self.panels.judges.weights[seats])
+        moves = self.race.method != "auto" or (choice.convinces and not vetoed)
         setting = choice.setting if moves else start
         strengths = {mode: each for mode, each in setting.strengths if each.gamma}
         return NudgedModes(
