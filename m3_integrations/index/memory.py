@@ -11,7 +11,17 @@ from typing import Self
 import numpy as np
 import scipy.sparse
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Rows, check_modes, score_mode, sparse_scores
+from m3_integrations.core.encoded import (
+    MODES,
+    Array,
+    Encoded,
+    Mode,
+    Rows,
+    check_modes,
+    late_interaction,
+    score_mode,
+    sparse_scores,
+)
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import Hit
 from m3_integrations.index.checks import (
@@ -228,6 +238,9 @@ class _Settled:
         return rank([self.ids[row] for row in rows[best]], scores[best], k)
 
     def score(self, query: Encoded, ids: Sequence[str]) -> Array:
+        if self._mode == "multi_vector":  # where they lie: copying them takes as long as scoring them
+            (asked,), kept = query.multi_vector, self._encoded.multi_vector
+            return np.array([late_interaction(asked, kept[self.rows[id]]) for id in ids], np.float32)
         return self._kernel(query, self.take(ids))
 
     def take(self, ids: Sequence[str]) -> Encoded:
