@@ -128,10 +128,14 @@ class Retriever:
         scores = {mode: self.index.score(mode, queries, candidates) for mode in usable.weights}
         best = []
         for i, ids in enumerate(candidates):
-            by_mode = [{mode: float(scores[mode][i][j]) for mode in scores} for j in range(len(ids))]
-            summed = [weighted_sum(each, usable.weights) for each in by_mode]
-            ranked = sorted(zip(ids, summed, strict=True), key=lambda pair: (-pair[1][0], pair[0]))
-            best.append(ranked[:k])
+            by_mode = {mode: each[i].tolist() for mode, each in scores.items()}
+            total = [0.0] * len(ids)
+            for mode in usable.weights:  # in the order in which `weighted_sum` adds them
+                weight = usable.weights[mode]
+                total = [score + weight * part for score, part in zip(total, by_mode[mode], strict=True)]
+            first = sorted(range(len(ids)), key=lambda j: (-total[j], ids[j]))[:k]
+            said = [{mode: by_mode[mode][j] for mode in by_mode} for j in first]
+            best.append([(ids[j], weighted_sum(each, usable.weights)) for j, each in zip(first, said, strict=True)])
         return self._matches(best)
 
     def _matches(self, ranked: Sequence[Sequence[tuple[str, tuple[float, Mapping[Mode, float]]]]]) -> list[list[Match]]:
