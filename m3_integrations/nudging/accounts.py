@@ -14,7 +14,7 @@ from m3_integrations.nudging.dense import Curve
 from m3_integrations.nudging.gamma import sweep
 from m3_integrations.nudging.hybrid import Moved, Race
 from m3_integrations.nudging.judged import Ints, Judged
-from m3_integrations.nudging.ladders import dense_pulls
+from m3_integrations.nudging.ladders import blocks, dense_pulls
 from m3_integrations.nudging.late import MovedVectors
 from m3_integrations.nudging.panels import Panels
 from m3_integrations.nudging.plans import Plan
@@ -49,10 +49,11 @@ def measured(corpus: IndexCorpus, mode: Mode, moved: Moved) -> Move:
 
 def _late_lengths(corpus: IndexCorpus, moved: Moved) -> list[float]:
     assert isinstance(moved.values, MovedVectors)
-    lengths = []
-    for row, (places, vectors) in moved.values.by_row().items():
-        before = corpus.multi_vector(np.array([row]))[0][places]
-        lengths.append(float(np.linalg.norm(vectors - before, axis=1).mean()))
+    by_row, lengths = moved.values.by_row(), []
+    for block in blocks(moved.rows):
+        for row, passage in zip(block.tolist(), corpus.multi_vector(block), strict=True):
+            places, vectors = by_row[row]
+            lengths.append(float(np.linalg.norm(vectors - passage[places], axis=1).mean()))
     return lengths
 
 

@@ -77,14 +77,6 @@ class Original(NamedTuple):
     vectors: bytes
 
 
-class JudgedQuery(NamedTuple):
-    """A judged query as the ledger keeps it: by number, with its role."""
-
-    number: int
-    role: Role
-    query: Query
-
-
 class Pending(NamedTuple):
     """A change that was begun: the version that it leads to (0: nothing moved), and what it touches.
 
@@ -286,13 +278,6 @@ class Ledger:
             (role, *self._at(version)),
         ).fetchall()
         return _unblobbed(rows, [mode for mode in MODES if mode in modes], shape)
-
-    def modes_of_queries(self) -> frozenset[Mode]:
-        """The modes in which every query that counts next is kept."""
-        row = self._connection.execute(
-            "SELECT COUNT(*), COUNT(dense), COUNT(tokens), COUNT(vectors) FROM queries WHERE until IS NULL"
-        ).fetchone()
-        return frozenset(mode for mode, count in zip(MODES, row[1:], strict=True) if count == row[0])
 
     def _at(self, version: int | None) -> tuple[int, int]:
         number = self.next_version if version is None else version

@@ -13,6 +13,7 @@ from m3_integrations.index.base import Index
 from m3_integrations.nudging.corpus import IndexCorpus, Originals, with_rows
 from m3_integrations.nudging.hybrid import Moved
 from m3_integrations.nudging.judged import Ints
+from m3_integrations.nudging.ladders import blocks
 from m3_integrations.nudging.late import MovedVectors
 from m3_integrations.nudging.ledger import Original
 
@@ -70,11 +71,12 @@ def _packed_late(corpus: IndexCorpus, moved: Moved, hashes: Mapping[str, str]) -
     assert isinstance(moved.values, MovedVectors)
     known = corpus.originals.get("multi_vector")
     before = {} if known is None or not isinstance(known.values, MovedVectors) else known.values.by_row()
-    found = {}
-    for row, (places, _) in moved.values.by_row().items():
-        every = np.union1d(places, before[row][0] if row in before else _NOWHERE)
-        vectors = corpus.multi_vector(np.array([row]))[0][every]
-        found[corpus.ids[row]] = Original(hashes[corpus.ids[row]], every, vectors.tobytes())
+    by_row, found = moved.values.by_row(), {}
+    for block in blocks(moved.rows):
+        for row, passage in zip(block.tolist(), corpus.multi_vector(block), strict=True):
+            every = np.union1d(by_row[row][0], before[row][0] if row in before else _NOWHERE)
+            id = corpus.ids[row]
+            found[id] = Original(hashes[id], every, passage[every].tobytes())
     return found
 
 
