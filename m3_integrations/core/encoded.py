@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from itertools import pairwise
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,19 @@ Mode = Literal["dense", "sparse", "multi_vector"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 DENSE: tuple[Mode, ...] = ("dense",)
 Array: TypeAlias = npt.NDArray[np.float32]
-Rows: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
+Ints: TypeAlias = npt.NDArray[np.integer[Any]]
+Rows: TypeAlias = "Sequence[int] | Ints"
+# OpenBLAS gives a product of fewer multiplications than this to one thread. To wake others for less costs more than it
+# wins, and where the cores are busy a thousand times as much.
+_ON_ONE_THREAD = (1 << 19) - 1
+_SIMILARITIES_AT_ONCE = 1 << 18
+_BUCKETS = 1 << 12
+
+
+class Vectors(Protocol):
+    """(total, width) vectors, in memory or to be had some at a time."""
+
+    def __getitem__(self, span: slice, /) -> Array: ...
 
 
 class MultiVectors:
@@ -235,30 +248,85 @@ def dense_scores(queries: Array, passages: Array) -> Array:
     return scores
 
 
-def sparse_scores(queries: scipy.sparse.csr_array, passages: scipy.sparse.csr_array) -> Array:
-    """(queries, passages): the sum over shared tokens of the products of their weights."""
+def sparse_scores(queries: scipy.sparse.csr_array, passages: scipy.sparse.csr_array | scipy.sparse.csc_array) -> Array:
+    """(queries, passages): the sum over shared tokens of the products of their weights, added by ascending token.
+
+    passages: by row; or by column, which spares many queries from turning them.
+    """
     if queries.shape[1] != passages.shape[1]:
         raise WrongDimension(f"the query has {queries.shape[1]} sparse columns and the passages {passages.shape[1]}")
-    products: Array = (queries @ passages.T).toarray().astype(np.float32, copy=False)
-    return products
+    by_row = passages.format == "csr" and queries.shape[0] == 1
+    turned = passages if by_row else passages.tocsc()
+    scores = np.zeros((queries.shape[0], passages.shape[0]), np.float32)
+    for i, (begin, end) in enumerate(pairwise(queries.indptr.tolist())):
+        # Not scipy's product, whose compiler may join a product and a sum: both ways add the same, to the bit.
+        add = _add_by_row if by_row else _add_by_token
+        add(scores[i], queries.indices[begin:end], queries.data[begin:end], turned)
+    return scores
+
+
+def _add_by_token(scores: Array, tokens: Ints, weights: Array, passages: scipy.sparse.csc_array) -> None:
+    for token, weight in zip(tokens.tolist(), weights, strict=True):
+        listed = slice(passages.indptr[token], passages.indptr[token + 1])
+        scores[passages.indices[listed]] += weight * passages.data[listed]
+
+
+def _add_by_row(scores: Array, tokens: Ints, weights: Array, passages: scipy.sparse.csr_array) -> None:
+    alike = np.zeros(_BUCKETS, bool)
+    alike[tokens % _BUCKETS] = True
+    found = np.flatnonzero(alike[passages.indices % _BUCKETS])  # few: only these are looked up
+    places = np.minimum(np.searchsorted(tokens, passages.indices[found]), len(tokens) - 1)
+    shared = tokens[places] == passages.indices[found]
+    found, places = found[shared], places[shared]
+    rows = np.searchsorted(passages.indptr, found, side="right") - 1
+    np.add.at(scores, rows, weights[places] * passages.data[found])
 
 
 def multi_vector_scores(queries: MultiVectors, passages: MultiVectors) -> Array:
     """(queries, passages): the late-interaction score of each pair."""
     if queries.width != passages.width:
         raise WrongDimension(f"query vectors are {queries.width} wide and passage vectors {passages.width}")
-    scores = [[late_interaction(query, passage) for passage in passages] for query in queries]
+    everyone = np.arange(len(passages))
+    scores = [late_interactions(query, passages.values, passages.offsets, everyone) for query in queries]
     return np.array(scores, np.float32).reshape(len(queries), len(passages))
 
 
-def late_interaction(query: Array, passage: Array) -> float:
-    """The mean over the query's vectors of the maximum over the passage's (MaxSim); 0 where either has none.
+def late_interactions(query: Array, values: Vectors, offsets: npt.NDArray[np.int64], rows: Rows) -> Array:
+    """(rows,): for each passage the mean over the query's vectors of the maximum over its own (MaxSim).
 
-    query: (query tokens, width); passage: (passage tokens, width).
+    0 where either has none. A pair is rounded alike whatever else is scored beside it.
+    query: (query tokens, width). values, offsets: as in MultiVectors; they are read where they lie, passage by passage.
     """
-    if not len(query) or not len(passage):
-        return 0.0
-    return float((passage @ query.T).max(axis=0).sum()) / len(query)
+    scores = np.zeros(len(rows), np.float32)
+    begins, ends = offsets[rows], offsets[np.asarray(rows) + 1]
+    some = np.flatnonzero(ends > begins) if len(query) else np.empty(0, np.int64)
+    totals = np.cumsum((ends - begins)[some]) * len(query)
+    for block in np.split(some, np.flatnonzero(np.diff(totals // _SIMILARITIES_AT_ONCE)) + 1):
+        if len(block):
+            maxima = _maxima(query, values, begins[block], ends[block])
+            scores[block] = maxima.sum(axis=1) / np.float32(len(query))
+    return scores
+
+
+def _maxima(query: Array, values: Vectors, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Array:
+    """(passages, query tokens): each passage's best inner product with each query vector."""
+    starts = np.concatenate([[0], np.cumsum(ends - begins)])
+    similarities = np.empty((starts[-1], len(query)), np.float32)
+    step = max(1, _ON_ONE_THREAD // max(1, query.size))
+    for begin, end, (start, stop) in zip(begins.tolist(), ends.tolist(), pairwise(starts.tolist()), strict=True):
+        _multiply(values[begin:end], query.T, step, similarities[start:stop])
+    return np.maximum.reduceat(similarities, starts[:-1])
+
+
+def _multiply(passage: Array, turned: Array, step: int, out: Array) -> None:
+    """out = passage @ turned, `step` rows at a time: numpy goes through the steps without coming back to Python."""
+    whole = len(passage) // step * step
+    if whole:
+        np.matmul(
+            passage[:whole].reshape(-1, step, passage.shape[1]), turned, out=out[:whole].reshape(-1, step, out.shape[1])
+        )
+    if whole < len(passage):
+        np.matmul(passage[whole:], turned, out=out[whole:])
 
 
 def rows_of(part: Any) -> int:

@@ -15,10 +15,11 @@ from m3_integrations.core.encoded import (
     MODES,
     Array,
     Encoded,
+    Ints,
     Mode,
     Rows,
     check_modes,
-    late_interaction,
+    late_interactions,
     score_mode,
     sparse_scores,
 )
@@ -38,7 +39,7 @@ from m3_integrations.index.checks import (
     widths,
 )
 from m3_integrations.index.entries import Entry, entries
-from m3_integrations.index.ranking import Ints, contenders, rank
+from m3_integrations.index.ranking import contenders, rank
 from m3_integrations.index.where import Where
 
 _KEPT_STALE = 1024
@@ -240,7 +241,9 @@ class _Settled:
     def score(self, query: Encoded, ids: Sequence[str]) -> Array:
         if self._mode == "multi_vector":  # where they lie: copying them takes as long as scoring them
             (asked,), kept = query.multi_vector, self._encoded.multi_vector
-            return np.array([late_interaction(asked, kept[self.rows[id]]) for id in ids], np.float32)
+            return late_interactions(
+                asked, kept.values, kept.offsets, np.array([self.rows[id] for id in ids], np.int64)
+            )
         return self._kernel(query, self.take(ids))
 
     def take(self, ids: Sequence[str]) -> Encoded:
@@ -260,7 +263,6 @@ class _Settled:
 
     @cached_property
     def _by_column(self) -> scipy.sparse.csc_array:
-        # sparse_scores multiplies by the transpose, which of this is in rows already: it is not turned for each query.
         return self._encoded.sparse.tocsc()
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from m3_integrations.core.encoded import Array
+from m3_integrations.core.encoded import Array, Ints
 from m3_integrations.index.base import Hit
-
-Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def contenders(scores: Array, k: int, slack: float = 0.0) -> Ints:
@@ -27,5 +23,5 @@ def contenders(scores: Array, k: int, slack: float = 0.0) -> Ints:
 
 def rank(ids: Sequence[str], scores: Array, k: int) -> list[Hit]:
     """The best k as hits."""
-    hits = [Hit(id, score) for id, score in zip(ids, scores.tolist(), strict=True)]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
+    best = sorted(zip((-scores).tolist(), ids, strict=True))[:k]
+    return [Hit(id, -negated) for negated, id in best]

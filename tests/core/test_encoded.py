@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 from m3_integrations import Encoded, MultiVectors, score
-from m3_integrations.core.encoded import MODES, check_modes, dense_scores, late_interaction
+from m3_integrations.core.encoded import MODES, check_modes, dense_scores, multi_vector_scores, sparse_scores
 from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimension
 
 
@@ -64,14 +64,38 @@ def test_late_interaction_is_the_mean_of_each_query_vectors_maximum():
 
 
 def test_late_interaction_keeps_a_negative_maximum():
-    assert late_interaction(np.array([[1.0, 0.0]]), np.array([[-0.5, 0.0], [-0.25, 0.0]])) == -0.25
+    assert multi_vector_scores(vectors([[1, 0]]), vectors([[-0.5, 0], [-0.25, 0]])).tolist() == [[-0.25]]
 
 
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_text_without_vectors_scores_0_in_late_interaction(empty):
     sides = [np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)]
     sides[empty] = np.zeros((0, 3), np.float32)
-    assert late_interaction(*sides) == 0
+    assert multi_vector_scores(*(MultiVectors.of([side]) for side in sides)).tolist() == [[0]]
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 60, 200])
+def test_long_passages_score_as_the_formula_says_and_empty_ones_between_them_0(tokens):
+    random = np.random.default_rng(tokens)
+    queries = MultiVectors.of([random.standard_normal((tokens, 384)), random.standard_normal((1, 384))])
+    passages = MultiVectors.of([random.standard_normal((n, 384)) for n in (0, 1, 700, 0, 0, 33, 900, 0)])
+    expected = [
+        [(p.astype(np.float64) @ q.astype(np.float64).T).max(axis=0).mean() if len(p) else 0 for p in passages]
+        for q in queries
+    ]
+    # Of inner products around √384, float32 keeps about seven digits.
+    assert np.allclose(multi_vector_scores(queries, passages), expected, atol=1e-6 * np.sqrt(384), rtol=0)
+
+
+def test_sparse_scores_are_the_same_by_row_and_by_column():
+    random = np.random.default_rng(2)
+    drawn = [scipy.sparse.random(n, 9000, density=0.02, format="csr", dtype=np.float32, rng=random) for n in (3, 50)]
+    queries, passages = (Encoded(sparse=scipy.sparse.csr_array(each)).sparse for each in drawn)
+    by_column = sparse_scores(queries, passages.tocsc())
+    assert np.array_equal(sparse_scores(queries, passages), by_column)
+    for i in range(3):
+        assert np.array_equal(sparse_scores(queries[[i]], passages), by_column[[i]])
+    assert np.allclose(by_column, (queries.astype(np.float64) @ passages.T.astype(np.float64)).toarray(), rtol=1e-6)
 
 
 def test_the_hybrid_score_is_the_weighted_sum_of_the_modes(two):
@@ -130,7 +154,7 @@ def test_a_pairs_score_does_not_depend_on_what_is_scored_beside_it(mode):
     random = np.random.default_rng(0)
     dense = random.standard_normal((40, 67))
     rows = np.maximum(random.standard_normal((40, 30)), 0)
-    late = MultiVectors.of([random.standard_normal((n, 19)) for n in random.integers(1, 9, 40)])
+    late = MultiVectors.of([random.standard_normal((n, 19)) for n in random.integers(0, 90, 40)])
     texts = Encoded(dense, scipy.sparse.csr_array(rows), late)
     together = score(texts, texts, {mode: 1})
     for q, p in [(0, 0), (3, 39), (17, 5)]:
