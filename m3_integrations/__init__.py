@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from m3_integrations.index.base import Hit, Index, Where
     from m3_integrations.index.local import LocalIndex
     from m3_integrations.index.memory import MemoryIndex
+    from m3_integrations.index.qdrant import QdrantIndex as QdrantIndex
     from m3_integrations.index.where import Field, all_of, any_of, none_of
     from m3_integrations.nudging.dense import Nudged
     from m3_integrations.nudging.engine import nudge
@@ -31,6 +32,7 @@ _HOMES = {
     "index.base": ("Hit", "Index", "Where"),
     "index.local": ("LocalIndex",),
     "index.memory": ("MemoryIndex",),
+    "index.qdrant": ("QdrantIndex",),
     "index.where": ("Field", "all_of", "any_of", "none_of"),
     "nudging.dense": ("Nudged",),
     "nudging.engine": ("nudge",),
@@ -41,6 +43,7 @@ _HOMES = {
     "retrieval.ingestion": ("IngestReport", "ingest"),
     "retrieval.retriever": ("Match", "Retriever"),
 }
+_OPTIONAL = ["QdrantIndex"]  # needs an extra, so that `from m3_integrations import *` leaves it out
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
@@ -79,11 +82,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that importing the package stays light."""
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'm3_integrations' has no attribute {name!r}; it has {__all__}")
+        raise AttributeError(f"module 'm3_integrations' has no attribute {name!r}; it has {[*__all__, *_OPTIONAL]}")
     value = getattr(import_module(f"m3_integrations.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_OPTIONAL, "__version__"]

@@ -1,0 +1,458 @@
+"""An index in Qdrant: for a corpus, or a load of questions, that outgrows one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import numpy as np
+
+from m3_integrations.core.encoded import Array, Encoded, Mode, check_modes, score_mode
+from m3_integrations.core.errors import WrongEncoder
+from m3_integrations.core.extras import need
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.base import Hit
+from m3_integrations.index.checks import (
+    check_count,
+    check_once,
+    check_pairs,
+    check_queries,
+    check_replacement,
+    check_search,
+    check_widths,
+    last_rows,
+    list_of_ids,
+    unknown,
+    widths,
+)
+from m3_integrations.index.entries import entries
+from m3_integrations.index.where import Where
+
+if not TYPE_CHECKING:
+    need("qdrant-client", extra="qdrant")  # before imports that would say less
+
+from qdrant_client import QdrantClient, models
+
+from m3_integrations.index import qdrant_asking as asking
+from m3_integrations.index.qdrant_engine import Engine, Kept, Layout, Point, Scored
+from m3_integrations.index.qdrant_errors import PartlyWritten, QdrantUnreachable, WrongCollection
+from m3_integrations.index.qdrant_facts import FIELDS, NUMBER, Undecidable, field_key
+from m3_integrations.index.qdrant_filter import filter_of
+from m3_integrations.index.qdrant_gate import Gate
+from m3_integrations.index.qdrant_hybrid import Fused, Proposing, hybrid
+from m3_integrations.index.qdrant_payload import HASH, ID, PASSAGE, passage, passage_id, payload, point_id
+from m3_integrations.index.qdrant_points import batches, encoded_of, vectors_of
+from m3_integrations.index.qdrant_server import ServerEngine
+
+__all__ = ["Fused", "Layout", "PartlyWritten", "QdrantIndex", "QdrantUnreachable", "WrongCollection"]
+
+_READ_AT_ONCE = 256
+_SCHEMES = {"http": "http", "https": "https", "qdrant": "http", "qdrants": "https"}
+
+
+class _Fills(Protocol):
+    """What an index remembers of an encoder."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class QdrantIndex:
+    """A collection of Qdrant, with a named vector for each mode, searched by inner products; for many threads at once.
+
+    Open it with `QdrantIndex.open`, or over a client of your own with `QdrantIndex.over`. Within one QdrantIndex a
+    search sees all of a write or nothing; others may see a part of it: let them read by an alias (`serve_as`).
+    """
+
+    def __init__(self, engine: Engine, layout: Layout, exact_below: int) -> None:
+        self._engine, self._layout, self._exact_below = engine, layout, exact_below
+        self._gate = Gate()
+        self._encoder: _Fills | None = None
+        self._collection: Kept | None = None
+        self._is_large = False
+        self.folder: Path | None = getattr(engine, "folder", None)
+
+    @classmethod
+    def open(
+        cls,
+        url_or_path: str | PathLike[str],
+        collection: str,
+        encoder: _Fills | None = None,
+        *,
+        api_key: str | None = None,
+        layout: Layout | None = None,
+        exact_below: int = 1000,
+        grpc: bool = False,
+        timeout: int = 60,
+    ) -> QdrantIndex:
+        """The index in a collection, which the first passages make where there is none.
+
+        url_or_path: http://host:6333 or qdrant://host:6333; with TLS https:// or qdrants://; or a folder, in which
+        Qdrant's engine then runs within this process; or ':memory:', the client's own stand-in, for tests.
+        encoder: whose vectors it holds; a new collection remembers the first that it is told. None: not checked.
+        exact_below: up to this many passages the vectors are sent along and scored here, so that searches answer what
+        `MemoryIndex` answers, to the bit. Beyond, the engine's scores count, which are rounded otherwise, and its graph
+        proposes for the dense mode, which may miss some. grpc: speak it, on the next port (6334), which is quicker.
+        timeout: seconds for one request.
+        Raises QdrantUnreachable, WrongEncoder where another encoder filled it, WrongCollection, MissingExtra.
+        """
+        place = fspath(url_or_path)
+        if place == ":memory:":
+            return cls.over(QdrantClient(place), collection, encoder, layout=layout, exact_below=exact_below)
+        if urlsplit(place).scheme in _SCHEMES and "://" in place:
+            client = _client(place, api_key, grpc, timeout)
+            return cls.over(client, collection, encoder, layout=layout, exact_below=exact_below)
+        return cls._opened(_edge(Path(place).absolute() / collection), encoder, layout, exact_below)
+
+    @classmethod
+    def over(
+        cls,
+        client: QdrantClient,
+        collection: str,
+        encoder: _Fills | None = None,
+        *,
+        layout: Layout | None = None,
+        exact_below: int = 1000,
+    ) -> QdrantIndex:
+        """The same over a client of your own, which is closed with the index."""
+        options = client.init_options
+        place = str(options.get("url") or options.get("host") or options.get("location") or options.get("path"))
+        return cls._opened(ServerEngine(client, collection, place), encoder, layout, exact_below)
+
+    @classmethod
+    def _opened(cls, engine: Engine, encoder: _Fills | None, layout: Layout | None, exact_below: int) -> QdrantIndex:
+        index = cls(engine, layout or Layout(), exact_below)
+        try:
+            if encoder is not None:
+                index._meet(encoder)
+            else:
+                index._known()
+        except BaseException:
+            index.close()
+            raise
+        return index
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return frozenset(self._widths())
+
+    def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
+        """As of every index. On a server a failure half-way raises PartlyWritten; adding the same again mends it."""
+        check_count("passages", len(passages), encoded)
+        if not passages:
+            return
+        latest = {entry.id: entry for entry in entries(passages)}
+        newest = encoded.take(list(last_rows([each.id for each in passages]).values()))
+        with self._gate.writing():
+            kept = self._widths() or widths(encoded)
+            check_widths(kept, encoded)
+            self._create(kept)
+            said = [payload(entry) for entry in latest.values()]
+            self._write(self._engine.upsert, list(latest), newest.only(kept), said)
+
+    def delete(self, ids: Collection[str]) -> None:
+        points = [point_id(id) for id in list_of_ids(ids, "delete")]
+        with self._gate.writing():
+            if points and self._known():
+                for some in _parts(points):
+                    self._engine.delete(some)
+
+    def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
+        self.set_many([(ids, encoded)])
+
+    def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
+        """As of every index. On a server a failure half-way raises PartlyWritten; setting the same again mends it."""
+        named = [(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
+        check_once(named)
+        with self._gate.writing():
+            self._require({id for ids, _ in named for id in ids})
+            for ids, encoded in named:
+                if ids:
+                    check_replacement(self._widths(), len(ids), encoded)
+            for ids, encoded in named:
+                latest = last_rows(ids)
+                self._write(self._engine.replace, list(latest), encoded.take(list(latest.values())))
+
+    def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
+        with self._gate.reading():
+            asked = check_search(self._widths(), mode, queries, k)
+            if not self._known():
+                return [[] for _ in range(len(asked))]
+            passing = self._passing(where)
+            rows = asking.speaking(mode, asked)
+            found = dict(zip(rows, self._nearest(mode, asked.take(rows), k, passing), strict=True))
+            silent = self._silent(mode, k, passing) if len(rows) < len(asked) else []
+            return [found.get(row, silent) for row in range(len(asked))]
+
+    def hybrid(
+        self,
+        queries: Encoded,
+        weights: Mapping[Mode, float],
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        propose: Sequence[Mode] = ("dense", "sparse"),
+        candidates: int = 100,
+    ) -> list[list[Fused]]:
+        """The best k passages by the weighted sum of their scores, for each query, in one round trip for all queries.
+
+        What `Retriever` answers with `SearchPlan(propose, candidates, weights)`: each of `propose` proposes (k, or
+        candidates, where those are more), and all weighted modes score the union; ties by id. A filter that Qdrant
+        cannot decide takes another round trip. The sum is the engine's, rounded as float32.
+        Raises MissingMode for a mode that the queries or the index lack, ValueError for k < 1 or no weight.
+        """
+        with self._gate.reading():
+            weighed = {mode: weight for mode, weight in weights.items() if weight}
+            if not weighed:
+                raise ValueError(f"give at least one of {sorted(self.modes)} a weight, got {dict(weights)}")
+            for mode in (*weighed, *propose):
+                check_search(self._widths(), mode, queries, k)
+            if not self._known():
+                return [[] for _ in range(len(queries))]
+            return hybrid(self._engine, queries, weighed, k, Proposing(propose, candidates, self._passing(where)))
+
+    def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
+        with self._gate.reading():
+            asked = check_queries(self._widths(), mode, queries)
+            check_pairs(asked, ids)
+            wanted = [list_of_ids(each, "score") for each in ids]
+            if not any(wanted):
+                return [np.zeros(0, np.float32) for _ in wanted]
+            if self._is_exact():
+                return self._kernel_scores(mode, asked, wanted)
+            return self._engine_scores(mode, asked, wanted)
+
+    def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
+        wanted = None if ids is None else list_of_ids(ids, "passages")
+        with self._gate.reading():
+            if wanted is None:
+                return sorted((passage(each.payload) for each in self._all(PASSAGE)), key=lambda each: each.id)
+            # Each time anew: what is given away may be changed.
+            found = self._found(wanted, PASSAGE)
+            return [passage(found[id].payload) for id in wanted]
+
+    def vectors(self, ids: Sequence[str], modes: Collection[Mode] | None = None) -> Encoded:
+        wanted = list_of_ids(ids, "vectors")
+        with self._gate.reading():
+            return self._vectors(wanted, modes)
+
+    def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
+        wanted = None if ids is None else list_of_ids(ids, "content_hashes")
+        with self._gate.reading():
+            found = self._all([ID, HASH]) if wanted is None else self._records(wanted, [ID, HASH])
+            return {passage_id(each.payload): each.payload[HASH] for each in found}
+
+    def ids(self, where: Where | None = None) -> list[str]:
+        with self._gate.reading():
+            return sorted(passage_id(each.payload) for each in self._all([ID], self._passing(where)))
+
+    def __len__(self) -> int:
+        return self._engine.count() if self._known() else 0
+
+    def index_field(self, name: str) -> None:
+        """Let Qdrant keep an order of a metadata field, so that `<` and its kin need not read every passage.
+
+        What ==, !=, in, not in, contains (of lists) and exists ask is indexed without. Raises WrongCollection before
+        the first passages.
+        """
+        with self._gate.writing():
+            if not self._known():
+                raise WrongCollection(f"there is nothing to index at {self._engine.place} yet; add passages first")
+            for part in (NUMBER, "c0", "c1"):  # of strings the first twelve bytes: a date, and an hour
+                self._engine.index_field(f"{FIELDS}.{field_key(name)}.{part}", models.PayloadSchemaType.FLOAT)
+
+    def serve_as(self, alias: str) -> None:
+        """Let those who open `alias` see this collection from now on. What they saw before stays as it is.
+
+        Write a copy, nudge it, and switch: nobody sees a half-nudged collection. Raises WrongCollection for a folder,
+        which has no aliases.
+        """
+        self._server().serve_as(alias)
+
+    def snapshot(self) -> str:
+        """Have the server write a snapshot of the collection; its name there. Raises WrongCollection for a folder."""
+        return self._server().snapshot()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"QdrantIndex({self._engine.place!r})"
+
+    def _server(self) -> ServerEngine:
+        if not isinstance(self._engine, ServerEngine):
+            raise WrongCollection(f"{self._engine.place} is a folder, which cannot do this; a Qdrant server can")
+        return self._engine
+
+    def _known(self) -> Kept | None:
+        """What the collection says of itself. It is asked until it is there: the modes of one never change."""
+        if self._collection is None:
+            self._collection = self._engine.kept()
+            if self._collection is not None and self._encoder is not None:
+                self._compare(self._collection, self._encoder)
+        return self._collection
+
+    def _widths(self) -> Mapping[Mode, int]:
+        known = self._known()
+        return known.widths if known else {}
+
+    def _meet(self, encoder: _Fills) -> None:
+        self._encoder = encoder
+        known = self._known()
+        if known is not None and known.fingerprint is None:
+            self._collection = Kept(known.widths, encoder.fingerprint, repr(encoder))
+            self._engine.remember(self._collection)
+
+    def _compare(self, known: Kept, encoder: _Fills) -> None:
+        if known.fingerprint not in (None, encoder.fingerprint):
+            raise WrongEncoder(
+                f"{self._engine.place} was filled by {known.label} (fingerprint {str(known.fingerprint)[:12]}), and "
+                f"this encoder is {encoder!r} (fingerprint {encoder.fingerprint[:12]}); open it with the encoder that "
+                "filled it, or ingest the passages into a new collection"
+            )
+
+    def _create(self, kept: Mapping[Mode, int]) -> None:
+        if self._known() is None:
+            encoder = self._encoder
+            said = (None, None) if encoder is None else (encoder.fingerprint, repr(encoder))
+            self._engine.create(Kept(kept, *said), self._layout)
+
+    def _write(
+        self,
+        write: Callable[[Sequence[Point]], None],
+        ids: Sequence[str],
+        encoded: Encoded,
+        payloads: Sequence[Mapping[str, object]] | None = None,
+    ) -> None:
+        """In requests of bounded size. Raises PartlyWritten where one after the first fails."""
+        for rows in batches(encoded):
+            vectors = vectors_of(encoded.take(rows))
+            said = [None] * len(rows) if payloads is None else [payloads[row] for row in rows]
+            points = [
+                Point(point_id(ids[row]), each, about) for row, each, about in zip(rows, vectors, said, strict=True)
+            ]
+            try:
+                write(points)
+            except Exception as error:
+                if rows.start == 0 and rows.stop == len(ids):
+                    raise
+                raise PartlyWritten(ids[: rows.start], ids[rows.start :], error) from error
+
+    def _nearest(self, mode: Mode, queries: Encoded, k: int, passing: models.Filter | None) -> list[list[Hit]]:
+        if not len(queries):
+            return []
+        if self._is_exact():
+            return asking.nearest_exactly(self._engine, self._widths(), mode, queries, k, passing)
+        return asking.nearest(self._engine, mode, queries, k, passing)
+
+    def _silent(self, mode: Mode, k: int, passing: models.Filter | None) -> list[Hit]:
+        """What a query without tokens finds: by late interaction every passage scores 0, by shared tokens none."""
+        if mode == "sparse":
+            return []
+        return [Hit(id, 0.0) for id in sorted(passage_id(each.payload) for each in self._all([ID], passing))[:k]]
+
+    def _kernel_scores(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
+        everyone = sorted({id for each in ids for id in each})
+        kept, rows = self._vectors(everyone, (mode,)), last_rows(everyone)
+        return [
+            score_mode(mode, queries.take([i]), kept.take([rows[id] for id in each]))[0] for i, each in enumerate(ids)
+        ]
+
+    def _engine_scores(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
+        points = {id: point_id(id) for each in ids for id in each}
+        rows = [row for row in asking.speaking(mode, queries) if ids[row]]
+        asked = [[points[id] for id in ids[row]] for row in rows]
+        found = dict(zip(rows, asking.scores(self._engine, mode, queries.take(rows), asked), strict=True))
+        mute = [id for row, each in enumerate(ids) if row not in found for id in each]
+        self._require(mute)
+        for row, by_point in found.items():
+            for id in ids[row]:
+                if points[id] not in by_point:
+                    raise unknown(id)
+        return [
+            np.array([found[row][points[id]] if row in found else 0.0 for id in each], np.float32)
+            for row, each in enumerate(ids)
+        ]
+
+    def _is_exact(self) -> bool:
+        """Whether the collection is small. Once seen to be large it is not counted again."""
+        self._is_large = self._is_large or self._engine.count() > self._exact_below
+        return not self._is_large
+
+    def _passing(self, where: Where | None) -> models.Filter | None:
+        if where is None:
+            return None
+        try:
+            return filter_of(where)
+        except Undecidable:
+            everyone = (passage(each.payload) for each in self._all(PASSAGE))
+            chosen = [point_id(each.id) for each in everyone if where.matches(each.metadata)]
+            return models.Filter(must=[models.HasIdCondition(has_id=list[int | str | UUID](chosen))])
+
+    def _vectors(self, ids: Sequence[str], modes: Collection[Mode] | None) -> Encoded:
+        if not self._known() and ids:
+            raise unknown(ids[0])
+        asked = check_modes(self._widths() if modes is None else modes, self._widths())
+        found = self._found(ids, [], list(asked))
+        return encoded_of([found[id].vectors for id in ids], self._widths(), asked)
+
+    def _require(self, ids: Collection[str]) -> None:
+        """Raises UnknownId."""
+        self._found(list(ids), [])
+
+    def _found(self, ids: Sequence[str], payload: Sequence[str], vectors: Sequence[str] = ()) -> dict[str, Scored]:
+        """By passage id. Raises UnknownId."""
+        by_point = {each.id: each for each in self._records(ids, payload, vectors)}
+        found = {id: by_point.get(point_id(id)) for id in ids}
+        for id, each in found.items():
+            if each is None:
+                raise unknown(id)
+        return {id: each for id, each in found.items() if each is not None}
+
+    def _records(self, ids: Collection[str], payload: Sequence[str], vectors: Sequence[str] = ()) -> Iterator[Scored]:
+        if self._known():
+            for some in _parts([point_id(id) for id in dict.fromkeys(ids)]):
+                yield from self._engine.records(some, payload, vectors)
+
+    def _all(self, payload: Sequence[str], passing: models.Filter | None = None) -> Iterator[Scored]:
+        if self._known():
+            for page in self._engine.pages(passing, payload):
+                yield from page
+
+
+def _parts(points: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (points[start : start + _READ_AT_ONCE] for start in range(0, len(points), _READ_AT_ONCE))
+
+
+def _client(place: str, api_key: str | None, grpc: bool, timeout: int) -> QdrantClient:
+    url = urlsplit(place)
+    port = url.port or 6333
+    return QdrantClient(
+        url=f"{_SCHEMES[url.scheme]}://{url.hostname}:{port}",
+        prefix=url.path.strip("/") or None,
+        api_key=api_key,
+        prefer_grpc=grpc,
+        grpc_port=port + 1,
+        timeout=timeout,
+        check_compatibility=False,  # it warns, and asks the server before anything was asked of it
+    )
+
+
+def _edge(folder: Path) -> Engine:
+    need("qdrant-edge-py", extra="qdrant", module="qdrant_edge")
+    from m3_integrations.index.qdrant_edge import EdgeEngine
+
+    return EdgeEngine(folder)

@@ -1,0 +1,75 @@
+"""The weighted sum of all modes, in Qdrant, in one round trip.
+
+Each proposing mode fetches its candidates; each weighted mode scores their union, exactly; a formula adds the scores.
+A passage that one mode alone proposed is scored in all of them, as in `Retriever`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from qdrant_client import models
+
+from m3_integrations.core.encoded import Encoded, Mode
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.qdrant_asking import EXACTLY, share, speaking, vector_request, with_ties
+from m3_integrations.index.qdrant_engine import Engine, Scored
+from m3_integrations.index.qdrant_payload import PASSAGE, passage
+
+
+class Fused(NamedTuple):
+    """A passage that was found, and the weighted sum of its scores."""
+
+    passage: Passage
+    score: float
+
+
+class Proposing(NamedTuple):
+    """By which modes, how many each, and out of which points."""
+
+    modes: Sequence[Mode]
+    candidates: int
+    passing: models.Filter | None
+
+
+def hybrid(
+    engine: Engine, queries: Encoded, weights: Mapping[Mode, float], k: int, proposing: Proposing
+) -> list[list[Fused]]:
+    """The best k for each query, ties by id. A query without tokens in a mode proposes nothing by it, and scores 0."""
+    heard = {mode: set(speaking(mode, queries)) for mode in (*weights, *proposing.modes)}
+
+    def ask(row: int, limit: int) -> models.QueryRequest:
+        proposed = [mode for mode in proposing.modes if row in heard[mode]]
+        weighed = {mode: weight for mode, weight in weights.items() if row in heard[mode]} or {proposed[0]: 0.0}
+        return _request(queries, row, weighed, proposing._replace(modes=proposed), limit)
+
+    rows = sorted({row for mode in proposing.modes for row in heard[mode]})
+    answers = with_ties(engine, rows, k, ask)
+    return [_fused(answers.get(row, []), k) for row in range(len(queries))]
+
+
+def _request(
+    queries: Encoded, row: int, weights: Mapping[Mode, float], proposing: Proposing, limit: int
+) -> models.QueryRequest:
+    """One query's passages by the weighted sum; it has something to compare in each of these modes."""
+    count = max(limit, proposing.candidates)
+    proposals = [
+        models.Prefetch(**vector_request(mode, queries, row), limit=count, filter=proposing.passing)
+        for mode in proposing.modes
+    ]
+    union = count * len(proposals)
+    scored = [
+        models.Prefetch(**vector_request(mode, queries, row), prefetch=proposals, limit=union, params=EXACTLY)
+        for mode in weights
+    ]
+    terms = {f"$score[{i}]": weight * share(mode, queries, row) for i, (mode, weight) in enumerate(weights.items())}
+    formula = models.SumExpression(sum=[models.MultExpression(mult=[term, score]) for score, term in terms.items()])
+    # By shared tokens Qdrant answers only those that have one: the others' score is 0.
+    weighted_sum = models.FormulaQuery(formula=formula, defaults=dict.fromkeys(terms, 0.0))
+    return models.QueryRequest(prefetch=scored, query=weighted_sum, limit=limit, with_payload=PASSAGE)
+
+
+def _fused(answer: Sequence[Scored], k: int) -> list[Fused]:
+    found = [Fused(passage(each.payload), each.score) for each in answer]
+    return sorted(found, key=lambda each: (-each.score, each.passage.id))[:k]
