@@ -8,6 +8,7 @@ from langchain_core.documents import Document
 
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
+from m3_integrations.index.qdrant import QdrantIndex
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
 from m3_integrations.testing import HashEncoder
 
@@ -57,9 +58,15 @@ def counting():
     return CountingEncoder()
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "qdrant"])
 def kept(request, tmp_path):
-    with MemoryIndex() if request.param == "memory" else LocalIndex.open(tmp_path / "index") as opened:
+    """An empty index of each kind."""
+    open_one = {
+        "memory": MemoryIndex,
+        "local": lambda: LocalIndex.open(tmp_path / "index"),
+        "qdrant": lambda: QdrantIndex.open(tmp_path / "qdrant", "passages"),
+    }
+    with open_one[request.param]() as opened:
         yield opened
 
 

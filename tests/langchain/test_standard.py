@@ -16,6 +16,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from m3_integrations.core.sharing import EncoderOptions
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
+from m3_integrations.index.qdrant import QdrantIndex
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
 from m3_integrations.langchain.convert import passage_of
 from m3_integrations.retrieval.ingestion import ingest
@@ -84,6 +85,15 @@ class TestM3RetrieverOverLocalIndex(_OfM3Retriever):
             yield
 
 
+class TestM3RetrieverOverQdrantIndex(_OfM3Retriever):
+    @pytest.fixture(autouse=True)
+    def filled(self, hash_encoder, tmp_path):
+        self.encoder = hash_encoder
+        with QdrantIndex.open(tmp_path, "passages", hash_encoder) as self.index:
+            fill(self.index, hash_encoder)
+            yield
+
+
 del _OfM3Retriever
 
 
@@ -101,6 +111,13 @@ class TestM3VectorStoreOverLocalIndex(VectorStoreIntegrationTests):
             yield store
 
 
+class TestM3VectorStoreOverQdrantIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, tmp_path):
+        with QdrantIndex.open(tmp_path, "passages") as index:
+            yield M3VectorStore(self.get_embeddings(), index)
+
+
 class TestHybridM3VectorStoreOverMemoryIndex(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, hash_encoder):
@@ -113,3 +130,10 @@ class TestHybridM3VectorStoreOverLocalIndex(VectorStoreIntegrationTests):
         store = M3VectorStore.from_folder(tmp_path / "index", M3Embeddings(encoder=hash_encoder))
         with store.index:
             yield store
+
+
+class TestHybridM3VectorStoreOverQdrantIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, hash_encoder, tmp_path):
+        with QdrantIndex.open(tmp_path, "passages", hash_encoder) as index:
+            yield M3VectorStore(M3Embeddings(encoder=hash_encoder), index)

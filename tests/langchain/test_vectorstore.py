@@ -1,4 +1,4 @@
-"""M3VectorStore, at LangChain's door, over both indexes; LangChain's own suite is in test_standard."""
+"""M3VectorStore, at LangChain's door, over every index; LangChain's own suite is in test_standard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WrongDimension, WrongEncoder
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Query
-from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.index.where import Field
 from m3_integrations.langchain import M3Embeddings, M3VectorStore
@@ -29,10 +28,9 @@ METADATAS = [{"n": i, "kind": "pet" if i % 2 else "wild"} for i in range(len(TEX
 IDS = [f"d{i}" for i in range(len(TEXTS))]
 
 
-@pytest.fixture(params=["memory", "local"])
-def index(request, tmp_path):
-    with MemoryIndex() if request.param == "memory" else LocalIndex.open(tmp_path / "index") as opened:
-        yield opened
+@pytest.fixture
+def index(kept):
+    return kept
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
-"""Both of our own indexes, for what must hold over each."""
+"""Every index of ours, for what must hold over each."""
 
 from __future__ import annotations
 
 import pytest
 
-from m3_integrations import LocalIndex, MemoryIndex
+from m3_integrations import LocalIndex, MemoryIndex, QdrantIndex
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "qdrant"])
 def index(request, tmp_path, hash_encoder):
-    if request.param == "memory":
-        yield MemoryIndex()
-        return
-    with LocalIndex.open(tmp_path / "index", hash_encoder) as local:
-        yield local
+    open_one = {
+        "memory": MemoryIndex,
+        "local": lambda: LocalIndex.open(tmp_path / "index", hash_encoder),
+        "qdrant": lambda: QdrantIndex.open(tmp_path / "qdrant", "passages", hash_encoder),
+    }
+    with open_one[request.param]() as opened:
+        yield opened

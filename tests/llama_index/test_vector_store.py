@@ -47,6 +47,8 @@ NODES = [
     node("ant", "small", "wild", lang=""),
 ]
 IDS = [each.node_id for each in NODES]
+# A Qdrant collection keeps itself: it is passed in again.
+persisted = pytest.mark.parametrize("index", ["memory", "local"], indirect=True)
 
 
 def ask(key, operator, value):
@@ -458,6 +460,7 @@ def test_passages_that_were_no_nodes_are_found_as_nodes(index, hash_encoder):
 # Persisting
 
 
+@persisted
 def test_what_is_persisted_comes_back_with_all_settings(store, index, hash_encoder, tmp_path):
     store.weights, store.candidates = {"dense": 1.0, "sparse": 0.2}, 7
     path = str(tmp_path / "kept" / "store.json")
@@ -474,6 +477,7 @@ def test_what_is_persisted_comes_back_with_all_settings(store, index, hash_encod
     assert len(names) == (2 if isinstance(index, MemoryIndex) else 1)
 
 
+@persisted
 def test_memory_is_a_copy_and_a_folder_is_the_folder(store, hash_encoder, tmp_path):
     store.persist(str(tmp_path / "store.json"))
     again = M3VectorStore.from_persist_path(str(tmp_path / "store.json"), encoder=hash_encoder)
@@ -481,6 +485,7 @@ def test_memory_is_a_copy_and_a_folder_is_the_folder(store, hash_encoder, tmp_pa
     assert len(store.get_nodes()) == (len(NODES) if isinstance(store.index, MemoryIndex) else 3)
 
 
+@persisted
 def test_a_storage_context_persists_and_finds_it(store, hash_encoder, tmp_path):
     StorageContext.from_defaults(vector_store=store).persist(str(tmp_path / "storage"))
     again = M3VectorStore.from_persist_dir(str(tmp_path / "storage"), encoder=hash_encoder)
@@ -495,6 +500,7 @@ def test_a_storage_context_that_is_not_told_of_it_fails_rather_than_be_empty(has
         StorageContext.from_defaults(persist_dir=str(tmp_path / "storage"))
 
 
+@persisted
 def test_other_file_systems_hold_it_as_well(store, hash_encoder):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
@@ -504,6 +510,15 @@ def test_other_file_systems_hold_it_as_well(store, hash_encoder):
     assert {each.node_id for each in again.get_nodes()} == set(IDS)
     assert len(memory.ls("bucket")) == (2 if isinstance(store.index, MemoryIndex) else 1)
     memory.rm("bucket", recursive=True)
+
+
+@pytest.mark.parametrize("index", ["qdrant"], indirect=True)
+def test_a_qdrant_collection_keeps_itself_and_is_passed_in_again(store, index, hash_encoder, tmp_path):
+    store.persist(str(tmp_path / "store.json"))
+    with pytest.raises(IndexFolderError, match="pass index= to load it"):
+        M3VectorStore.from_persist_path(str(tmp_path / "store.json"), encoder=hash_encoder)
+    again = M3VectorStore.from_persist_path(str(tmp_path / "store.json"), encoder=hash_encoder, index=index)
+    assert len(again.get_nodes()) == len(NODES)
 
 
 def test_an_index_that_keeps_itself_is_passed_in_again(hash_encoder, tmp_path):
@@ -567,6 +582,7 @@ def test_what_is_no_store_is_refused_when_loading(hash_encoder, tmp_path, said, 
         M3VectorStore.from_persist_path(str(tmp_path / "store.json"), encoder=hash_encoder)
 
 
+@persisted
 def test_a_persisted_store_is_refused_with_another_model(store, tmp_path):
     store.persist(str(tmp_path / "store.json"))
     with pytest.raises(WrongEncoder):
