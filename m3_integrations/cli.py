@@ -72,6 +72,21 @@ def ingest(
 
 
 @app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="A folder, or qdrant://host:6333/collection; qdrants:// with TLS.")],
+    target: Annotated[str, typer.Argument(help="The same; it is made where there is none.")],
+    api_key: Annotated[str | None, typer.Option(envvar="QDRANT_API_KEY", help="Of the Qdrant server.")] = None,
+) -> None:
+    """Copy an index with its vectors between a folder and Qdrant, checked; begun again, it goes on where it stopped."""
+    from m3_integrations.index.qdrant_copying import copy as copied
+
+    done = copied(source, target, api_key)
+    console.print(f"{done.total} passages, {done.written} of them written, read back equal: {done.checksum[:16]}")
+    if done.besides:
+        console.print(f"{escape(target)} holds {done.besides} passages besides.")
+
+
+@app.command()
 def search(
     folder: Folder,
     question: Annotated[str, typer.Argument(help="What to ask.")],

@@ -141,6 +141,12 @@ class QdrantIndex:
     def modes(self) -> frozenset[Mode]:
         return frozenset(self._widths())
 
+    @property
+    def encoder(self) -> tuple[str | None, str | None]:
+        """The fingerprint of the encoder that filled it, and what it called itself; None where it was never told."""
+        known = self._known()
+        return (known.fingerprint, known.label) if known else (None, None)
+
     def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
         """As of every index. On a server a failure half-way raises PartlyWritten; adding the same again mends it."""
         check_count("passages", len(passages), encoded)
