@@ -215,6 +215,92 @@ def _print_versions(nudger: Nudger) -> None:
     console.print(f"The index holds {held}.")
 
 
+@app.command()
+def mine(
+    source: Annotated[Path, typer.Argument(help="A BEIR folder, or a .jsonl, .json or .tsv file of examples.")],
+    out: Annotated[Path, typer.Argument(help="Where the examples go, such as mined.jsonl; packed if it ends in .gz.")],
+    index: Annotated[
+        Path | None, typer.Option(help="The index to mine from; none takes the passages of the source.")
+    ] = None,
+    negatives: Annotated[int, typer.Option(help="How many a question gets.")] = 7,
+    first: Annotated[int, typer.Option(help="The best rank to take one from.")] = 1,
+    last: Annotated[int, typer.Option(help="The worst.")] = 100,
+    margin: Annotated[
+        float | None, typer.Option(help="Leave out what scores above the positive less this share of its score.")
+    ] = None,
+    flag_embedding: Annotated[
+        bool, typer.Option("--flag-embedding", help="Name the fields as FlagEmbedding reads them.")
+    ] = False,
+    model: Model = "m3-mini",
+) -> None:
+    """Find hard negatives: passages that the hybrid retriever ranks high for a question and that do not answer it."""
+    from m3_integrations import M3Encoder
+    from m3_integrations.training.data import read_source
+    from m3_integrations.training.finetuning import retriever_over
+    from m3_integrations.training.mining import Margin, Mining, mine_each, write_mined
+
+    if index is not None:
+        _require_index(index)
+    asked = Mining(negatives, first, last, None if margin is None else Margin(relative=margin))
+    examples, encoder = read_source(source), M3Encoder.from_pretrained(model)
+    with retriever_over(encoder, source, examples, index) as retriever:
+        fields: Any = "flag_embedding" if flag_embedding else "m3"
+        report = write_mined(out, mine_each(examples, retriever, asked), fields)
+    console.print(str(report))
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="A new folder for the model.")],
+    sources: Annotated[list[Path], typer.Argument(help="BEIR folders or files of examples, as `m3 mine` writes them.")],
+    model: Model = "m3-mini",
+    pairs: Annotated[
+        list[Path] | None, typer.Option(help="Pairs for a first stage, dense and contrastive; may be repeated.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="A BEIR folder whose dev questions choose the best model.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Batches to learn from, in each stage; epochs otherwise.")] = None,
+    epochs: Annotated[int, typer.Option(help="How often each example is learned from.")] = 1,
+    warm_up: Annotated[int, typer.Option(help="Steps in which the heads learn alone, before all do.")] = 0,
+    parts: Annotated[str, typer.Option(help="What learns.")] = "encoder,sparse,multi_vector",
+    low_rank: Annotated[int | None, typer.Option(help="The rank of an update in the place of the encoder.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Questions of a batch at most.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 16384,
+    negatives: Annotated[int, typer.Option(help="Hard negatives that a question brings at most.")] = 3,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the encoder; 1e-5, or 2e-4 of a low rank.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over scores.")] = 0.02,
+    metric: Annotated[str, typer.Option(help="What the best model is chosen by.")] = "ndcg@10",
+    seed: Annotated[int, typer.Option(help="All that is drawn follows from it.")] = 0,
+) -> None:
+    """Teach a model from examples, in all modes; called again after a stop, it goes on. For several GPUs: torchrun."""
+    from m3_integrations.core.extras import need
+
+    need("accelerate", extra="train")
+    from m3_integrations.evaluation.beir import read_beir
+    from m3_integrations.training.data import read_source
+    from m3_integrations.training.sampling import Sampling
+    from m3_integrations.training.stages import contrastive, unified
+    from m3_integrations.training.stages import warm_up as warmed_up
+    from m3_integrations.training.train import train as trained
+    from m3_integrations.training.trainer import Loop
+    from m3_integrations.training.watching import Validation
+
+    labelled = {str(path): read_source(path) for path in sources}
+    sampling = Sampling(tokens=tokens, rows=rows, negatives=negatives, seed=seed)
+    learning: Any = tuple(part.strip() for part in parts.split(","))
+    common = {"temperature": temperature, "low_rank": low_rank, "learning_rate": learning_rate}
+    stages = [unified(labelled, steps=steps, epochs=epochs, parts=learning, sampling=sampling, **common)]
+    if warm_up:
+        stages.insert(0, warmed_up(labelled, steps=warm_up, temperature=temperature, sampling=sampling))
+    if pairs:
+        alone = Sampling(tokens=tokens, rows=rows, negatives=0, seed=seed)
+        unlabelled = {str(path): read_source(path) for path in pairs}
+        stages.insert(0, contrastive(unlabelled, steps=steps, epochs=epochs, sampling=alone, **common))
+    checked = None if validation is None else Validation(read_beir(validation, "dev"), metric)
+    console.print(str(trained(model, stages, out, validation=checked, loop=Loop(seed=seed, show_progress=True))))
+
+
 def main() -> None:
     """Run the command; an error of ours is one line, without a traceback."""
     try:

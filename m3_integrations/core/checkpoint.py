@@ -99,7 +99,7 @@ class Checkpoint:
         """Backbone and heads in float32: read again where they were loaded in another precision."""
         if self.backbone.dtype == torch.float32:
             return self.backbone, self.heads
-        again = _read_mini() if self.folder is None else _read_folder(self.name, self.folder, self.conventions.pooling)
+        again = read_mini() if self.folder is None else _read_folder(self.name, self.folder, self.conventions.pooling)
         return again.backbone, again.heads
 
     def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -115,16 +115,19 @@ def read(model: str, *, revision: str | None = None, pooling: Pooling | None = N
     Raises CheckpointError with what to type.
     """
     if model == mini.NAME:
-        return _read_mini()
+        return read_mini()
     return _read_folder(model, _find(model, revision), pooling)
 
 
-def _read_mini() -> Checkpoint:
+def read_mini(*, trained: bool = True) -> Checkpoint:
+    """The embedded model. trained: with the heads that this package ships, or with the idf and the identity."""
     parts = mini.read_mini()
+    prior = torch.from_numpy(parts.lexical)
+    untrained = Heads(token_prior=prior, multi_vector=nn.Identity())
     return Checkpoint(
         name=mini.NAME,
         backbone=parts.backbone,
-        heads=Heads(token_prior=torch.from_numpy(parts.lexical), multi_vector=nn.Identity()),
+        heads=_trained_heads(prior) if trained and mini.HEADS.is_file() else untrained,
         tokenizer=parts.tokenizer,
         special=_special_ids(parts.tokenizer, parts.special_tokens),
         token_names=parts.special_tokens,
@@ -133,6 +136,19 @@ def _read_mini() -> Checkpoint:
         ),
         folder=None,
     )
+
+
+def _trained_heads(prior: Tensor) -> Heads:
+    tensors = load_file(mini.HEADS)
+    scaled = prior * tensors.pop("lexical_scale")
+    return Heads(_linear_of(tensors, "sparse"), scaled, _linear_of(tensors, "multi_vector"))
+
+
+def _linear_of(tensors: Mapping[str, Tensor], name: str) -> nn.Linear:
+    weight = tensors[f"{name}.weight"]
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.load_state_dict({"weight": weight.float(), "bias": tensors[f"{name}.bias"].float()}, assign=True)
+    return linear.requires_grad_(False)
 
 
 def _find(model: str, revision: str | None) -> Path:

@@ -44,7 +44,10 @@ class GradientCache:
         """Add to each weight's gradient `scale` times the objective's, and answer the loss, unscaled and detached.
 
         objective: from the representations of queries and passages to a Loss. It sees them in float32.
+        A batch that needs no cutting is encoded once.
         """
+        if max(len(queries.ids), len(passages.ids)) <= self.rows:
+            return self._whole(queries, passages, objective, scale)
         device = queries.ids.device
         loss, asked = self._asked((queries, passages), objective, scale)
         after = RandomState.of(device)
@@ -54,6 +57,13 @@ class GradientCache:
                 self._carry(batch, gradients)
         after.restore(device)
         return loss
+
+    def _whole(self, queries: TokenBatch, passages: TokenBatch, objective: Objective, scale: float) -> Loss:
+        found = self._encode(queries), self._encode(passages)
+        with torch.autocast(queries.ids.device.type, enabled=False):
+            loss = objective(*found)
+            (scale * loss.total).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        return Loss(loss.total.detach(), loss.terms)
 
     def _asked(self, batches: Sequence[TokenBatch], objective: Objective, scale: float) -> tuple[Loss, list[_Asked]]:
         """The loss, and what it asks of every sub-batch."""

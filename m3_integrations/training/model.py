@@ -146,6 +146,11 @@ class TrainableM3(nn.Module):
         """The checkpoint that this came from, with what was learned: to be encoded with, or saved."""
         return replace(checkpoint, backbone=self.model.backbone, heads=self.heads)
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What there is to train."""
+        return tuple(part for part, tensors in self._parts().items() if tensors)
+
     def train_only(self, parts: Collection[Part]) -> None:
         """Let these parts learn and freeze the others. Raises ValueError for one that the model has not."""
         there = {part: tensors for part, tensors in self._parts().items() if tensors}

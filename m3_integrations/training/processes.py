@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from m3_integrations.training.model import Representations
 from m3_integrations.training.scores import Layout
+
+T = TypeVar("T")
 
 
 def gather(mine: Representations) -> Representations:
@@ -55,6 +57,16 @@ def spread(mine: Layout) -> Layout:
         torch.cat([positives[rank, : counts[rank, 0]] + starts[rank] for rank in range(len(counts))]),
         int(counts[:, 1].sum()),
     )
+
+
+def told(value: T) -> T:
+    """What the first process says, in every process."""
+    if not _in_company():
+        return value
+    said: list[Any] = [value]
+    distributed.broadcast_object_list(said)
+    first: T = said[0]
+    return first
 
 
 class _AllGather(torch.autograd.Function):
