@@ -16,16 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m3_integrations.core.encoded import MODES, Mode
+import numpy as np
+
+from m3_integrations.core.encoded import MODES, Array, Mode
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.arrays import Stamp
+from m3_integrations.index.codes import PRECISIONS, Coding, Precision, coding_of
 from m3_integrations.index.entries import Entry, from_json, to_json
 
 FILE_NAME = "catalogue.sqlite"
 SEGMENT_NAME = re.compile(r"(dense|sparse|multi_vector)-[0-9]{8,19}-[0-9a-f]{16}\.segment", re.ASCII)
 _APPLICATION = 0x4D334958
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_PRECISION = 1
 _MOST_SEGMENTS = 1 << 31
 _PARSED_AT_ONCE = 4096
 _INHERITED: list[sqlite3.Connection] = []
@@ -35,10 +39,14 @@ CREATE TABLE state (
     next_slot INTEGER NOT NULL,     -- slots are numbers of passages, given once and never again
     forgotten INTEGER NOT NULL,     -- tombstones up to this generation are gone: a reader behind it starts over
     encoder TEXT,                   -- the fingerprint of the encoder that fills the index
-    encoder_label TEXT              -- and what it is called
+    encoder_label TEXT,             -- and what it is called
+    precision TEXT NOT NULL         -- how multi-vectors are kept
 );
-INSERT INTO state VALUES (0, 0, 0, NULL, NULL);
-CREATE TABLE modes (mode TEXT PRIMARY KEY, width INTEGER NOT NULL, precision TEXT NOT NULL);
+INSERT INTO state VALUES (0, 0, 0, NULL, NULL, ?);
+CREATE TABLE modes (
+    mode TEXT PRIMARY KEY, width INTEGER NOT NULL, precision TEXT NOT NULL,
+    centre BLOB                     -- around which vectors are coded, as float32
+);
 CREATE TABLE passages (
     slot INTEGER PRIMARY KEY, id BLOB UNIQUE NOT NULL, text BLOB NOT NULL, metadata BLOB NOT NULL, hash TEXT NOT NULL
 );
@@ -74,6 +82,13 @@ class SegmentRow(NamedTuple):
     dead: int
 
 
+class Kept(NamedTuple):
+    """How the vectors of one mode are kept: how wide they are, and how they are coded; None: as they are."""
+
+    width: int
+    coding: Coding | None
+
+
 class Transaction:
     """One transaction on one connection: everything read through it is of one state of the index."""
 
@@ -83,15 +98,20 @@ class Transaction:
     def state(self) -> State:
         return State(*map(_integer, self._found("SELECT generation, next_slot, forgotten FROM state")))
 
-    def widths(self) -> dict[Mode, int]:
-        """Each kept mode and how wide its rows are; nothing before the first passages."""
-        found = {mode: (width, precision) for mode, width, precision in self._rows("SELECT * FROM modes")}
-        for mode, (width, precision) in found.items():
-            if mode not in MODES or precision != "float32":
-                raise _newer(f"{mode} vectors kept as {precision}")
-            if _integer(width) < 0:
-                raise broken(f"{mode} vectors of width {width}")
-        return {mode: found[mode][0] for mode in MODES if mode in found}
+    def modes(self) -> dict[Mode, Kept]:
+        """How each mode is kept; nothing before the first passages."""
+        found = {row[0]: _kept(*row) for row in self._rows("SELECT * FROM modes")}
+        return {mode: found[mode] for mode in MODES if mode in found}
+
+    def precision(self) -> Precision:
+        """How multi-vectors are kept, or will be."""
+        if self._format() == _WITHOUT_PRECISION:
+            return "float32"
+        (said,) = self._found("SELECT precision FROM state")
+        for precision in PRECISIONS:
+            if said == precision:
+                return precision
+        raise _newer(f"multi-vectors kept as {said}")
 
     def segments(self) -> list[SegmentRow]:
         """Every segment, in ascending order of number."""
@@ -143,9 +163,9 @@ class Transaction:
 
     # Writing
 
-    def create(self) -> None:
+    def create(self, precision: Precision) -> None:
         for statement in _SCHEMA.split(";\n"):
-            self._connection.execute(statement)
+            self._do(statement, *[precision] * statement.count("?"))
 
     def is_new(self) -> bool:
         """Whether nothing was ever written here. Raises IndexFolderError for another program's database."""
@@ -154,16 +174,22 @@ class Transaction:
             return True
         if application != _APPLICATION:
             raise IndexFolderError(f"the {FILE_NAME} there was written by another program; choose another folder")
-        if version != _FORMAT:
+        if version not in (_FORMAT, _WITHOUT_PRECISION):
             raise _newer(f"format {version}")
         return False
+
+    def _format(self) -> int:
+        return _integer(self._found("PRAGMA user_version")[0])
 
     def remember_encoder(self, fingerprint: str, label: str) -> None:
         self._do("UPDATE state SET encoder = ?, encoder_label = ?", fingerprint, label)
 
-    def fix_modes(self, widths: Mapping[Mode, int]) -> None:
-        rows = [(mode, width, "float32") for mode, width in widths.items()]
-        self._connection.executemany("INSERT INTO modes VALUES (?, ?, ?)", rows)
+    def fix_modes(self, modes: Mapping[Mode, Kept]) -> None:
+        for mode, (width, coding) in modes.items():
+            self._do("INSERT INTO modes (mode, width, precision) VALUES (?, ?, 'float32')", mode, width)
+            if coding is not None:
+                said = coding.precision, coding.centre.astype("<f4").tobytes(), mode
+                self._do("UPDATE modes SET precision = ?, centre = ? WHERE mode = ?", *said)
 
     def keep(self, first_slot: int, entries: Iterable[Entry]) -> None:
         rows = (
@@ -379,6 +405,23 @@ def _passage(row: Any) -> Passage:
         return Passage(_text(id), _text(text), _metadata(metadata))
     except ValueError as error:
         raise broken(str(error)) from error
+
+
+def _kept(mode: Any, width: Any, precision: Any, centre: Any = None) -> Kept:
+    if mode not in MODES or precision not in PRECISIONS or (mode != "multi_vector" and precision != "float32"):
+        raise _newer(f"{mode} vectors kept as {precision}")
+    if _integer(width) < 0:
+        raise broken(f"{mode} vectors of width {width}")
+    return Kept(width, None if precision == "float32" else coding_of(precision, _centre(centre, width)))
+
+
+def _centre(said: Any, width: int) -> Array:
+    if not isinstance(said, bytes) or len(said) != 4 * width:
+        raise broken(f"vectors of width {width} around a centre of another")
+    centre = np.frombuffer(said, "<f4")
+    if not np.isfinite(centre).all():
+        raise broken("vectors around a centre that is none")
+    return centre
 
 
 def _segment_row(row: Any) -> SegmentRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,7 @@ from m3_integrations.index.checks import (
     unknown,
     widths,
 )
+from m3_integrations.index.codes import DEFAULT, Precision, checked
 from m3_integrations.index.entries import entries
 from m3_integrations.index.neighbours import Neighbours
 from m3_integrations.index.searching import decide, exact_scores, propose
@@ -71,24 +72,28 @@ class LocalIndex:
         folder: str | PathLike[str],
         encoder: _Fills | None = None,
         *,
+        precision: Mapping[Mode, Precision] | None = None,
         exact_below: int = 200_000,
         patience: float = 60.0,
     ) -> LocalIndex:
         """The index in a folder, which is made where there is none.
 
         encoder: whose vectors it holds; a new folder remembers the first that it is told. None: not checked.
+        precision: {"multi_vector": "float32", "int8" or "int4"}, how a new folder keeps them for ever; None: as the
+        folder does, a new one float32. What is kept coded is what `vectors` answers and `score` scores.
         exact_below: up to this many passages, after the filter, a dense search scans all and is exact. Beyond, a graph
         proposes; the first search builds it, which takes minutes for a million passages, and keeps it in the folder.
         patience: how many seconds a write waits for another process's.
-        Raises WrongEncoder where the folder was filled with another, IndexFolderError where it holds something else,
-        DamagedFolder.
+        Raises WrongEncoder where the folder was filled with another, IndexFolderError where it holds something else or
+        keeps its vectors in another precision, DamagedFolder; ValueError for a precision that there is not.
         """
+        asked = checked(precision)
         path = Path(folder).absolute()
         _require_ours(path)
         path.mkdir(parents=True, exist_ok=True)
         index = cls(path, Catalogue(path, patience), exact_below)
         try:
-            index._prepare(encoder)
+            index._prepare(encoder, asked)
         except BaseException:
             index.close()
             raise
@@ -108,7 +113,7 @@ class LocalIndex:
             kept = write.snapshot.widths or widths(encoded)
             check_widths(kept, encoded)
             if not write.snapshot.widths:
-                write.transaction.fix_modes(kept)
+                write.fix_modes(newest)
             write.bury(write.transaction.slots_of(latest).values())
             slots = write.keep(list(latest.values()))
             for mode in kept:
@@ -201,7 +206,7 @@ class LocalIndex:
                 path = self.folder / row.file
                 if checksum(path) != row.checksum:
                     raise damaged(path, "differs from what was written")
-                segment = map_segment(path, row.mode, snapshot.widths[row.mode], row.length)
+                segment = map_segment(path, row.mode, snapshot.widths[row.mode], row.length, snapshot.codings[row.mode])
                 segment.take(np.arange(len(segment)))
 
         self._read(check)
@@ -227,22 +232,33 @@ class LocalIndex:
             return self._neighbours.propose(snapshot, queries, k, allowed)
         return propose(snapshot, mode, queries, k, allowed)
 
-    def _prepare(self, encoder: _Fills | None) -> None:
+    def _prepare(self, encoder: _Fills | None, precision: Precision | None) -> None:
         with self._catalogue.reading() as transaction:
             new = transaction.is_new()
         try:
             # Whoever writes has files that no commit names yet, so that only the writer may sweep.
             with self._catalogue.writing(patience=None if new else 0) as transaction:
                 if transaction.is_new():
-                    transaction.create()
+                    transaction.create(precision or DEFAULT)
                     sync_folder(self.folder.parent)
                 sweep(self.folder, transaction)
         except Busy:
             if new:
                 raise
+        if precision is not None:
+            self._require_precision(precision)
         if encoder is not None:
             self._meet(encoder)
         len(self)
+
+    def _require_precision(self, precision: Precision) -> None:
+        with self._catalogue.reading() as transaction:
+            kept = transaction.precision()
+        if precision != kept:
+            raise IndexFolderError(
+                f"{self.folder} keeps multi-vectors as {kept}, and precision={{'multi_vector': {precision!r}}} was "
+                "asked for; open it without precision=, or ingest the passages into a new folder"
+            )
 
     def _meet(self, encoder: _Fills) -> None:
         with self._catalogue.reading() as transaction:

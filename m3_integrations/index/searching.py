@@ -15,14 +15,14 @@ from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores, sco
 from m3_integrations.index.base import Hit
 from m3_integrations.index.catalogue import Transaction
 from m3_integrations.index.ranking import contenders, rank
-from m3_integrations.index.segments import Longs, Segment, token_scores
+from m3_integrations.index.segments import Longs, Segment, late_scores, token_scores
 from m3_integrations.index.snapshot import Snapshot
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _SCORES_AT_ONCE = 1 << 25
 _SCANNED_AT_ONCE = 1 << 16
 _FEW_QUERIES = 4
-_ROWS_AT_ONCE: Mapping[Mode, int] = {"dense": 4096, "sparse": 4096, "multi_vector": 256}
+_ROWS_AT_ONCE = 4096
 
 
 def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
@@ -43,10 +43,19 @@ def decide(
 
 def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) -> Array:
     """(queries, rows) by the kernel that every index shares."""
-    step = _ROWS_AT_ONCE[mode]
-    blocks = (rows[start : start + step] for start in range(0, len(rows), step))
+    if mode == "multi_vector":
+        return _late_scores(snapshot, queries, rows)
+    blocks = (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
     scores = [score_mode(mode, queries, snapshot.vectors(mode, block)) for block in blocks]
     return np.concatenate([np.zeros((len(queries), 0), np.float32), *scores], axis=1)
+
+
+def _late_scores(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
+    scores = np.zeros((len(queries), len(rows)), np.float32)
+    for segment, mine, which in snapshot.lying("multi_vector", rows):
+        for i, query in enumerate(queries.multi_vector):
+            scores[i, which] = late_scores(segment, query, mine)
+    return scores
 
 
 def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
@@ -66,7 +75,7 @@ def _best(transaction: Transaction, snapshot: Snapshot, mode: Mode, scores: Arra
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
-    if len(allowed) <= max(k, _ROWS_AT_ONCE["dense"]):
+    if len(allowed) <= max(k, _ROWS_AT_ONCE):
         return [allowed] * len(queries)
     step = max(1, _SCORES_AT_ONCE // snapshot.count)
     blocks = (queries.dense[start : start + step] for start in range(0, len(queries), step))

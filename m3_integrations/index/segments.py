@@ -14,19 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, MultiVectors
+from m3_integrations.core.encoded import Array, Encoded, Mode, MultiVectors, Vectors, late_interactions
 from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
+from m3_integrations.index.codes import Coded, Codes, Coding
 
 Longs: TypeAlias = npt.NDArray[np.int64]
 
 
 class Segment(NamedTuple):
-    """One mapped segment. arrays: what `_SHAPES` says of its mode."""
+    """One mapped segment. arrays: what `_shapes` says of its mode and coding; coding: None where values are kept."""
 
     mode: Mode
     width: int
     path: Path
     arrays: Arrays
+    coding: Coding | None = None
 
     @property
     def slots(self) -> Longs:
@@ -49,19 +51,22 @@ class Segment(NamedTuple):
             raise damaged(self.path, f"holds what cannot be vectors ({error})") from error
 
 
-def write_segment(path: Path, slots: Longs, written: Longs, encoded: Encoded) -> Stamp:
+def write_segment(path: Path, slots: Longs, written: Longs, encoded: Encoded, coding: Coding | None) -> Stamp:
     """Write and sync a segment of the one mode that `encoded` has; row i is of slots[i], made in written[i]."""
     (mode,) = encoded.modes
-    return write_arrays(path, {"slots": slots, "written": written, **_LAY_OUT[mode](encoded)})
+    arrays = _LAY_OUT[mode](encoded) if coding is None else _lay_out_coded(encoded, coding)
+    return write_arrays(path, {"slots": slots, "written": written, **arrays})
 
 
-def map_segment(path: Path, mode: Mode, width: int, length: int) -> Segment:
+def map_segment(path: Path, mode: Mode, width: int, length: int, coding: Coding | None) -> Segment:
     """Raises FileNotFoundError, and DamagedFolder where the file is no such segment."""
     arrays = map_arrays(path, length)
     found = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
-    if found != _SHAPES[mode]:
-        raise damaged(path, f"is no {mode} segment: it holds {sorted(found)}")
-    segment = Segment(mode, width, path, arrays)
+    if found != (_SHAPES[mode] if coding is None else _shape_coded(coding)):
+        raise damaged(
+            path, f"is no {mode} segment of {coding.precision if coding else 'float32'}: it holds {sorted(found)}"
+        )
+    segment = Segment(mode, width, path, arrays, coding)
     wrong = _FAULT[mode](segment) if len(segment.written) == len(segment) else "holds rows that are not dated"
     if wrong:
         raise damaged(path, wrong)
@@ -90,6 +95,25 @@ def _token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
     return scores
 
 
+def late_scores(segment: Segment, query: Array, rows: Longs) -> Array:
+    """(rows,) the late-interaction scores of one query with these rows, whose vectors are read where they lie.
+
+    query: (query tokens, width). Raises DamagedFolder where what is there cannot be vectors.
+    """
+    facing = query if segment.coding is None else segment.coding.facing(query)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = late_interactions(facing, _vectors(segment), segment.arrays["offsets"], rows)
+    if not np.isfinite(scores).all():
+        raise damaged(segment.path, "holds what cannot be vectors (their scores are not finite)")
+    return scores
+
+
+def _vectors(segment: Segment) -> Vectors:
+    if segment.coding is None:
+        return segment.arrays["values"]
+    return Coded(segment.coding, Codes(segment.arrays["numbers"], segment.arrays["scales"]))
+
+
 def _lay_out_dense(encoded: Encoded) -> Arrays:
     lengths = np.linalg.norm(encoded.dense, axis=1)
     return {"values": encoded.dense, "longest": lengths.max(initial=0, keepdims=True)}
@@ -114,6 +138,10 @@ def _lay_out_multi_vector(encoded: Encoded) -> Arrays:
     return {"offsets": encoded.multi_vector.offsets, "values": encoded.multi_vector.values}
 
 
+def _lay_out_coded(encoded: Encoded, coding: Coding) -> Arrays:
+    return {"offsets": encoded.multi_vector.offsets, **coding.encode(encoded.multi_vector.values)._asdict()}
+
+
 def _take_dense(segment: Segment, rows: Longs) -> Encoded:
     return Encoded(dense=segment.arrays["values"][rows])
 
@@ -130,7 +158,10 @@ def _take_sparse(segment: Segment, rows: Longs) -> Encoded:
 
 def _take_multi_vector(segment: Segment, rows: Longs) -> Encoded:
     picked, offsets = _ragged(segment.arrays["offsets"], rows)
-    return Encoded(multi_vector=MultiVectors(segment.arrays["values"][picked], offsets))
+    if segment.coding is None:
+        return Encoded(multi_vector=MultiVectors(segment.arrays["values"][picked], offsets))
+    codes = Codes(segment.arrays["numbers"][picked], segment.arrays["scales"][picked])
+    return Encoded(multi_vector=MultiVectors(segment.coding.decode(codes), offsets))
 
 
 def _ragged(offsets: Longs, rows: Longs) -> tuple[Longs, Longs]:
@@ -155,8 +186,11 @@ def _fault_sparse(segment: Segment) -> str:
 
 
 def _fault_multi_vector(segment: Segment) -> str:
-    values = segment.arrays["values"]
-    whole = values.shape[1] == segment.width and _are_offsets(segment.arrays["offsets"], len(segment), len(values))
+    coding = segment.coding
+    values = segment.arrays["values" if coding is None else "numbers"]
+    width = segment.width if coding is None else coding.bytes_of(segment.width)
+    whole = values.shape[1] == width and _are_offsets(segment.arrays["offsets"], len(segment), len(values))
+    whole = whole and (coding is None or len(segment.arrays["scales"]) == len(values))
     return "" if whole else "holds multi-vectors that do not add up"
 
 
@@ -180,6 +214,12 @@ _SHAPES: Mapping[Mode, Mapping[str, tuple[str, int]]] = {
     },
     "multi_vector": {**_EACH, "offsets": (_LONGS, 1), "values": (_FLOATS, 2)},
 }
+
+
+def _shape_coded(coding: Coding) -> Mapping[str, tuple[str, int]]:
+    return {**_EACH, "offsets": (_LONGS, 1), "numbers": (coding.dtype, 2), "scales": ("<u2", 1)}
+
+
 _LAY_OUT: Mapping[Mode, Callable[[Encoded], dict[str, npt.NDArray[Any]]]] = {
     "dense": _lay_out_dense,
     "sparse": _lay_out_sparse,

@@ -7,7 +7,7 @@ applied to the arrays in place, so that following a writer costs what the writer
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import scipy.sparse
 from m3_integrations.core.encoded import Encoded, Mode, MultiVectors
 from m3_integrations.index.arrays import damaged
 from m3_integrations.index.catalogue import Transaction, broken
+from m3_integrations.index.codes import Coding
 from m3_integrations.index.columns import Columns, Mask
 from m3_integrations.index.segments import Longs, Segment, map_segment
 from m3_integrations.index.where import Where
@@ -56,6 +57,7 @@ class Snapshot:
         self.readers = 0
         self.generation = -1
         self.widths: dict[Mode, int] = {}
+        self.codings: dict[Mode, Coding | None] = {}
         self.count = 0
         self.living = 0
         self.columns = Columns()
@@ -79,7 +81,8 @@ class Snapshot:
 
     def copy(self) -> Snapshot:
         twin = Snapshot(self._folder)
-        twin.generation, twin.widths, twin.count, twin.living = self.generation, self.widths, self.count, self.living
+        twin.generation, twin.count, twin.living = self.generation, self.count, self.living
+        twin.widths, twin.codings = self.widths, self.codings
         twin.columns, twin._next_slot = self.columns.copy(), self._next_slot
         twin._slots, twin._live = self._slots.copy(), self._live.copy()
         twin._places = {mode: places.copy() for mode, places in self._places.items()}
@@ -94,7 +97,9 @@ class Snapshot:
         """Apply what was committed since. Raises FileNotFoundError where a segment was merged away meanwhile."""
         state = transaction.state()
         if not self.widths:
-            self.widths = transaction.widths()
+            kept = transaction.modes()
+            self.widths = {mode: each.width for mode, each in kept.items()}
+            self.codings = {mode: each.coding for mode, each in kept.items()}
             self._places = {mode: np.full(len(self._slots), _NOWHERE, np.int64) for mode in self.widths}
         first_new = self.count
         self._append(transaction.slots(self._next_slot))
@@ -128,15 +133,21 @@ class Snapshot:
 
     def vectors(self, mode: Mode, rows: Longs) -> Encoded:
         """A copy of the vectors of these rows, in this order."""
+        lying = list(self.lying(mode, rows))
+        if not lying:
+            return empty(mode, self.widths[mode])
+        parts = [segment.take(mine) for segment, mine, _ in lying]
+        joined = parts[0].join(*parts[1:])
+        return joined if len(parts) == 1 else joined.take(np.argsort(np.concatenate([which for _, _, which in lying])))
+
+    def lying(self, mode: Mode, rows: Longs) -> Iterator[tuple[Segment, Longs, Longs]]:
+        """Each segment in which vectors of these rows lie, the rows of it, and which of `rows` these are."""
         places = self._places[mode][rows]
         numbers = places >> _ROW_BITS
         order = np.argsort(numbers, kind="stable")
-        bounds = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
-        parts = [self._take(places[order[begin:end]]) for begin, end in pairwise(bounds)]
-        if not parts:
-            return empty(mode, self.widths[mode])
-        joined = parts[0].join(*parts[1:])
-        return joined if len(parts) == 1 else joined.take(np.argsort(order, kind="stable"))
+        for begin, end in pairwise(np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))):
+            which = order[begin:end]
+            yield self._segment_at(places[which[0]]), places[which] & ((1 << _ROW_BITS) - 1), which
 
     def all_vectors(self, rows: Longs, modes: Iterable[Mode]) -> Encoded:
         return Encoded(**{mode: getattr(self.vectors(mode, rows), mode) for mode in modes})
@@ -166,11 +177,11 @@ class Snapshot:
             metadata = transaction.metadata(int(self._slots[filled]))
             self.columns.fill(fields, ((rows[slot], said) for slot, said in metadata), self.count)
 
-    def _take(self, places: Longs) -> Encoded:
-        placed = self._placed.get(int(places[0] >> _ROW_BITS))
+    def _segment_at(self, place: int) -> Segment:
+        placed = self._placed.get(int(place >> _ROW_BITS))
         if placed is None:
             raise broken("a segment that passages lie in is not named", self._folder)
-        return placed.segment.take(places & ((1 << _ROW_BITS) - 1))
+        return placed.segment
 
     def _append(self, slots: Sequence[int]) -> None:
         count = self.count + len(slots)
@@ -201,7 +212,7 @@ class Snapshot:
                 if row.mode not in self.widths:
                     raise broken(f"a {row.mode} segment in an index of {sorted(self.widths)}")
                 path = self._folder / row.file
-                segment = map_segment(path, row.mode, self.widths[row.mode], row.length)
+                segment = map_segment(path, row.mode, self.widths[row.mode], row.length, self.codings[row.mode])
                 if len(segment) != row.rows:
                     raise damaged(path, f"has {len(segment)} rows instead of {row.rows}")
                 self._place(number, segment)

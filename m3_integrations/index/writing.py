@@ -14,7 +14,9 @@ import numpy as np
 from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.errors import DamagedFolder
 from m3_integrations.index.arrays import damaged, sync_folder
-from m3_integrations.index.catalogue import SEGMENT_NAME, SegmentRow, Transaction
+from m3_integrations.index.catalogue import SEGMENT_NAME, Kept, SegmentRow, Transaction
+from m3_integrations.index.checks import widths
+from m3_integrations.index.codes import Coding, centre_of, coding_of
 from m3_integrations.index.entries import Entry
 from m3_integrations.index.graph import UNFINISHED_NAME
 from m3_integrations.index.segments import Longs, write_segment
@@ -35,8 +37,20 @@ class Writing:
         self._folder = folder
         self._generation = snapshot.generation + 1
         self._next_slot = transaction.state().next_slot
+        self._codings = snapshot.codings
         self._changed = False
         self._files: list[Path] = []
+
+    def fix_modes(self, encoded: Encoded) -> None:
+        """From now on the index keeps the modes of these vectors, in their widths, coded around their centre."""
+        kept = {mode: Kept(width, self._coding(mode, encoded)) for mode, width in widths(encoded).items()}
+        self._codings = {mode: each.coding for mode, each in kept.items()}
+        self.transaction.fix_modes(kept)
+
+    def _coding(self, mode: Mode, encoded: Encoded) -> Coding | None:
+        if mode != "multi_vector":
+            return None
+        return coding_of(self.transaction.precision(), centre_of(encoded.multi_vector.values))
 
     def keep(self, entries: Sequence[Entry]) -> Longs:
         """New slots for these passages, which must not be there."""
@@ -81,7 +95,7 @@ class Writing:
         (mode,) = encoded.modes
         name = f"{mode}-{self.transaction.next_segment_number():08d}-{secrets.token_hex(8)}.segment"
         self._files.append(self._folder / name)
-        stamp = write_segment(self._files[-1], slots, written, encoded)
+        stamp = write_segment(self._files[-1], slots, written, encoded, self._codings[mode])
         self.transaction.name_segment(mode, name, stamp, len(slots))
         self._changed = True
 
