@@ -158,8 +158,9 @@ class QdrantIndex:
             kept = self._widths() or widths(encoded)
             check_widths(kept, encoded)
             self._create(kept)
+            check_widths(self._widths(), encoded)  # another process may have been quicker, with other vectors
             said = [payload(entry) for entry in latest.values()]
-            self._write(self._engine.upsert, list(latest), newest.only(kept), said)
+            self._write(self._engine.upsert, list(latest), newest.only(self._widths()), said)
 
     def delete(self, ids: Collection[str]) -> None:
         points = [point_id(id) for id in list_of_ids(ids, "delete")]

@@ -177,7 +177,8 @@ def _several(prefetch: Any) -> list[models.Prefetch]:
 def _query(query: Any, using: str | None) -> Any:
     if isinstance(query, models.FormulaQuery):
         return edge.Formula(_expression(query.formula), query.defaults or {})
-    return None if query is None else edge.Query.Nearest(_vector(query), using)
+    nearest = query.nearest if isinstance(query, models.NearestQuery) else query
+    return None if nearest is None else edge.Query.Nearest(_vector(nearest), using)
 
 
 def _expression(said: Any) -> edge.Expression:
