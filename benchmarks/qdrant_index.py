@@ -124,6 +124,11 @@ def main() -> None:
     warnings.simplefilter("ignore", TextsTruncated)
     texts, queries, encoder = encoded_texts(options.folders, options.encoded, options.vectors)
     print(f"{len(texts)} texts encoded, {len(queries)} queries, weights {dict(encoder.weights)}", flush=True)
+    entries, kept = texts.sparse.nnz / len(texts), texts.multi_vector.counts.mean()
+    print(
+        f"a passage has {texts.dense.shape[1]} dimensions, {entries:.0f} weighted tokens, {kept:.1f} vectors",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         place = options.place or folder
         with QdrantIndex.open(place, "benchmark", layout=Layout()) as index, MemoryIndex() as judge:
@@ -140,8 +145,9 @@ def compare(index, judge, texts, queries, encoder, options) -> None:
     print(f"written: {options.passages / filling:.0f} passages a second", flush=True)
     if index.folder is not None:
         start = time.perf_counter()
-        index._engine.optimise()
+        index.optimise()
         print(f"graph and inverted lists: {time.perf_counter() - start:.0f} s; bytes a passage on disk:", flush=True)
+        index.close()  # what was replaced goes when nobody holds it; the next question opens the folder again
         for part, size in sizes(index.folder / "shard" / "segments").most_common(8):
             print(f"  {part:32}{size / options.passages:10.0f}")
     weights = dict(encoder.weights)

@@ -273,6 +273,15 @@ class QdrantIndex:
             for part in (NUMBER, "c0", "c1"):  # of strings the first twelve bytes: a date, and an hour
                 self._engine.index_field(f"{FIELDS}.{field_key(name)}.{part}", models.PayloadSchemaType.FLOAT)
 
+    def optimise(self) -> None:
+        """Build the graph and the other indexes that are due, after many passages were added to a folder.
+
+        Until then searches of them are full scans. A server does so by itself: there nothing happens.
+        """
+        with self._gate.writing():
+            if self._known():
+                self._engine.optimise()
+
     def serve_as(self, alias: str) -> None:
         """Let those who open `alias` see this collection from now on. What they saw before stays as it is.
 

@@ -101,7 +101,6 @@ class EdgeEngine:
         self.shard.update(edge.UpdateOperation.create_field_index(key, _KINDS[kind]))
 
     def optimise(self) -> None:
-        """Build the graph and the other indexes that are due. A server does so by itself."""
         self.shard.optimize()
 
     def close(self) -> None:

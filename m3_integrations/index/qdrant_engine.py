@@ -88,6 +88,9 @@ class Engine(Protocol):
 
     def index_field(self, key: str, kind: models.PayloadSchemaType) -> None: ...
 
+    def optimise(self) -> None:
+        """Build the graph and the other indexes that are due, where nobody else does."""
+
     def close(self) -> None: ...
 
 

@@ -110,6 +110,9 @@ class ServerEngine:
         if self.is_server:  # the stand-in has no payload indexes, and says so each time
             self._ask(lambda: self.client.create_payload_index(self.collection, key, kind, wait=True))
 
+    def optimise(self) -> None:
+        """Nothing: a server does so by itself."""
+
     def serve_as(self, alias: str) -> None:
         """Let the alias stand for this collection from now on; whoever searches sees the one before, or this one."""
         known = self._ask(self.client.get_aliases).aliases

@@ -15,6 +15,7 @@ from m3_integrations import MemoryIndex, Nudger, Passage, QdrantIndex, Query, Re
 from m3_integrations.core.encoded import MODES, Encoded, MultiVectors
 from m3_integrations.core.errors import MissingMode, UnknownId, WrongEncoder
 from m3_integrations.index.qdrant import Layout, PartlyWritten, QdrantUnreachable, WrongCollection
+from m3_integrations.index.qdrant_copying import copy_index
 from m3_integrations.index.where import Field
 from m3_integrations.testing import HashEncoder, IndexContract
 from m3_integrations.testing.contract import ENCODER, _random_encoded, add, encode, fill, found, same_vectors
@@ -236,7 +237,7 @@ def test_late_interaction_may_be_quantised_and_is_rescored(tmp_path):
     with QdrantIndex.open(tmp_path, "c", layout=Layout(quantised=True, on_disk=True), exact_below=0) as index:
         encoded = _random_encoded(random, 300)
         index.add([Passage(str(i), "") for i in range(300)], encoded)
-        index._engine.optimise()
+        index.optimise()
         query = _random_encoded(random, 1)
         best = index.search("multi_vector", query, 1)[0][0]
         assert index.score("multi_vector", query, [[best.id]])[0][0] == pytest.approx(best.score, abs=1e-5)
@@ -284,6 +285,24 @@ def test_an_alias_switches_readers_to_another_collection_at_once():
     assert len(QdrantIndex.over(client, "live")) == 1
     new.serve_as("live")
     assert len(QdrantIndex.over(client, "live")) == 2
+
+
+def test_readers_by_an_alias_see_no_half_nudged_collection_and_go_back_at_once(tmp_path):
+    client, encoder = QdrantClient(":memory:"), HashEncoder()
+    texts = [f"topic{i} about thing{i}" for i in range(40)]
+    queries = [Query(f"q{i}", f"what of matter{i % 40}", {f"p{i % 40}": 1.0}) for i in range(80)]
+    plain, aside = (QdrantIndex.over(client, name, encoder) for name in ("plain", "nudged"))
+    plain.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], encoder.encode_passages(texts))
+    plain.serve_as("live")
+    live = QdrantIndex.over(client, "live", encoder)
+    before = live.vectors(live.ids())
+    copy_index(plain, aside)
+    Nudger(encoder, aside, ledger=tmp_path / "ledger.sqlite").fit(queries[:40], queries[40:])
+    assert same_vectors(live.vectors(live.ids()), before)
+    aside.serve_as("live")
+    assert not same_vectors(live.vectors(live.ids()), before)
+    plain.serve_as("live")
+    assert same_vectors(live.vectors(live.ids()), before)
 
 
 def test_a_folder_has_no_aliases_and_no_snapshots(tmp_path):
