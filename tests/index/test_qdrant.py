@@ -20,7 +20,7 @@ from m3_integrations.index.where import Field
 from m3_integrations.testing import HashEncoder, IndexContract
 from m3_integrations.testing.contract import ENCODER, _random_encoded, add, encode, fill, found, same_vectors
 
-SERVER = os.environ.get("M3_QDRANT_URL")
+SERVER, KEY = os.environ.get("M3_QDRANT_URL"), os.environ.get("M3_QDRANT_KEY")
 # The stand-in searches by full scans, and says so where it is asked for one.
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 
@@ -48,13 +48,13 @@ class TestOverAServer(IndexContract):
 
     @pytest.fixture
     def index(self):
-        with QdrantIndex.open(SERVER, f"contract-{uuid4()}") as index:
+        with QdrantIndex.open(SERVER, f"contract-{uuid4()}", api_key=KEY) as index:
             yield index
 
 
 @pytest.mark.skipif(SERVER is None, reason="M3_QDRANT_URL names no Qdrant server: the contract over one was not run")
 def test_a_server_is_there():
-    with QdrantIndex.open(SERVER, f"there-{uuid4()}") as index:
+    with QdrantIndex.open(SERVER, f"there-{uuid4()}", api_key=KEY) as index:
         assert len(index) == 0
 
 
