@@ -177,3 +177,34 @@ def test_what_a_nudge_cannot_do_is_one_line_of_advice(words, advice, bge_m3, off
     written = capsys.readouterr()
     assert advice in written.err
     assert written.err.count("\n") == 1
+
+
+def test_mined_negatives_are_what_train_learns_from(run, bge_m3, tmp_path):
+    examples = lines(
+        tmp_path / "pairs.jsonl",
+        *(
+            {"query": f"where is the {word}", "positives": [f"the {word} is here"]}
+            for word in ("bridge", "query", "the")
+        ),
+    )
+    mined = run("mine", examples, tmp_path / "mined.jsonl", "--negatives", 1, "--model", bge_m3())
+    assert "3 negatives for 3 queries" in mined.output
+    found = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(len(each["negatives"]) == 1 and each["negatives"] != each["positives"] for each in found)
+    options = ["--model", bge_m3(), "--steps", 1, "--warm-up", 1, "--low-rank", 2, "--pairs", examples]
+    trained = run("train", tmp_path / "model", tmp_path / "mined.jsonl", *options)
+    assert "The model is in" in trained.output, trained.exception
+    filled = run(
+        "ingest",
+        tmp_path / "index",
+        lines(tmp_path / "t.jsonl", {"_id": "a", "text": "the bridge"}),
+        "--model",
+        tmp_path / "model",
+    )
+    assert "1 added" in filled.output
+
+
+def test_mining_from_an_index_that_is_not_there_says_how_to_fill_one(run, bge_m3, tmp_path):
+    examples = lines(tmp_path / "pairs.jsonl", {"query": "where", "positives": ["here"]})
+    result = run("mine", examples, tmp_path / "mined.jsonl", "--index", tmp_path / "none", "--model", bge_m3())
+    assert "m3 ingest" in str(result.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from llama_index.core import VectorStoreIndex
@@ -11,17 +12,16 @@ from llama_index.core.schema import TextNode
 from m3_integrations.llama_index import M3Embedding, M3FinetuneEngine
 from tests.training.loops import PLACES
 
-
-class Dataset:
-    """The shape of LlamaIndex's EmbeddingQAFinetuneDataset."""
-
-    queries = {f"q{i}": f"where is the {place}" for i, place in enumerate(PLACES)}
-    corpus = {f"d{i}": f"the {place} is near the sea" for i, place in enumerate(PLACES)}
-    relevant_docs = {f"q{i}": [f"d{i}"] for i in range(len(PLACES))}
+# In the shape of LlamaIndex's EmbeddingQAFinetuneDataset.
+DATASET = SimpleNamespace(
+    queries={f"q{i}": f"where is the {place}" for i, place in enumerate(PLACES)},
+    corpus={f"d{i}": f"the {place} is near the sea" for i, place in enumerate(PLACES)},
+    relevant_docs={f"q{i}": [f"d{i}"] for i in range(len(PLACES))},
+)
 
 
 def engine(model, folder, **options):
-    return M3FinetuneEngine(Dataset(), str(model), folder / "model", steps=2, device="cpu", **options)
+    return M3FinetuneEngine(DATASET, str(model), folder / "model", steps=2, device="cpu", **options)
 
 
 def test_finetune_gives_an_embedding_that_an_index_can_use(bge_m3, tmp_path):
@@ -32,7 +32,7 @@ def test_finetune_gives_an_embedding_that_an_index_can_use(bge_m3, tmp_path):
     assert model.get_query_embedding("where is the river") != M3Embedding(str(bge_m3())).get_query_embedding(
         "where is the river"
     )
-    nodes = [TextNode(id_=id, text=text) for id, text in Dataset.corpus.items()]
+    nodes = [TextNode(id_=id, text=text) for id, text in DATASET.corpus.items()]
     found = VectorStoreIndex(nodes, embed_model=model).as_retriever(similarity_top_k=2).retrieve("where is the river")
     assert len(found) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # what was mined and kept for a resume is gone
@@ -40,8 +40,7 @@ def test_finetune_gives_an_embedding_that_an_index_can_use(bge_m3, tmp_path):
 
 def test_a_dataset_may_be_a_file_and_questions_may_be_held_out_by_name(bge_m3, tmp_path):
     path = tmp_path / "dataset.json"
-    said = {name: getattr(Dataset, name) for name in ("queries", "corpus", "relevant_docs")}
-    path.write_text(json.dumps(said), encoding="utf-8")
+    path.write_text(json.dumps(vars(DATASET)), encoding="utf-8")
     made = M3FinetuneEngine(
         path, str(bge_m3()), tmp_path / "model", path, steps=1, negatives=0, device="cpu", parts=("sparse",)
     )
