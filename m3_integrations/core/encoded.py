@@ -255,31 +255,44 @@ def sparse_scores(queries: scipy.sparse.csr_array, passages: scipy.sparse.csr_ar
     """
     if queries.shape[1] != passages.shape[1]:
         raise WrongDimension(f"the query has {queries.shape[1]} sparse columns and the passages {passages.shape[1]}")
-    by_row = passages.format == "csr" and queries.shape[0] == 1
-    turned = passages if by_row else passages.tocsc()
+    # Not scipy's product, whose compiler may join a product and a sum: both ways below add the same, to the bit.
+    if passages.format == "csr" and queries.shape[0] == 1:
+        return shared_weights(queries.indices, queries.data, passages.indptr, passages.indices, passages.data)[None]
+    turned = passages.tocsc()
     scores = np.zeros((queries.shape[0], passages.shape[0]), np.float32)
-    for i, (begin, end) in enumerate(pairwise(queries.indptr.tolist())):
-        # Not scipy's product, whose compiler may join a product and a sum: both ways add the same, to the bit.
-        add = _add_by_row if by_row else _add_by_token
-        add(scores[i], queries.indices[begin:end], queries.data[begin:end], turned)
+    for i, (tokens, weights) in enumerate(entries_of(queries)):
+        _add_by_token(scores[i], tokens, weights, turned)
     return scores
+
+
+def entries_of(rows: scipy.sparse.csr_array) -> Iterator[tuple[Ints, Array]]:
+    """The columns and the weights of each row."""
+    for begin, end in pairwise(rows.indptr.tolist()):
+        yield rows.indices[begin:end], rows.data[begin:end]
 
 
 def _add_by_token(scores: Array, tokens: Ints, weights: Array, passages: scipy.sparse.csc_array) -> None:
     for token, weight in zip(tokens.tolist(), weights, strict=True):
         listed = slice(passages.indptr[token], passages.indptr[token + 1])
-        scores[passages.indices[listed]] += weight * passages.data[listed]
+        np.add.at(scores, passages.indices[listed], weight * passages.data[listed])
 
 
-def _add_by_row(scores: Array, tokens: Ints, weights: Array, passages: scipy.sparse.csr_array) -> None:
+def shared_weights(tokens: Ints, importances: Array, offsets: Ints, columns: Ints, weights: Array) -> Array:
+    """(rows,): the sparse scores of one query with rows that are said as in a csr_array, added by ascending token.
+
+    tokens, importances: the query's, tokens ascending. offsets: (rows + 1,). columns, weights: (total,), each row's
+    columns ascending.
+    """
     alike = np.zeros(_BUCKETS, bool)
     alike[tokens % _BUCKETS] = True
-    found = np.flatnonzero(alike[passages.indices % _BUCKETS])  # few: only these are looked up
-    places = np.minimum(np.searchsorted(tokens, passages.indices[found]), len(tokens) - 1)
-    shared = tokens[places] == passages.indices[found]
+    found = np.flatnonzero(alike[columns % _BUCKETS])  # few: only these are looked up
+    places = np.minimum(np.searchsorted(tokens, columns[found]), len(tokens) - 1)
+    shared = tokens[places] == columns[found]
     found, places = found[shared], places[shared]
-    rows = np.searchsorted(passages.indptr, found, side="right") - 1
-    np.add.at(scores, rows, weights[places] * passages.data[found])
+    scores = np.zeros(len(offsets) - 1, np.float32)
+    rows = np.searchsorted(offsets, found, side="right") - 1
+    np.add.at(scores, rows, importances[places] * weights[found])
+    return scores
 
 
 def multi_vector_scores(queries: MultiVectors, passages: MultiVectors) -> Array:

@@ -284,8 +284,7 @@ def _floats(scales: Scales) -> Array:
 def _scaled(values: Array, scales: Scales) -> Array:
     """The values in units of their scale, all 0 where that is 0."""
     divisors = np.where(scales > 0, _floats(scales), np.float32(np.inf))
-    scaled: Array = values / divisors[:, None]
-    return scaled
+    return np.asarray(values / divisors[:, None], np.float32)
 
 
 def _halves(values: Array, scales: Scales) -> Array:

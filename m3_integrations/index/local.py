@@ -34,7 +34,7 @@ from m3_integrations.index.checks import (
 from m3_integrations.index.codes import DEFAULT, Precision, checked
 from m3_integrations.index.entries import entries
 from m3_integrations.index.neighbours import Neighbours
-from m3_integrations.index.searching import decide, exact_scores, propose
+from m3_integrations.index.searching import decide, exact_scores, one_of, propose
 from m3_integrations.index.segments import Longs, map_segment
 from m3_integrations.index.snapshot import Snapshot
 from m3_integrations.index.where import Where
@@ -157,8 +157,8 @@ class LocalIndex:
         def scores(transaction: Transaction, snapshot: Snapshot) -> list[Array]:
             asked = check_queries(snapshot.widths, mode, queries)
             check_pairs(asked, ids)
-            rows = [snapshot.rows_of(_slots(transaction, list_of_ids(each, "score"))) for each in ids]
-            return [exact_scores(snapshot, mode, asked.take([i]), each)[0] for i, each in enumerate(rows)]
+            rows = [snapshot.rows_named(transaction, list_of_ids(each, "score")) for each in ids]
+            return [exact_scores(snapshot, mode, one_of(asked, i), each)[0] for i, each in enumerate(rows)]
 
         return self._read(scores)
 
@@ -176,7 +176,7 @@ class LocalIndex:
         wanted = list_of_ids(ids, "vectors")
 
         def kept(transaction: Transaction, snapshot: Snapshot) -> Encoded:
-            rows = snapshot.rows_of(_slots(transaction, wanted))
+            rows = snapshot.rows_named(transaction, wanted)
             asked = check_modes(snapshot.widths if modes is None else modes, snapshot.widths)
             return snapshot.all_vectors(rows, asked)
 

@@ -11,11 +11,12 @@ from itertools import groupby
 
 import numpy as np
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores, score_mode
+from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores
 from m3_integrations.index.base import Hit
 from m3_integrations.index.catalogue import Transaction
 from m3_integrations.index.ranking import contenders, rank
-from m3_integrations.index.segments import Longs, Segment, late_scores, token_scores
+from m3_integrations.index.segments import Longs, Segment, token_scores
+from m3_integrations.index.segments import exact_scores as scores_in
 from m3_integrations.index.snapshot import Snapshot
 
 _EPSILON = float(np.finfo(np.float32).eps)
@@ -37,24 +38,26 @@ def decide(
     return [
         _best(transaction, snapshot, mode, scores, k, rows)
         for rows, asking in _sharing(proposed)
-        for scores in exact_scores(snapshot, mode, queries.take(asking), rows)
+        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows)
     ]
+
+
+def one_of(queries: Encoded, i: int) -> Encoded:
+    """One query alone."""
+    return _some_of(queries, [i])
+
+
+def _some_of(queries: Encoded, which: Sequence[int]) -> Encoded:
+    return queries if len(which) == len(queries) else queries.take(which)
 
 
 def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) -> Array:
     """(queries, rows) by the kernel that every index shares."""
-    if mode == "multi_vector":
-        return _late_scores(snapshot, queries, rows)
-    blocks = (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
-    scores = [score_mode(mode, queries, snapshot.vectors(mode, block)) for block in blocks]
-    return np.concatenate([np.zeros((len(queries), 0), np.float32), *scores], axis=1)
-
-
-def _late_scores(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
     scores = np.zeros((len(queries), len(rows)), np.float32)
-    for segment, mine, which in snapshot.lying("multi_vector", rows):
-        for i, query in enumerate(queries.multi_vector):
-            scores[i, which] = late_scores(segment, query, mine)
+    for segment, mine, which in snapshot.lying(mode, rows):
+        for start in range(0, len(mine), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            scores[:, which[some]] = scores_in(segment, queries, mine[some])
     return scores
 
 
@@ -71,7 +74,7 @@ def _best(transaction: Transaction, snapshot: Snapshot, mode: Mode, scores: Arra
     if mode == "sparse":
         rows, scores = rows[scores > 0], scores[scores > 0]
     best = contenders(scores, k)
-    return rank(transaction.ids_of(snapshot.slots[rows[best]].tolist()), scores[best], k)
+    return rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
@@ -89,7 +92,9 @@ def _propose_dense_block(snapshot: Snapshot, queries: Array, k: int, allowed: Lo
     longest = 0.0
     for segment, mine, rows in snapshot.segments("dense"):
         longest = max(longest, float(segment.arrays["longest"].max(initial=0)))
-        _inner_products(segment, mine[wanted[rows]], rows[wanted[rows]], queries, scores)
+        here = wanted[rows]
+        every = len(mine) == len(segment) and bool(here.all())
+        _inner_products(segment, mine if every else mine[here], rows if every else rows[here], queries, scores)
     # Each of the two inner products is within dim · ε/2 · |q| · |p| of the true one (Higham 2002, section 3.1).
     slack = 2 * queries.shape[1] * _EPSILON * longest * np.linalg.norm(queries, axis=1)
     return [allowed[contenders(scores[i, allowed], k, slack[i])] for i in range(len(queries))]
@@ -102,7 +107,9 @@ def _inner_products(segment: Segment, mine: Longs, rows: Longs, queries: Array, 
         block = values[start : start + _SCANNED_AT_ONCE]
         begin, end = np.searchsorted(mine, [start, start + len(block)])
         here, there = mine[begin:end] - start, rows[begin:end]
-        if 4 * len(here) > len(block):  # to read all is then faster than to pick
+        if len(here) == len(block):
+            scores[:, there] = _quick_products(queries, block)
+        elif 4 * len(here) > len(block):  # to read all is then faster than to pick
             scores[:, there] = _quick_products(queries, block)[:, here]
         elif len(here):
             scores[:, there] = _quick_products(queries, block[here])
@@ -114,7 +121,7 @@ def _quick_products(queries: Array, passages: Array) -> Array:
 
 
 def _propose_sparse(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
-    return [_propose_sparse_one(snapshot, queries.take([i]), k, allowed) for i in range(len(queries))]
+    return [_propose_sparse_one(snapshot, one_of(queries, i), k, allowed) for i in range(len(queries))]
 
 
 def _propose_sparse_one(snapshot: Snapshot, query: Encoded, k: int, allowed: Longs) -> Longs:

@@ -7,7 +7,7 @@ applied to the arrays in place, so that following a writer costs what the writer
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import scipy.sparse
 from m3_integrations.core.encoded import Encoded, Mode, MultiVectors
 from m3_integrations.index.arrays import damaged
 from m3_integrations.index.catalogue import Transaction, broken
+from m3_integrations.index.checks import unknown
 from m3_integrations.index.codes import Coding
 from m3_integrations.index.columns import Columns, Mask
 from m3_integrations.index.segments import Longs, Segment, map_segment
@@ -25,6 +26,7 @@ from m3_integrations.index.where import Where
 _ROW_BITS = 32
 _NOWHERE = -1
 _FEW = 4096
+_REMEMBERED = 1 << 16
 
 
 class Placed:
@@ -50,6 +52,43 @@ class Placed:
         return Placed(self.segment, self.rows)
 
 
+class Names:
+    """Which id has which slot in one generation, as far as it was asked for: to ask SQLite takes longer than to score.
+
+    Threads may share it: what one asks for is looked up by it alone, and what it learns is true for all.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[str, int] = {}
+        self._ids: dict[int, str] = {}
+
+    def slots(self, transaction: Transaction, ids: Collection[str]) -> list[int]:
+        """The slot of each id, in this order. Raises UnknownId."""
+        known = self._slots
+        strange = [id for id in ids if id not in known]
+        learnt = transaction.slots_of(strange)
+        for id in strange:
+            if id not in learnt:
+                raise unknown(id)
+        self._learn(learnt.items())
+        return [learnt[id] if id in learnt else known[id] for id in ids]
+
+    def ids(self, transaction: Transaction, slots: Sequence[int]) -> list[str]:
+        """The id of each slot, which must be there, in this order."""
+        known = self._ids
+        strange = [slot for slot in slots if slot not in known]
+        learnt = dict(zip(strange, transaction.ids_of(strange), strict=True))
+        self._learn((id, slot) for slot, id in learnt.items())
+        return [learnt[slot] if slot in learnt else known[slot] for slot in slots]
+
+    def _learn(self, named: Iterable[tuple[str, int]]) -> None:
+        if len(self._slots) > _REMEMBERED:
+            self._slots, self._ids = {}, {}
+        for id, slot in named:
+            self._slots[id] = slot
+            self._ids[slot] = id
+
+
 class Snapshot:
     """The state of one generation. `readers` counts who is reading: it is changed in place only where nobody is."""
 
@@ -61,6 +100,7 @@ class Snapshot:
         self.count = 0
         self.living = 0
         self.columns = Columns()
+        self._names = Names()
         self._filling = threading.Lock()
         self._folder = folder
         self._next_slot = 0
@@ -96,6 +136,7 @@ class Snapshot:
     def advance(self, transaction: Transaction) -> None:
         """Apply what was committed since. Raises FileNotFoundError where a segment was merged away meanwhile."""
         state = transaction.state()
+        self._names = Names()
         if not self.widths:
             kept = transaction.modes()
             self.widths = {mode: each.width for mode, each in kept.items()}
@@ -107,6 +148,13 @@ class Snapshot:
         self._place_segments(transaction)
         self._require_vectors(first_new)
         self.generation, self._next_slot = state.generation, state.next_slot
+
+    def rows_named(self, transaction: Transaction, ids: Collection[str]) -> Longs:
+        """The rows of these ids, in this order. Raises UnknownId."""
+        return self.rows_of(self._names.slots(transaction, ids))
+
+    def ids_of(self, transaction: Transaction, rows: Longs) -> list[str]:
+        return self._names.ids(transaction, self.slots[rows].tolist())
 
     def rows_of(self, slots: Iterable[int]) -> Longs:
         """The rows of slots that are there."""

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from m3_integrations.core.encoded import MODES, Encoded
-from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WrongEncoder
+from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, UnknownId, WrongEncoder
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.arrays import map_arrays, write_arrays
 from m3_integrations.index.catalogue import FILE_NAME, Catalogue
+from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.index.where import Field
@@ -419,6 +420,7 @@ def test_a_copied_folder_is_the_same_index(made, copied):
 _WRITER = """
 import sys
 from m3_integrations.core.texts import Passage
+from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.testing.contract import encode
 ids = [f"p{i}" for i in range(20)]
@@ -433,9 +435,43 @@ with LocalIndex.open(sys.argv[1]) as index:
 _OPENER = """
 import sys
 from m3_integrations.core.texts import Passage
+from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.testing.contract import add
 with LocalIndex.open(sys.argv[1]) as index:
     for j in range(5):
         add(index, Passage(f"{sys.argv[2]}-{j}", "red"))
 """
+
+
+# What is remembered of ids
+
+
+def test_ids_that_were_asked_for_are_found_again_after_they_moved(folder):
+    with LocalIndex.open(folder) as index, LocalIndex.open(folder) as other:
+        fill(index, ["red", "blue", "green"])
+        query = encode(["red cat"])
+        for change in (
+            lambda: fill(other, ["blue", "red"]),
+            lambda: other.delete(["p1"]),
+            lambda: other.set_vectors(["p2"], encode(["red"])),
+            lambda: add(other, Passage("p1", "cat")),
+        ):
+            change()
+            judge = MemoryIndex()
+            copy_passages(other, judge)
+            ids = judge.ids()
+            assert np.array_equal(index.score("dense", query, [ids]), judge.score("dense", query, [ids]))
+            assert index.search("sparse", query, 3) == judge.search("sparse", query, 3)
+    with LocalIndex.open(folder) as index:
+        assert len(index.score("dense", query, [["p0"]])) == 1
+        with pytest.raises(UnknownId, match="nobody"):
+            index.score("dense", query, [["p0", "nobody"]])
+
+
+def test_more_ids_than_are_remembered_are_found(folder, monkeypatch):
+    monkeypatch.setattr("m3_integrations.index.snapshot._REMEMBERED", 5)
+    judge = filled(folder)
+    with LocalIndex.open(folder) as index:
+        for _ in range(3):
+            assert_alike(index, judge, Field("i", ">", 9))
