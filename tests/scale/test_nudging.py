@@ -1,0 +1,93 @@
+"""nudge_sharded is nudge, wherever the passages lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from m3_integrations import Judged, nudge
+from m3_integrations.core.errors import WrongDimension
+from m3_integrations.scale.nudging import nudge_sharded
+from m3_integrations.scale.workers import Here, OnRay, Processes
+
+DIM = 16
+
+
+def unit(vectors):
+    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def problem(seed, passages=600, queries=80):
+    """Passages, some of them twice, and queries that lie off the passages that answer them, all to the same side."""
+    random = np.random.default_rng(seed)
+    kept = unit(random.standard_normal((passages, DIM)))
+    kept[-5:] = kept[:5]
+    off = random.standard_normal(DIM)
+    rows = random.integers(0, passages, (2, queries))
+    train, validation = (
+        Judged.of(
+            unit(kept[each] + 0.8 * off / np.linalg.norm(off) + 0.3 * random.standard_normal((queries, DIM))),
+            [{int(row): 1.0, int((row + 1) % passages): 0.5} for row in each],
+        )
+        for each in rows
+    )
+    return kept, train, validation
+
+
+def shards(passages, count=8):
+    """Of different sizes, one of them empty."""
+    return np.split(passages, [3, 3, *np.linspace(10, len(passages), count - 1).astype(int)[:-1]])
+
+
+@pytest.mark.parametrize("method", ["n", "m", "auto"])
+@pytest.mark.parametrize("metric", ["ndcg@10", "recall@3"])
+@pytest.mark.parametrize("seed", range(3))
+def test_over_eight_shards_it_is_the_same_nudge(method, metric, seed):
+    passages, train, validation = problem(seed)
+    whole = nudge(passages, train, validation, method=method, metric=metric, spread=None)
+    parts = nudge_sharded(shards(passages), train, validation, method=method, metric=metric)
+    assert len(whole.rows) or method == "auto"
+    assert parts.rows.tolist() == whole.rows.tolist()
+    np.testing.assert_allclose(parts.vectors, whole.vectors, atol=1e-6)
+    assert parts.nudged.gamma == pytest.approx(whole.gamma, abs=1e-6)
+    assert (parts.nudged.before, parts.nudged.after) == pytest.approx((whole.before, whole.after), abs=1e-6)
+    np.testing.assert_allclose(parts.nudged.curve.levels, whole.curve.levels, atol=1e-6)
+
+
+def test_much_less_than_all_comes_together():
+    passages, train, validation = problem(0, passages=20_000, queries=10)
+    nudged = nudge_sharded(shards(passages), train, validation, method="m").nudged
+    assert len(nudged.start) < 8000
+
+
+def test_each_shard_is_told_its_own_rows():
+    passages, train, validation = problem(1)
+    parts = shards(passages)
+    nudged = nudge_sharded(parts, train, validation, method="m")
+    whole = nudge(passages, train, validation, method="m", spread=None).passages
+    for number, part in enumerate(parts):
+        rows, vectors = nudged.of_shard(number)
+        moved = np.array(part)
+        moved[rows] = vectors
+        np.testing.assert_allclose(moved, shards(whole)[number], atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [Here(), Processes(2), OnRay(2)], ids=["here", "processes", "ray"])
+def test_shards_may_be_files_and_the_workers_other_processes(tmp_path, workers):
+    if isinstance(workers, OnRay):
+        pytest.importorskip("ray", reason="ray is not installed: nudging on a cluster was not tested")
+    passages, train, validation = problem(2, passages=100, queries=10)
+    files = []
+    for number, part in enumerate(shards(passages, 4)):
+        files.append(tmp_path / f"{number}.npy")
+        np.save(files[-1], part)
+    nudged = nudge_sharded(files, train, validation, method="n", workers=workers)
+    assert nudged.rows.tolist() == nudge(passages, train, validation, method="n", spread=None).rows.tolist()
+
+
+def test_what_does_not_fit_together_is_said():
+    passages, train, validation = problem(0)
+    with pytest.raises(WrongDimension, match="but there are 100 passages"):
+        nudge_sharded([passages[:100]], train, validation)
+    with pytest.raises(WrongDimension, match="begins at row 500 has 8 dimensions"):
+        nudge_sharded([passages[:500], passages[500:, :8]], train, validation)
