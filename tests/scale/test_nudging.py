@@ -18,18 +18,18 @@ def unit(vectors):
 
 
 def problem(seed, passages=600, queries=80):
-    """Passages, some of them twice, and queries that lie off the passages that answer them, all to the same side."""
+    """Passages, some of them twice, and two sets of queries that lie off the same passages, all to one side."""
     random = np.random.default_rng(seed)
     kept = unit(random.standard_normal((passages, DIM)))
     kept[-5:] = kept[:5]
     off = random.standard_normal(DIM)
-    rows = random.integers(0, passages, (2, queries))
+    rows = random.integers(0, passages, queries)
     train, validation = (
         Judged.of(
-            unit(kept[each] + 0.8 * off / np.linalg.norm(off) + 0.3 * random.standard_normal((queries, DIM))),
-            [{int(row): 1.0, int((row + 1) % passages): 0.5} for row in each],
+            unit(kept[rows] + 1.2 * off / np.linalg.norm(off) + 0.3 * random.standard_normal((queries, DIM))),
+            [{int(row): 1.0, int((row + 1) % passages): 0.5} for row in rows],
         )
-        for each in rows
+        for _ in range(2)
     )
     return kept, train, validation
 
@@ -46,7 +46,7 @@ def test_over_eight_shards_it_is_the_same_nudge(method, metric, seed):
     passages, train, validation = problem(seed)
     whole = nudge(passages, train, validation, method=method, metric=metric, spread=None)
     parts = nudge_sharded(shards(passages), train, validation, method=method, metric=metric)
-    assert len(whole.rows) or method == "auto"
+    assert len(whole.rows) > 50
     assert parts.rows.tolist() == whole.rows.tolist()
     np.testing.assert_allclose(parts.vectors, whole.vectors, atol=1e-6)
     assert parts.nudged.gamma == pytest.approx(whole.gamma, abs=1e-6)
