@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,6 @@ Rows: TypeAlias = "Sequence[int] | Ints"
 _ON_ONE_THREAD = (1 << 19) - 1
 _SIMILARITIES_AT_ONCE = 1 << 18
 _BUCKETS = 1 << 12
-
-
-class Vectors(Protocol):
-    """(total, width) vectors, in memory or to be had some at a time."""
-
-    def __getitem__(self, span: slice, /) -> Array: ...
 
 
 class MultiVectors:
@@ -69,6 +63,11 @@ class MultiVectors:
         """(n,) how many vectors each text has."""
         return np.diff(self.offsets)
 
+    def counts_of(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """(rows,) how many vectors each of these texts has."""
+        begins = np.asarray(rows, np.int64)
+        return self.offsets[begins + 1] - self.offsets[begins]
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -77,7 +76,7 @@ class MultiVectors:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
     def __iter__(self) -> Iterator[Array]:
-        return (self[i] for i in range(len(self)))
+        return (self.values[begin:end] for begin, end in pairwise(self.offsets.tolist()))
 
     def take(self, rows: Rows) -> MultiVectors:
         chosen = np.asarray(rows, dtype=np.int64)
@@ -299,45 +298,43 @@ def multi_vector_scores(queries: MultiVectors, passages: MultiVectors) -> Array:
     """(queries, passages): the late-interaction score of each pair."""
     if queries.width != passages.width:
         raise WrongDimension(f"query vectors are {queries.width} wide and passage vectors {passages.width}")
-    everyone = np.arange(len(passages))
-    scores = [late_interactions(query, passages.values, passages.offsets, everyone) for query in queries]
+    scores = [late_interactions(query, passages, passages.counts) for query in queries]
     return np.array(scores, np.float32).reshape(len(queries), len(passages))
 
 
-def late_interactions(query: Array, values: Vectors, offsets: npt.NDArray[np.int64], rows: Rows) -> Array:
-    """(rows,): for each passage the mean over the query's vectors of the maximum over its own (MaxSim).
+def late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
+    """(passages,): the mean over the query's vectors of the maximum over the passage's (MaxSim).
 
     0 where either has none. A pair is rounded alike whatever else is scored beside it.
-    query: (query tokens, width). values, offsets: as in MultiVectors; they are read where they lie, passage by passage.
+    query: (query tokens, width). passages: (tokens_i, width) each, taken one at a time; counts: (passages,) the tokens.
     """
-    scores = np.zeros(len(rows), np.float32)
-    begins, ends = offsets[rows], offsets[np.asarray(rows) + 1]
-    some = np.flatnonzero(ends > begins) if len(query) else np.empty(0, np.int64)
-    totals = np.cumsum((ends - begins)[some]) * len(query)
-    for block in np.split(some, np.flatnonzero(np.diff(totals // _SIMILARITIES_AT_ONCE)) + 1):
-        if len(block):
-            maxima = _maxima(query, values, begins[block], ends[block])
-            scores[block] = maxima.sum(axis=1) / np.float32(len(query))
-    return scores
+    if not len(query):
+        return np.zeros(len(counts), np.float32)
+    coming, block = iter(passages), np.cumsum(counts) * len(query) // _SIMILARITIES_AT_ONCE
+    parts = np.split(counts, np.flatnonzero(np.diff(block)) + 1)
+    return np.concatenate([_late_interactions(query, islice(coming, len(part)), part) for part in parts])
 
 
-def _maxima(query: Array, values: Vectors, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Array:
-    """(passages, query tokens): each passage's best inner product with each query vector."""
-    starts = np.concatenate([[0], np.cumsum(ends - begins)])
+def _late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
+    starts = np.concatenate([[0], np.cumsum(counts)])
     similarities = np.empty((starts[-1], len(query)), np.float32)
-    step = max(1, _ON_ONE_THREAD // max(1, query.size))
-    for begin, end, (start, stop) in zip(begins.tolist(), ends.tolist(), pairwise(starts.tolist()), strict=True):
-        _multiply(values[begin:end], query.T, step, similarities[start:stop])
-    return np.maximum.reduceat(similarities, starts[:-1])
+    turned, step = query.T, max(1, _ON_ONE_THREAD // max(1, query.size))
+    for passage, (start, stop) in zip(passages, pairwise(starts.tolist()), strict=True):
+        if stop - start > step:
+            _multiply(passage, turned, step, similarities[start:stop])
+        elif stop > start:
+            np.matmul(passage, turned, out=similarities[start:stop])
+    scores, some = np.zeros(len(counts), np.float32), np.flatnonzero(counts)
+    if len(some):
+        scores[some] = np.maximum.reduceat(similarities, starts[some]).sum(axis=1) / np.float32(len(query))
+    return scores
 
 
 def _multiply(passage: Array, turned: Array, step: int, out: Array) -> None:
     """out = passage @ turned, `step` rows at a time: numpy goes through the steps without coming back to Python."""
     whole = len(passage) // step * step
-    if whole:
-        np.matmul(
-            passage[:whole].reshape(-1, step, passage.shape[1]), turned, out=out[:whole].reshape(-1, step, out.shape[1])
-        )
+    steps = passage[:whole].reshape(-1, step, passage.shape[1])
+    np.matmul(steps, turned, out=out[:whole].reshape(-1, step, out.shape[1]))
     if whole < len(passage):
         np.matmul(passage[whole:], turned, out=out[whole:])
 

@@ -149,17 +149,6 @@ class Nibbles:
         return Codes(packed, scales)
 
 
-@dataclass(frozen=True)
-class Coded:
-    """Vectors that are decoded as they are asked for: those of `near`."""
-
-    coding: Coding
-    codes: Codes
-
-    def __getitem__(self, span: slice) -> Array:
-        return self.coding.near(Codes(self.codes.numbers[span], self.codes.scales[span]))
-
-
 _CODINGS: Mapping[Precision, Callable[[Array], Coding]] = {"int8": Bytes, "int4": Nibbles}
 
 

@@ -241,9 +241,8 @@ class _Settled:
     def score(self, query: Encoded, ids: Sequence[str]) -> Array:
         if self._mode == "multi_vector":  # where they lie: copying them takes as long as scoring them
             (asked,), kept = query.multi_vector, self._encoded.multi_vector
-            return late_interactions(
-                asked, kept.values, kept.offsets, np.array([self.rows[id] for id in ids], np.int64)
-            )
+            rows = [self.rows[id] for id in ids]
+            return late_interactions(asked, (kept[row] for row in rows), kept.counts_of(rows))
         return self._kernel(query, self.take(ids))
 
     def take(self, ids: Sequence[str]) -> Encoded:

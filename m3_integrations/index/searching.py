@@ -11,12 +11,12 @@ from itertools import groupby
 
 import numpy as np
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores
+from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores, entries_of, shared_weights
+from m3_integrations.index.arrays import damaged
 from m3_integrations.index.base import Hit
 from m3_integrations.index.catalogue import Transaction
 from m3_integrations.index.ranking import contenders, rank
-from m3_integrations.index.segments import Longs, Segment, token_scores
-from m3_integrations.index.segments import exact_scores as scores_in
+from m3_integrations.index.segments import Longs, Segment, add_token_scores, late_scores, sparse_rows
 from m3_integrations.index.snapshot import Snapshot
 
 _EPSILON = float(np.finfo(np.float32).eps)
@@ -53,12 +53,36 @@ def _some_of(queries: Encoded, which: Sequence[int]) -> Encoded:
 
 def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) -> Array:
     """(queries, rows) by the kernel that every index shares."""
-    scores = np.zeros((len(queries), len(rows)), np.float32)
-    for segment, mine, which in snapshot.lying(mode, rows):
-        for start in range(0, len(mine), _ROWS_AT_ONCE):
-            some = slice(start, start + _ROWS_AT_ONCE)
-            scores[:, which[some]] = scores_in(segment, queries, mine[some])
+    steps = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    blocks = [_exact_scores(list(snapshot.lying(mode, step)), mode, queries) for step in steps]
+    return np.concatenate([np.zeros((len(queries), 0), np.float32), *blocks], axis=1)
+
+
+def _exact_scores(lying: Sequence[tuple[Segment, Longs, Longs]], mode: Mode, queries: Encoded) -> Array:
+    """Raises DamagedFolder where what is there cannot be vectors."""
+    places = [(segment, mine) for segment, mine, _ in lying]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = _SCORES[mode](places, queries)
+    scores = np.empty_like(found)
+    scores[:, np.concatenate([which for _, _, which in lying])] = found
+    for segment, _, which in lying:
+        if not np.isfinite(scores[:, which]).all():
+            raise damaged(segment.path, "holds what cannot be vectors (their scores are not finite)")
     return scores
+
+
+def _dense_scores(lying: Sequence[tuple[Segment, Longs]], queries: Encoded) -> Array:
+    return dense_scores(queries.dense, np.concatenate([segment.arrays["values"][rows] for segment, rows in lying]))
+
+
+def _sparse_scores(lying: Sequence[tuple[Segment, Longs]], queries: Encoded) -> Array:
+    offsets, columns, kept = sparse_rows(lying)
+    every = [shared_weights(tokens, weights, offsets, columns, kept) for tokens, weights in entries_of(queries.sparse)]
+    return np.array(every, np.float32)
+
+
+def _late_scores(lying: Sequence[tuple[Segment, Longs]], queries: Encoded) -> Array:
+    return np.array([late_scores(lying, query) for query in queries.multi_vector], np.float32)
 
 
 def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
@@ -90,14 +114,28 @@ def _propose_dense_block(snapshot: Snapshot, queries: Array, k: int, allowed: Lo
     wanted[allowed] = True
     scores = np.zeros((len(queries), snapshot.count), np.float32)
     longest = 0.0
-    for segment, mine, rows in snapshot.segments("dense"):
+    for segment, mine, rows, run in snapshot.segments("dense"):
         longest = max(longest, float(segment.arrays["longest"].max(initial=0)))
-        here = wanted[rows]
-        every = len(mine) == len(segment) and bool(here.all())
-        _inner_products(segment, mine if every else mine[here], rows if every else rows[here], queries, scores)
+        if run is not None and wanted[run].all():
+            _all_inner_products(segment, queries, scores[:, run])
+        else:
+            _inner_products(segment, mine[wanted[rows]], rows[wanted[rows]], queries, scores)
     # Each of the two inner products is within dim · ε/2 · |q| · |p| of the true one (Higham 2002, section 3.1).
     slack = 2 * queries.shape[1] * _EPSILON * longest * np.linalg.norm(queries, axis=1)
-    return [allowed[contenders(scores[i, allowed], k, slack[i])] for i in range(len(queries))]
+    return [allowed[contenders(_among(scores[i], allowed), k, slack[i])] for i in range(len(queries))]
+
+
+def _among(scores: Array, allowed: Longs) -> Array:
+    """The scores of the allowed rows."""
+    return scores if len(allowed) == len(scores) else scores[allowed]
+
+
+def _all_inner_products(segment: Segment, queries: Array, scores: Array) -> None:
+    """Write the scores of all rows of a segment."""
+    values = segment.arrays["values"]
+    for start in range(0, len(values), _SCANNED_AT_ONCE):
+        some = slice(start, start + _SCANNED_AT_ONCE)
+        scores[:, some] = _quick_products(queries, values[some])
 
 
 def _inner_products(segment: Segment, mine: Longs, rows: Longs, queries: Array, scores: Array) -> None:
@@ -107,9 +145,7 @@ def _inner_products(segment: Segment, mine: Longs, rows: Longs, queries: Array, 
         block = values[start : start + _SCANNED_AT_ONCE]
         begin, end = np.searchsorted(mine, [start, start + len(block)])
         here, there = mine[begin:end] - start, rows[begin:end]
-        if len(here) == len(block):
-            scores[:, there] = _quick_products(queries, block)
-        elif 4 * len(here) > len(block):  # to read all is then faster than to pick
+        if 4 * len(here) > len(block):  # to read all is then faster than to pick
             scores[:, there] = _quick_products(queries, block)[:, here]
         elif len(here):
             scores[:, there] = _quick_products(queries, block[here])
@@ -126,12 +162,17 @@ def _propose_sparse(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs
 
 def _propose_sparse_one(snapshot: Snapshot, query: Encoded, k: int, allowed: Longs) -> Longs:
     scores = np.zeros(snapshot.count, np.float32)
-    for segment, mine, rows in snapshot.segments("sparse"):
-        scores[rows] = token_scores(segment, query.sparse)[mine]
-    rows = allowed[scores[allowed] > 0]
+    for segment, mine, rows, run in snapshot.segments("sparse"):
+        if run is not None:
+            add_token_scores(segment, query.sparse, scores[run])
+        else:
+            every = np.zeros(len(segment), np.float32)
+            add_token_scores(segment, query.sparse, every)
+            scores[rows] = every[mine]
     # Sums of nothing but positive terms: each is within terms · ε/2 of itself.
     slack = 2 * (query.sparse.nnz + 1) * _EPSILON * float(scores.max(initial=0))
-    return rows[contenders(scores[rows], k, slack)]
+    found = allowed[contenders(_among(scores, allowed), k, slack)]
+    return found[scores[found] > 0]
 
 
 def _propose_all(_: Snapshot, queries: Encoded, __: int, allowed: Longs) -> list[Longs]:
@@ -142,4 +183,9 @@ _PROPOSE: Mapping[Mode, Callable[[Snapshot, Encoded, int, Longs], list[Longs]]] 
     "dense": _propose_dense,
     "sparse": _propose_sparse,
     "multi_vector": _propose_all,
+}
+_SCORES: Mapping[Mode, Callable[[Sequence[tuple[Segment, Longs]], Encoded], Array]] = {
+    "dense": _dense_scores,
+    "sparse": _sparse_scores,
+    "multi_vector": _late_scores,
 }

@@ -6,7 +6,8 @@ segments of a mode has its vectors in the later one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,14 +20,10 @@ from m3_integrations.core.encoded import (
     Encoded,
     Mode,
     MultiVectors,
-    Vectors,
-    dense_scores,
-    entries_of,
     late_interactions,
-    shared_weights,
 )
 from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
-from m3_integrations.index.codes import Coded, Codes, Coding
+from m3_integrations.index.codes import Codes, Coding
 
 Longs: TypeAlias = npt.NDArray[np.int64]
 
@@ -83,19 +80,18 @@ def map_segment(path: Path, mode: Mode, width: int, length: int, coding: Coding 
     return segment
 
 
-def token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
-    """(rows,) how much each row shares with one query's tokens, token by token over the inverted lists.
+def add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Array) -> None:
+    """Add to (rows,) scores how much each row shares with one query's tokens, token by token over the inverted lists.
 
     Raises DamagedFolder where a list names a row that is not there.
     """
     try:
-        return _token_scores(segment, query)
+        _add_token_scores(segment, query, scores)
     except IndexError as error:
         raise damaged(segment.path, f"holds lists of rows that it has not ({error})") from error
 
 
-def _token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
-    scores = np.zeros(len(segment), np.float32)
+def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Array) -> None:
     terms, offsets = segment.arrays["terms"], segment.arrays["term_offsets"]
     places = np.searchsorted(terms, query.indices)
     for place, term, weight in zip(places.tolist(), query.indices.tolist(), query.data, strict=True):
@@ -103,46 +99,35 @@ def _token_scores(segment: Segment, query: scipy.sparse.csr_array) -> Array:
             begin, end = offsets[place], offsets[place + 1]
             listed, weights = segment.arrays["posted"][begin:end], segment.arrays["posted_weights"][begin:end]
             np.add.at(scores, listed, weight * weights)  # twice as fast as +=, which reads and then writes
-    return scores
 
 
-def exact_scores(segment: Segment, queries: Encoded, rows: Longs) -> Array:
-    """(queries, rows) by the kernels that every index shares; long rows are read where they lie.
+def late_scores(lying: Sequence[tuple[Segment, Longs]], query: Array) -> Array:
+    """(rows,) the late-interaction scores of one query with these rows of these segments, in this order.
 
-    Raises DamagedFolder where what is there cannot be vectors.
+    query: (query tokens, width). The vectors are read where they lie, and decoded where they are coded.
     """
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            scores = _SCORE[segment.mode](segment, queries, rows)
-    except (IndexError, ValueError) as error:
-        raise damaged(segment.path, f"holds what cannot be vectors ({error})") from error
-    if not np.isfinite(scores).all():
-        raise damaged(segment.path, "holds what cannot be vectors (their scores are not finite)")
-    return scores
+    counts = [_counts(segment.arrays["offsets"], rows) for segment, rows in lying]
+    coding = lying[0][0].coding if lying else None
+    passages = chain.from_iterable(_passages(segment, rows) for segment, rows in lying)
+    return late_interactions(coding.facing(query) if coding else query, passages, np.concatenate([_NONE, *counts]))
 
 
-def _score_dense(segment: Segment, queries: Encoded, rows: Longs) -> Array:
-    return dense_scores(queries.dense, segment.arrays["values"][rows])
+def _passages(segment: Segment, rows: Longs) -> Iterator[Array]:
+    offsets, coding, arrays = segment.arrays["offsets"], segment.coding, segment.arrays
+    for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True):
+        if coding is None:
+            yield arrays["values"][begin:end]
+        else:
+            yield coding.near(Codes(arrays["numbers"][begin:end], arrays["scales"][begin:end]))
 
 
-def _score_sparse(segment: Segment, queries: Encoded, rows: Longs) -> Array:
-    picked, offsets = _ragged(segment.arrays["offsets"], rows)
-    columns, weights = segment.arrays["columns"][picked], segment.arrays["weights"][picked]
-    every = [shared_weights(*query, offsets, columns, weights) for query in entries_of(queries.sparse)]
-    return np.array(every, np.float32).reshape(len(queries), len(rows))
-
-
-def _score_multi_vector(segment: Segment, queries: Encoded, rows: Longs) -> Array:
-    turn = segment.coding.facing if segment.coding else np.asarray
-    vectors, offsets = _vectors(segment), segment.arrays["offsets"]
-    every = [late_interactions(turn(query), vectors, offsets, rows) for query in queries.multi_vector]
-    return np.array(every, np.float32).reshape(len(queries), len(rows))
-
-
-def _vectors(segment: Segment) -> Vectors:
-    if segment.coding is None:
-        return segment.arrays["values"]
-    return Coded(segment.coding, Codes(segment.arrays["numbers"], segment.arrays["scales"]))
+def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDArray[np.int32], Array]:
+    """The offsets, columns and weights of these rows of these segments, as a csr_array has them."""
+    picked = [(segment.arrays, *_ragged(segment.arrays["offsets"], rows)) for segment, rows in lying]
+    counts = np.concatenate([_NONE, *(np.diff(offsets) for _, _, offsets in picked)])
+    columns = np.concatenate([_NONE.astype(np.int32), *(arrays["columns"][places] for arrays, places, _ in picked)])
+    weights = np.concatenate([_NONE.astype(np.float32), *(arrays["weights"][places] for arrays, places, _ in picked)])
+    return np.concatenate([[0], np.cumsum(counts)]), columns, weights
 
 
 def _lay_out_dense(encoded: Encoded) -> Arrays:
@@ -197,9 +182,14 @@ def _take_multi_vector(segment: Segment, rows: Longs) -> Encoded:
 
 def _ragged(offsets: Longs, rows: Longs) -> tuple[Longs, Longs]:
     """The places of these rows' elements, one row after the other, and where each row now begins."""
-    counts = offsets[rows + 1] - offsets[rows]
+    counts = _counts(offsets, rows)
     begins = np.concatenate([[0], np.cumsum(counts)])
     return np.repeat(offsets[rows] - begins[:-1], counts) + np.arange(begins[-1]), begins
+
+
+def _counts(offsets: Longs, rows: Longs) -> Longs:
+    counts: Longs = offsets[rows + 1] - offsets[rows]
+    return counts
 
 
 def _fault_dense(segment: Segment) -> str:
@@ -229,6 +219,7 @@ def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
     return len(offsets) == rows + 1 and offsets[0] == 0 and offsets[-1] == total and bool((np.diff(offsets) >= 0).all())
 
 
+_NONE = np.empty(0, np.int64)
 _FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
 _EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
 _SHAPES: Mapping[Mode, Mapping[str, tuple[str, int]]] = {
@@ -260,11 +251,6 @@ _TAKE: Mapping[Mode, Callable[[Segment, Longs], Encoded]] = {
     "dense": _take_dense,
     "sparse": _take_sparse,
     "multi_vector": _take_multi_vector,
-}
-_SCORE: Mapping[Mode, Callable[[Segment, Encoded, Longs], Array]] = {
-    "dense": _score_dense,
-    "sparse": _score_sparse,
-    "multi_vector": _score_multi_vector,
 }
 _FAULT: Mapping[Mode, Callable[[Segment], str]] = {
     "dense": _fault_dense,

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -29,20 +30,31 @@ _FEW = 4096
 _REMEMBERED = 1 << 16
 
 
+class Current(NamedTuple):
+    """A segment, which of its rows are the newest of their passage, and the rows of the snapshot of those passages.
+
+    run: those rows as a slice, where the whole segment is current and they follow one another; else None.
+    """
+
+    segment: Segment
+    mine: Longs
+    rows: Longs
+    run: slice | None
+
+
 class Placed:
     """A segment, and the row of the snapshot that each of its rows belongs to; -1 for those that died before."""
 
     def __init__(self, segment: Segment, rows: Longs) -> None:
         self.segment = segment
         self.rows = rows
-        self._current: tuple[Longs, Longs] | None = None
+        self._current: Current | None = None
 
-    def current(self, number: int, places: Longs) -> tuple[Longs, Longs]:
-        """Which of its rows are still the newest, and the rows of the snapshot that they belong to."""
+    def current(self, number: int, places: Longs) -> Current:
         if self._current is None:
             known = np.flatnonzero(self.rows >= 0)
             mine = known[places[self.rows[known]] == _place(number, known)]
-            self._current = mine, self.rows[mine]
+            self._current = Current(self.segment, mine, self.rows[mine], _run(self.rows, mine))
         return self._current
 
     def stale(self) -> None:
@@ -168,13 +180,10 @@ class Snapshot:
             self._fill(transaction, where.fields())
             return np.flatnonzero(self.live & self.columns.passing(where, self.count))
 
-    def segments(self, mode: Mode) -> list[tuple[Segment, Longs, Longs]]:
-        """Each segment of a mode, which of its rows are the newest of their passage, and the rows of those passages.
-
-        The passages may be dead.
-        """
+    def segments(self, mode: Mode) -> list[Current]:
+        """Each segment of a mode; the passages may be dead."""
         return [
-            (placed.segment, *placed.current(number, self._places[mode]))
+            placed.current(number, self._places[mode])
             for number, placed in self._placed.items()
             if placed.segment.mode == mode
         ]
@@ -208,15 +217,15 @@ class Snapshot:
     def written(self, mode: Mode) -> Longs:
         """(count,) the generation in which each row's vectors were made."""
         written = np.zeros(self.count, np.int64)
-        for segment, mine, rows in self.segments(mode):
+        for segment, mine, rows, _ in self.segments(mode):
             written[rows] = segment.written[mine]
         return written
 
     def newest_of(self, number: int) -> tuple[Segment, Longs]:
         """A segment, and those of its rows that are a living passage's vectors."""
         placed = self._placed[number]
-        mine, rows = placed.current(number, self._places[placed.segment.mode])
-        return placed.segment, mine[self._live[rows]]
+        segment, mine, rows, _ = placed.current(number, self._places[placed.segment.mode])
+        return segment, mine[self._live[rows]]
 
     def _fill(self, transaction: Transaction, fields: frozenset[str]) -> None:
         filled = self.columns.filled(fields)
@@ -294,6 +303,12 @@ def empty(mode: Mode, width: int) -> Encoded:
     if mode == "sparse":
         return Encoded(sparse=scipy.sparse.csr_array((0, width), dtype=np.float32))
     return Encoded(multi_vector=MultiVectors.of([], width))
+
+
+def _run(rows: Longs, mine: Longs) -> slice | None:
+    if not len(mine) or len(mine) < len(rows) or np.any(np.diff(rows) != 1):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 def _place(number: int, rows: Longs) -> Longs:

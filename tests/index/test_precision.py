@@ -15,7 +15,7 @@ from m3_integrations.core.encoded import MODES, Encoded, MultiVectors
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, MissingMode
 from m3_integrations.core.texts import Passage, Query
 from m3_integrations.index.catalogue import FILE_NAME
-from m3_integrations.index.codes import Coded, centre_of, coding_of, turned, turned_back
+from m3_integrations.index.codes import centre_of, coding_of, turned, turned_back
 from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
@@ -152,8 +152,7 @@ def test_inner_products_with_what_is_near_are_those_with_what_is_decoded(precisi
     vectors, queries = drawn(100)[5:], drawn(100, seed=1)[5:]
     coding = coding_of(precision, centre_of(vectors))
     codes = coding.encode(vectors)
-    near = Coded(coding, codes)[0 : len(vectors)]
-    assert np.allclose(coding.facing(queries) @ near.T, queries @ coding.decode(codes).T, atol=2e-6)
+    assert np.allclose(coding.facing(queries) @ coding.near(codes).T, queries @ coding.decode(codes).T, atol=2e-6)
 
 
 @pytest.mark.parametrize("precision", CODED)
