@@ -121,3 +121,12 @@ def test_a_saved_folder_loads_in_flag_embedding_with_the_same_outputs(ours, thei
     assert before["lexical_weights"] == after["lexical_weights"]
     for was, now in zip(before["colbert_vecs"], after["colbert_vecs"], strict=True):
         np.testing.assert_array_equal(was, now)
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
+def test_what_was_trained_here_loads_there_with_the_same_outputs(bge_m3, tmp_path):
+    from tests.training.loops import run
+
+    trained = run(bge_m3(), tmp_path / "model", steps=2, rows=4, learning_rate=1e-3)
+    ours = M3Encoder.from_pretrained(str(trained.folder), max_length=MAX_LENGTH, device="cpu")
+    assert_agree(ours.encode_passages(TEXTS), encode(judge(trained.folder, ours.width)))
