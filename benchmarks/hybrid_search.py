@@ -1,0 +1,222 @@
+"""Hybrid search of a folder beside its arithmetic alone, beside MemoryIndex, and beside LlamaIndex's BGEM3Index.
+
+python benchmarks/hybrid_search.py [--passages 100000] [--vectors 16] [--precision float32] [--cpu]
+
+Dense and sparse search propose 100 passages each, and their union is scored in all three modes. The arithmetic alone
+is the time that one thread takes to read, once and in a row, as many bytes as must be read: all dense vectors, the
+inverted lists of a question's tokens, and its candidates in all modes; it is timed beside the questions. Synthetic
+vectors: passages and questions around 1,000 topics. BGEM3Index scores every passage in every mode, one after the other:
+where it and FlagEmbedding are installed it is timed over 2,000 passages, without the model, and its time grows linearly
+with them. --cpu: the processor's time instead of the clock's, for a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse
+
+from m3_integrations import Encoded, LocalIndex, MemoryIndex, MultiVectors, Passage, Retriever, SearchPlan
+from m3_integrations.core.encoded import MODES, Array, entries_of
+from m3_integrations.index.base import Index
+
+DIM, COLUMNS, TOPICS = 384, 250_002, 1000
+ENTRIES, QUERY_ENTRIES, QUERY_VECTORS = 120, 12, 12
+BATCH, QUERIES, K = 2000, 100, 10
+AT_ONCE, PEER, PEER_RUNS = 20, BATCH, 5
+CLOCK: Callable[[], float] = time.perf_counter
+
+
+class Synthetic:
+    """The encoder that a retriever is told of; its questions come encoded."""
+
+    modes = frozenset(MODES)
+    weights: ClassVar = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--vectors", type=int, default=16)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--cpu", action="store_true")
+    options = parser.parse_args()
+    global CLOCK  # one for the whole run
+    CLOCK = time.process_time if options.cpu else time.perf_counter
+    queries = World(options.vectors, seed=1).queries(QUERIES)
+    print(f"{options.passages} passages, dense {DIM}, {ENTRIES} entries, {options.vectors} vectors of {DIM}")
+    with tempfile.TemporaryDirectory() as folder:
+        precision = {"multi_vector": options.precision}
+        with LocalIndex.open(Path(folder) / "index", precision=precision) as local, MemoryIndex() as memory:
+            for name, index in (("local", local), ("memory", memory)):
+                world = World(options.vectors)
+                seconds = timed(lambda index=index, world=world: fill(index, world, options.passages))[0]
+                print(f"{name}: filled in {seconds:.0f} s", flush=True)
+            p50 = compare(local, memory, queries)
+            print_peer(World(options.vectors), queries.take([0]), options.passages, p50)
+
+
+def compare(local: LocalIndex, memory: MemoryIndex, queries: Encoded) -> float:
+    """Prints, and answers the folder's median milliseconds."""
+    retrievers = [Retriever(Synthetic(), index, SearchPlan()) for index in (local, memory)]
+    singles = [queries.take([i]) for i in range(len(queries))]
+    for each in retrievers:
+        each.retrieve_encoded(singles[0], K)
+    needed = np.ones(bytes_needed(memory, singles[0]) // 4, np.float32)
+    runs = [
+        run
+        for start in range(0, QUERIES, AT_ONCE)
+        for run in side_by_side(retrievers, singles[start:][:AT_ONCE], needed)
+    ]
+    p50s = [1000 * median(run[i][0] for run in runs) for i in range(3)]
+    same = np.mean([mine == judged for (_, mine), (_, judged), _ in runs])
+    speed = needed.nbytes / p50s[2] / 1e6
+    print(f"the arithmetic alone: {needed.nbytes / 1e6:.0f} MB in {p50s[2]:.2f} ms, {speed:.1f} GB/s")
+    print(f"local p50 {p50s[0]:.2f} ms: {p50s[0] / p50s[2]:.2f} times the arithmetic; memory p50 {p50s[1]:.2f} ms")
+    print(f"the same top {K} as MemoryIndex: {100 * same:.1f} % of {len(singles)} questions")
+    print_steps(local, singles)
+    return p50s[0]
+
+
+def side_by_side(retrievers: list[Retriever], queries: list[Encoded], needed: Array) -> list[tuple[Any, Any, Any]]:
+    """Some questions to one index after the other, and as many readings."""
+    found = [[timed(lambda e=each, q=query: top(e, q)) for query in queries] for each in retrievers]
+    return list(zip(*found, [timed(needed.max) for _ in queries], strict=True))
+
+
+def print_steps(index: Index, queries: list[Encoded]) -> None:
+    """The median milliseconds of each step of a search."""
+    steps: dict[str, list[float]] = {}
+    for query in queries:
+        found = {}
+        for mode in ("dense", "sparse"):
+            seconds, (found[mode],) = timed(lambda m=mode, q=query: index.search(m, q, 100))
+            steps.setdefault(f"search {mode}", []).append(seconds)
+        ids = sorted({hit.id for hits in found.values() for hit in hits})
+        for mode in MODES:
+            seconds = timed(lambda m=mode, q=query, ids=ids: index.score(m, q, [ids]))[0]
+            steps.setdefault(f"score {mode}", []).append(seconds)
+    print(", ".join(f"{name} {1000 * median(each):.2f} ms" for name, each in steps.items()))
+
+
+def print_peer(world: World, query: Encoded, passages: int, ours: float) -> None:
+    try:
+        index = peer(next(world.passages(PEER))[1], query)
+    except ImportError as error:
+        print(f"BGEM3Index was not timed: {error}")
+        return
+    theirs = 1000 * median(timed(lambda: index.query("", K))[0] for _ in range(PEER_RUNS)) * passages / PEER
+    print(f"BGEM3Index, from {PEER} passages linearly: {theirs:.0f} ms, {theirs / ours:.0f} times as long")
+
+
+def peer(encoded: Encoded, query: Encoded) -> Any:
+    """LlamaIndex's BGEM3Index over these passages, asked this question whatever it is asked."""
+    from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+    from llama_index.core.schema import TextNode
+    from llama_index.core.storage.docstore import SimpleDocumentStore
+    from llama_index.indices.managed.bge_m3 import BGEM3Index
+
+    class Asked(M3Embedder):
+        def __init__(self) -> None:
+            self.said = {name: each if name == "dense_vecs" else each[0] for name, each in theirs(query).items()}
+            self.said["dense_vecs"] = query.dense[0]
+
+        def encode(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return self.said
+
+        def __del__(self) -> None:
+            """There is no pool to stop."""
+
+    class Filled(BGEM3Index):
+        def __init__(self) -> None:
+            nodes = [TextNode(id_=str(i), text="") for i in range(len(encoded))]
+            self._docstore = SimpleDocumentStore()
+            self._docstore.add_documents(nodes)
+            self._docs_pos_to_node_id = {i: node.node_id for i, node in enumerate(nodes)}
+            self._model, self._multi_embed_store = Asked(), theirs(encoded)
+            self.batch_size, self.query_maxlen, self.weights_for_different_modes = 32, 8192, [1.0, 0.3, 1.0]
+
+        model = property(lambda self: self._model)
+
+    return Filled()
+
+
+def theirs(encoded: Encoded) -> dict[str, Any]:
+    """As FlagEmbedding says them."""
+    weights = [dict(zip(map(str, tokens), each, strict=True)) for tokens, each in entries_of(encoded.sparse)]
+    return {
+        "dense_vecs": encoded.dense,
+        "lexical_weights": weights,
+        "colbert_vecs": list(map(np.array, encoded.multi_vector)),
+    }
+
+
+class World:
+    """Passages around topics, the same for the same seed."""
+
+    def __init__(self, vectors: int, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        self._vectors = vectors
+        self._topics = np.random.default_rng(0).standard_normal((TOPICS, DIM), np.float32)
+
+    def passages(self, total: int) -> Iterator[tuple[list[Passage], Encoded]]:
+        for start in range(0, total, BATCH):
+            count = min(BATCH, total - start)
+            yield [Passage(f"p{start + i:08d}", "") for i in range(count)], self._encoded(count, ENTRIES, self._vectors)
+
+    def queries(self, count: int) -> Encoded:
+        return self._encoded(count, QUERY_ENTRIES, QUERY_VECTORS)
+
+    def _encoded(self, count: int, entries: int, vectors: int) -> Encoded:
+        topics = self._random.integers(0, TOPICS, count)
+        late = self._around(np.repeat(topics, vectors))
+        return Encoded(
+            self._around(topics), self._sparse(count, entries), MultiVectors(late, np.arange(count + 1) * vectors)
+        )
+
+    def _around(self, topics: np.ndarray) -> Array:
+        near = self._topics[topics] + self._random.standard_normal((len(topics), DIM), np.float32)
+        return near / np.linalg.norm(near, axis=1, keepdims=True)
+
+    def _sparse(self, count: int, entries: int) -> scipy.sparse.csr_array:
+        drawn = (self._random.zipf(1.1, (count, 4 * entries)) - 1) % COLUMNS
+        columns = [list(dict.fromkeys(row))[:entries] for row in drawn.tolist()]  # distinct ones
+        offsets = np.cumsum([0, *map(len, columns)])
+        weights = self._random.random(offsets[-1], np.float32) + np.float32(0.01)
+        return scipy.sparse.csr_array((weights, np.concatenate(columns), offsets), shape=(count, COLUMNS))
+
+
+def fill(index: Index, world: World, total: int) -> None:
+    for passages, encoded in world.passages(total):
+        index.add(passages, encoded)
+
+
+def top(retriever: Retriever, query: Encoded) -> list[str]:
+    return [match.passage.id for match in retriever.retrieve_encoded(query, K)[0]]
+
+
+def bytes_needed(index: MemoryIndex, query: Encoded) -> int:
+    """What one question must read: every dense vector, the lists of its tokens, its candidates in all modes."""
+    hits = [index.search(mode, query, 100)[0] for mode in ("dense", "sparse")]
+    ids = sorted({hit.id for found in hits for hit in found})
+    kept = index.vectors(ids)
+    listed = np.isin(index._settled("sparse")._encoded.sparse.indices, query.sparse.indices).sum()
+    candidates = kept.dense.nbytes + 8 * kept.sparse.nnz + kept.multi_vector.values.nbytes
+    return int(4 * DIM * len(index) + 8 * listed + candidates)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = CLOCK()
+    answer = call()
+    return CLOCK() - start, answer
+
+
+if __name__ == "__main__":
+    main()
