@@ -56,7 +56,7 @@ class Coding(Protocol):
         """How many bytes the numbers of one vector take."""
 
     def encode(self, values: Array) -> Codes:
-        """(vectors, width) to codes. Raises ValueError for numbers beyond 1e37."""
+        """(vectors, width) to codes. Raises ValueError for values beyond 1e35."""
 
     def decode(self, codes: Codes) -> Array:
         """(vectors, width)."""

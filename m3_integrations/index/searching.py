@@ -48,6 +48,7 @@ def one_of(queries: Encoded, i: int) -> Encoded:
 
 
 def _some_of(queries: Encoded, which: Sequence[int]) -> Encoded:
+    """Those of these numbers, which ascend."""
     return queries if len(which) == len(queries) else queries.take(which)
 
 
