@@ -16,6 +16,7 @@ from m3_integrations.core.encoded import Array, Encoded, Mode, check_modes, scor
 from m3_integrations.core.errors import WrongEncoder
 from m3_integrations.core.extras import need
 from m3_integrations.core.texts import Passage
+from m3_integrations.core.threads import on_thread
 from m3_integrations.index.base import Hit
 from m3_integrations.index.checks import (
     check_count,
@@ -222,6 +223,23 @@ class QdrantIndex:
             if not self._known():
                 return [[] for _ in range(len(queries))]
             return hybrid(self._engine, queries, weighed, k, Proposing(propose, candidates, self._passing(where)))
+
+    async def asearch(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
+        """`search`, while the event loop goes on."""
+        return await on_thread(self.search, mode, queries, k, where)
+
+    async def ahybrid(
+        self,
+        queries: Encoded,
+        weights: Mapping[Mode, float],
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        propose: Sequence[Mode] = ("dense", "sparse"),
+        candidates: int = 100,
+    ) -> list[list[Fused]]:
+        """`hybrid`, while the event loop goes on."""
+        return await on_thread(self.hybrid, queries, weights, k, where, propose=propose, candidates=candidates)
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         with self._gate.reading():

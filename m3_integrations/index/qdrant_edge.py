@@ -10,6 +10,7 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import models
 
+from m3_integrations.core.errors import IndexFolderError
 from m3_integrations.index.arrays import sync_folder
 from m3_integrations.index.qdrant_engine import INDEXED, PAGE, Kept, Layout, Point, Scored
 from m3_integrations.index.qdrant_errors import WrongCollection
@@ -37,7 +38,10 @@ class EdgeEngine:
     @property
     def shard(self) -> edge.EdgeShard:
         if self._shard is None:
-            self._shard = edge.EdgeShard.load(str(self.folder / _SHARD))
+            try:
+                self._shard = edge.EdgeShard.load(str(self.folder / _SHARD))
+            except Exception as error:  # the engine knows no narrower one
+                raise IndexFolderError(_why_not(self.folder, str(error))) from error
         return self._shard
 
     def kept(self) -> Kept | None:
@@ -108,6 +112,12 @@ class EdgeEngine:
             self._shard.flush()
             self._shard.close()
             self._shard = None
+
+
+def _why_not(folder: Path, said: str) -> str:
+    if "WouldBlock" in said:
+        return f"{folder} is open in another process; close it there, or let both ask a Qdrant server"
+    return f"{folder} cannot be opened ({said}); restore it from a copy, or name a new folder"
 
 
 _KINDS = {

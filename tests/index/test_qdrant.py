@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from qdrant_client import QdrantClient, models
 
 from m3_integrations import MemoryIndex, Nudger, Passage, QdrantIndex, Query, Retriever, SearchPlan
 from m3_integrations.core.encoded import MODES, Encoded, MultiVectors
-from m3_integrations.core.errors import MissingMode, UnknownId, WrongEncoder
+from m3_integrations.core.errors import IndexFolderError, MissingMode, UnknownId, WrongEncoder
 from m3_integrations.index.qdrant import Layout, PartlyWritten, QdrantUnreachable, WrongCollection
 from m3_integrations.index.qdrant_copying import copy_index
 from m3_integrations.index.where import Field
@@ -181,6 +182,14 @@ def test_hybrid_says_what_it_lacks(opened):
             index.hybrid(encode(["red"]).only(["dense"]), {"dense": 1})
 
 
+async def test_questions_are_asked_while_the_event_loop_goes_on(pair):
+    index, _, queries = pair
+    weights = {"dense": 1.0, "sparse": 0.3}
+    fused, hits = await asyncio.gather(index.ahybrid(queries, weights, 3), index.asearch("dense", queries, 3))
+    assert fused == index.hybrid(queries, weights, 3)
+    assert hits == index.search("dense", queries, 3)
+
+
 # What a collection remembers, and refuses
 
 
@@ -222,6 +231,23 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(WrongCollection, match="is a file"):
         QdrantIndex.open(tmp_path, "f")
+
+
+def test_a_folder_that_another_process_has_open_says_so(tmp_path):
+    with QdrantIndex.open(tmp_path, "c") as index:
+        fill(index, ["red"])
+        code = "import sys; from m3_integrations import QdrantIndex; print(len(QdrantIndex.open(sys.argv[1], 'c')))"
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+        assert "is open in another process; close it there" in done.stderr
+
+
+def test_a_folder_that_is_damaged_says_so(tmp_path):
+    with QdrantIndex.open(tmp_path, "c") as index:
+        fill(index, ["red"])
+    for file in (tmp_path / "c" / "shard").rglob("segment.json"):
+        file.write_text("{")
+    with pytest.raises(IndexFolderError, match="cannot be opened"), QdrantIndex.open(tmp_path, "c") as index:
+        index.ids()
 
 
 def test_vectors_are_kept_to_the_bit_longer_than_1_and_empty(opened):
