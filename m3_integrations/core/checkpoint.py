@@ -127,7 +127,7 @@ def read_mini(*, trained: bool = True) -> Checkpoint:
     return Checkpoint(
         name=mini.NAME,
         backbone=parts.backbone,
-        heads=_trained_heads(prior) if trained and mini.HEADS.is_file() else untrained,
+        heads=_trained_heads(prior) if trained else untrained,
         tokenizer=parts.tokenizer,
         special=_special_ids(parts.tokenizer, parts.special_tokens),
         token_names=parts.special_tokens,
@@ -139,7 +139,7 @@ def read_mini(*, trained: bool = True) -> Checkpoint:
 
 
 def _trained_heads(prior: Tensor) -> Heads:
-    tensors = load_file(mini.HEADS)
+    tensors = _read_tensors(mini.HEADS)
     scaled = prior * tensors.pop("lexical_scale")
     return Heads(_linear_of(tensors, "sparse"), scaled, _linear_of(tensors, "multi_vector"))
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from m3_integrations import M3Encoder
+from m3_integrations.core.checkpoint import read_mini as read_checkpoint
 from m3_integrations.core.errors import CheckpointError
 from m3_integrations.core.mini import lexical_weights, read_mini, unpack_q4, weight_file
 
@@ -67,13 +69,24 @@ def test_it_has_all_three_modes_and_says_how_to_weigh_them(mini):
     assert (mini.dim, mini.width, mini.max_length) == (384, 384, 512)
 
 
-def test_lexical_weights_lie_between_0_and_1_and_are_the_same_wherever_a_token_stands(mini):
+def test_what_a_token_weighs_depends_on_where_it_stands_and_what_is_rare_weighs_more(mini):
     rows = mini.encode_passages(["the bridge at night", "night on the bridge"], ("sparse",)).sparse.toarray()
     assert rows.min() >= 0
-    assert rows.max() <= 1
     shared = (rows > 0).all(axis=0)
     assert shared.sum() >= 2
-    assert rows[0, shared].tolist() == rows[1, shared].tolist()
+    assert (rows[0, shared] != rows[1, shared]).all()
+    weights = {token: rows[0, mini.checkpoint.tokenizer.token_to_id(token)] for token in ("▁the", "▁bridge")}
+    assert weights["▁bridge"] > 2 * weights["▁the"]
+
+
+def test_trained_heads_stand_on_the_idf_and_the_identity(mini):
+    trained, bare = mini.checkpoint.heads, read_checkpoint(trained=False).heads
+    assert bare.sparse is None
+    assert isinstance(bare.multi_vector, torch.nn.Identity)
+    assert float(bare.token_prior.max()) == 1
+    np.testing.assert_allclose(trained.token_prior, 0.35 * bare.token_prior, rtol=1e-6)
+    near = torch.nn.functional.cosine_similarity(trained.multi_vector.weight, torch.eye(mini.width))
+    assert float(near.min()) > 0.5
 
 
 def test_a_lexical_weight_is_an_idf():
@@ -81,7 +94,7 @@ def test_a_lexical_weight_is_an_idf():
     assert lexical_weights(np.log(p)) == pytest.approx([0, 0, 1 / 2, 2 / 2], abs=1e-6)
 
 
-def test_late_interaction_is_over_the_hidden_states_themselves(mini):
+def test_late_interaction_has_a_vector_of_length_1_for_each_token(mini):
     encoded = mini.encode_passages(["the bridge"])
     assert encoded.multi_vector.counts.tolist() == [len(ids(mini, "the bridge")) + 1]
     assert np.linalg.norm(encoded.multi_vector.values, axis=1) == pytest.approx(1)
