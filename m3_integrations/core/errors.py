@@ -8,6 +8,7 @@ M3Error
 ├── WrongDimension(ValueError)     vectors of one width met an index of another
 ├── UnknownId(KeyError)            an id that the index does not hold
 ├── UnsupportedFilter(ValueError)  a filter that cannot be said in `Where`
+├── TrainingDiverged(ValueError)   a loss that is NaN or infinite
 └── IndexFolderError               a folder that is no index, is damaged, is locked, or is of another model
     ├── WrongEncoder
     └── DamagedFolder
@@ -15,7 +16,8 @@ M3Error
 M3Warning(UserWarning)
 ├── TextsTruncated                 texts longer than the model reads
 ├── ModeDropped                    a planned mode that the index or the encoder does not have
-└── PartNotExported                a part of a checkpoint that the BGE-M3 layout cannot hold
+├── PartNotExported                a part of a checkpoint that the BGE-M3 layout cannot hold
+└── LexicalCollapse                a lexical head that falls silent while it is trained
 """
 
 from __future__ import annotations
@@ -57,6 +59,10 @@ class UnsupportedFilter(M3Error, ValueError):
     """A filter that cannot be said in `Where`."""
 
 
+class TrainingDiverged(M3Error, ValueError):
+    """A loss is NaN or infinite."""
+
+
 class IndexFolderError(M3Error):
     """A folder that cannot be opened as an index."""
 
@@ -83,3 +89,7 @@ class ModeDropped(M3Warning):
 
 class PartNotExported(M3Warning):
     """A checkpoint has a part that the BGE-M3 layout cannot hold."""
+
+
+class LexicalCollapse(M3Warning):
+    """A lexical head gives ever fewer tokens a weight while it is trained."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
@@ -23,6 +24,7 @@ from m3_integrations.training.trainer import Loop, M3Trainer, Outcome
 from m3_integrations.training.watching import Validation
 
 LOG = "training_log.jsonl"
+ASKED = "asked.json"  # what a run that was stopped was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def train(
     validation: questions that pick the best model of a stage, measured before, in between and after.
     Called again with the same arguments after it was stopped, it goes on from the last checkpoint, in FOLDER.training,
     which goes when all is done. Under `torchrun` every process calls it, and the batch is shared between them.
-    Raises ValueError without stages, and where nothing would learn; FileExistsError where the folder holds a model.
+    Raises ValueError without stages, where nothing would learn, and where FOLDER.training is of another run;
+    FileExistsError where the folder holds a model; TrainingDiverged where a loss is no number.
     """
     loop, target = loop or Loop(), Path(folder)
     if not stages:
@@ -74,12 +77,15 @@ def train(
     current = first
     for number, stage in enumerate(stages, start=1):
         place = work / f"stage-{number}"
+        _require_same(place / ASKED, {"model": model, "seed": loop.seed, "width": width, **_asked(stage)})
         current, outcome = _finished(place) or _staged(current, stage, place, validation, loop, width)
         outcomes.append(outcome)
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             _save(replace(current, name=first.name), target, outcomes)
-            shutil.rmtree(work)
+            for number in range(1, len(stages) + 1):
+                shutil.rmtree(work / f"stage-{number}")
+            work.rmdir()
     return Trained(target, tuple(outcomes))
 
 
@@ -105,6 +111,30 @@ def _staged(
         if PartialState().is_main_process:
             _save(learned, place / "model", [outcome])
     return learned, outcome
+
+
+def _asked(stage: Stage) -> dict[str, Any]:
+    """All that a stage learns from and by, as JSON has it; of its examples, how many there are."""
+    fields = {name: value for name, value in asdict(replace(stage, sources={})).items() if name != "sources"}
+    sizes = {name: len(examples) for name, examples in stage.sources.items()}
+    said: dict[str, Any] = json.loads(json.dumps({**fields, "sources": sizes}))
+    return said
+
+
+def _require_same(path: Path, asked: Mapping[str, Any]) -> None:
+    if not PartialState().is_main_process:
+        return
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asked), encoding="utf-8")
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if begun != asked:
+        others = sorted(name for name in {*begun, *asked} if begun.get(name) != asked.get(name))
+        raise ValueError(
+            f"{path.parent.parent} is of a run that was stopped, and that was asked for other {', '.join(others)}; "
+            "repeat it as it was to go on, or remove that folder to begin anew"
+        )
 
 
 def _wants_heads(stage: Stage) -> bool:

@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from m3_integrations.core.checkpoint import Checkpoint
 from m3_integrations.core.encoded import Mode
+from m3_integrations.core.errors import TrainingDiverged
 from m3_integrations.training.caching import GradientCache, Objective
 from m3_integrations.training.losses import Loss
 from m3_integrations.training.model import Representations, TokenBatch, TrainableM3
@@ -166,7 +167,7 @@ class M3Trainer(Trainer):
         with self.compute_loss_context_manager():
             loss = self._backward(model, queries, passages, self._watched(asked), share.scale)
         if not torch.isfinite(loss.total):
-            raise FloatingPointError(
+            raise TrainingDiverged(
                 f"the loss is {float(loss.total)} at step {self.state.global_step} ({share.batch.source}): lower "
                 f"learning_rate ({self._stage.encoder_rate}), raise temperature ({self._stage.temperature}), or train "
                 "with precision='float32'"
@@ -189,7 +190,7 @@ class M3Trainer(Trainer):
     def _backward(
         self, model: nn.Module, queries: TokenBatch, passages: TokenBatch, objective: Objective, scale: float
     ) -> Loss:
-        texts, longest = max(queries.ids.shape, passages.ids.shape)
+        texts, longest = (max(queries.ids.shape[side], passages.ids.shape[side]) for side in (0, 1))
         rows = max(1, self._stage.sub_batch // longest) if self._encoder_learns else texts
         return GradientCache(model, rows, self._modes).backward(queries, passages, objective, scale)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m3_integrations.core.checkpoint import Checkpoint
 from m3_integrations.core.encoder import M3Encoder
-from m3_integrations.core.errors import M3Warning
+from m3_integrations.core.errors import LexicalCollapse
 from m3_integrations.core.metrics import Metric
 from m3_integrations.evaluation.beir import Collection
 from m3_integrations.evaluation.judging import judge, plans_of
@@ -19,10 +19,6 @@ from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.training.model import Representations
 
 _COLLAPSED = 0.5  # of the share that spoke at first
-
-
-class LexicalCollapse(M3Warning):
-    """A lexical head gives ever fewer tokens a weight, or ever more."""
 
 
 class Validation:

@@ -17,13 +17,14 @@ import torch
 
 from m3_integrations import M3Encoder
 from m3_integrations.core import checkpoint as checkpoints
+from m3_integrations.core.errors import LexicalCollapse, TrainingDiverged
 from m3_integrations.training.model import Representations, TrainableM3
 from m3_integrations.training.parts import with_heads
 from m3_integrations.training.sampling import Sampling
 from m3_integrations.training.stages import Stage, contrastive, unified, warm_up
 from m3_integrations.training.train import LOG, train
 from m3_integrations.training.trainer import Loop
-from m3_integrations.training.watching import LexicalCollapse, LexicalShare
+from m3_integrations.training.watching import LexicalShare
 from tests.training.loops import examples, run, validation
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +195,7 @@ def test_a_lexical_head_that_falls_silent_is_an_alarm_once():
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_lower(bge_m3, tmp_path):
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         run(bge_m3(), tmp_path / "model", steps=3, learning_rate=1e30)
 
 
@@ -217,6 +218,13 @@ def test_a_stage_that_cannot_be_says_why(options, message):
 def test_a_folder_that_holds_a_model_is_not_written_over(bge_m3, whole):
     with pytest.raises(FileExistsError, match="name a new folder"):
         run(bge_m3(), whole)
+
+
+def test_a_run_that_was_stopped_does_not_go_on_as_another(bge_m3, tmp_path):
+    with pytest.raises(TrainingDiverged):
+        run(bge_m3(), tmp_path / "model", learning_rate=1e30)
+    with pytest.raises(ValueError, match="asked for other learning_rate; repeat it"):
+        run(bge_m3(), tmp_path / "model", learning_rate=1e-5)
 
 
 def test_without_a_stage_there_is_nothing_to_do(bge_m3, tmp_path):
