@@ -6,6 +6,9 @@ import pytest
 
 from m3_integrations import LocalIndex, MemoryIndex, QdrantIndex
 
+# A collection of Qdrant keeps itself: what LlamaIndex persists does not hold it.
+persisted = pytest.mark.parametrize("index", ["memory", "local"], indirect=True)
+
 
 @pytest.fixture(params=["memory", "local", "qdrant"])
 def index(request, tmp_path, hash_encoder):

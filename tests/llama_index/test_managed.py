@@ -20,6 +20,7 @@ from m3_integrations.core.errors import IndexFolderError, M3Warning, WrongEncode
 from m3_integrations.index.where import Field
 from m3_integrations.llama_index import M3Embedding, M3Index, M3Rerank, M3VectorStore
 from m3_integrations.testing import HashEncoder
+from tests.llama_index.conftest import persisted
 
 TEXTS = {"cat": "a red cat", "dog": "a blue dog", "bird": "a green bird"}
 DOCUMENTS = [Document(id_=id, text=text, metadata={"kind": id}) for id, text in TEXTS.items()]
@@ -140,6 +141,7 @@ def test_objects_lead_on(index, hash_encoder):
     assert set(found(outer.as_retriever(similarity_top_k=1).retrieve("stones"))) == set(TEXTS)
 
 
+@persisted
 def test_everything_is_loaded_again(made, index, hash_encoder, tmp_path):
     made.set_index_id("animals")
     made.store.weights, made.store.candidates = {"dense": 0.5, "sparse": 0.5}, 7
@@ -159,6 +161,7 @@ def test_everything_is_loaded_again(made, index, hash_encoder, tmp_path):
     assert (tmp_path / "storage" / "mine.txt").read_text() == "not yours"
 
 
+@persisted
 def test_weights_and_name_can_be_changed_in_loading(made, hash_encoder, tmp_path):
     made.persist(str(tmp_path))
     again = M3Index.load_from_disk(str(tmp_path), weights_for_different_modes=[0, 1, 0], encoder=hash_encoder)
@@ -179,6 +182,7 @@ def test_model_and_length_are_loaded_again(bge_m3, tmp_path):
         M3Index.load_from_disk(str(tmp_path), model_name=str(bge_m3(seed=5)))
 
 
+@persisted
 def test_a_vector_store_index_reads_the_same_storage(made, hash_encoder, tmp_path):
     made.persist(str(tmp_path))
     store = M3VectorStore.from_persist_dir(str(tmp_path), encoder=hash_encoder)

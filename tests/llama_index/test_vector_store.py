@@ -31,6 +31,7 @@ from m3_integrations.core.errors import (
 )
 from m3_integrations.llama_index import M3Embedding, M3VectorStore
 from m3_integrations.testing import HashEncoder
+from tests.llama_index.conftest import persisted
 
 
 def node(id, text, document, **metadata):
@@ -47,8 +48,6 @@ NODES = [
     node("ant", "small", "wild", lang=""),
 ]
 IDS = [each.node_id for each in NODES]
-# A Qdrant collection keeps itself: it is passed in again.
-persisted = pytest.mark.parametrize("index", ["memory", "local"], indirect=True)
 
 
 def ask(key, operator, value):
