@@ -73,6 +73,11 @@ class SpecialTokens:
     pad: int
     unk: int | None
 
+    @property
+    def silent(self) -> list[int]:
+        """Those that stand for no text; BGE-M3's code gives these no lexical weight either, and <mask> one."""
+        return [id for id in (self.cls, self.eos, self.pad, self.unk) if id is not None]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -145,10 +150,7 @@ def _trained_heads(prior: Tensor) -> Heads:
 
 
 def _linear_of(tensors: Mapping[str, Tensor], name: str) -> nn.Linear:
-    weight = tensors[f"{name}.weight"]
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.load_state_dict({"weight": weight.float(), "bias": tensors[f"{name}.bias"].float()}, assign=True)
-    return linear.requires_grad_(False)
+    return _linear({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
 
 
 def _find(model: str, revision: str | None) -> Path:
@@ -349,13 +351,19 @@ def _read_linear(folder: Path, name: str, hidden: int) -> nn.Linear | None:
     if path is None:
         return None
     tensors = _read_tensors(path)
-    weight, bias = tensors.get("weight"), tensors.get("bias")
+    weight = tensors.get("weight")
     outputs = 1 if name == SPARSE_HEAD else "width"
     fits = weight is not None and weight.ndim == 2 and weight.shape[1] == hidden and outputs in ("width", len(weight))
     if weight is None or not fits or tensors.keys() - {"weight", "bias"}:
         held = {key: tuple(value.shape) for key, value in tensors.items()}
         raise CheckpointError(f"{path} should hold a 'weight' of ({outputs}, {hidden}) and a 'bias', and holds {held}")
-    linear = nn.Linear(hidden, weight.shape[0], bias=bias is not None, device="meta")
+    return _linear(tensors)
+
+
+def _linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
+    """The layer of a weight, and a bias where there is one, which learns nothing until it is asked to."""
+    outputs, inputs = tensors["weight"].shape
+    linear = nn.Linear(inputs, outputs, bias="bias" in tensors, device="meta")
     linear.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     return linear.requires_grad_(False)
 

@@ -271,12 +271,6 @@ class M3Encoder:
         widths: Mapping[Mode, int] = {"dense": self.dim, "sparse": self.vocab_size, "multi_vector": self.width}
         return {mode: widths[mode] for mode in MODES if mode in modes}
 
-    @cached_property
-    def _silent(self) -> list[int]:
-        """The tokens that stand for no text; BGE-M3's code gives these no lexical weight either, and <mask> one."""
-        special = self.checkpoint.special
-        return [id for id in (special.cls, special.eos, special.pad, special.unk) if id is not None]
-
     def _asked(self, modes: Collection[Mode] | None) -> frozenset[Mode]:
         if modes is None:
             return self.modes
@@ -298,7 +292,11 @@ class M3Encoder:
                 stacklevel=3,
             )
         gathered = Gathering(
-            sequences, len(texts), widths=self._widths(modes), silent=self._silent, normalise=self.conventions.normalise
+            sequences,
+            len(texts),
+            widths=self._widths(modes),
+            silent=self.checkpoint.special.silent,
+            normalise=self.conventions.normalise,
         )
         with tqdm(total=len(sequences), desc="encode", unit="text", disable=not show_progress) as bar:
             for batch, states in self._forward_all(sequences, modes):

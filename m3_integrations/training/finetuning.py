@@ -61,9 +61,8 @@ def _mined(
         path.parent.mkdir(parents=True, exist_ok=True)
         mining = Mining(negatives=negatives, last=max(30, 4 * negatives))
         rng = np.random.default_rng(loop.seed)
-        with MemoryIndex() as index:
-            ingest(encoder, index, judged.passages, show_progress=loop.show_progress)
-            write_mined(path, mine_each(examples, Retriever(encoder, index), mining, rng=rng))
+        with _retriever_in_memory(encoder, judged.passages, loop.show_progress) as retriever:
+            write_mined(path, mine_each(examples, retriever, mining, rng=rng))
     return list(read_examples(path))
 
 
@@ -77,9 +76,15 @@ def retriever_over(
         with LocalIndex.open(folder, encoder) as index:
             yield Retriever(encoder, index)
         return
-    with MemoryIndex() as memory:
-        ingest(encoder, memory, _passages(source, examples), show_progress=True)
-        yield Retriever(encoder, memory)
+    with _retriever_in_memory(encoder, _passages(source, examples), True) as retriever:
+        yield retriever
+
+
+@contextmanager
+def _retriever_in_memory(encoder: M3Encoder, passages: Sequence[Passage], show_progress: bool) -> Iterator[Retriever]:
+    with MemoryIndex() as index:
+        ingest(encoder, index, passages, show_progress=show_progress)
+        yield Retriever(encoder, index)
 
 
 def _passages(source: Path, examples: Sequence[Example]) -> list[Passage]:

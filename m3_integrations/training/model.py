@@ -106,6 +106,11 @@ def _to_length(part: Tensor, length: int) -> Tensor:
     return functional.pad(part, (0, 0) * (part.ndim - 2) + (0, length - part.shape[1]))
 
 
+def speaking(ids: Tensor, kept: Tensor, silent: Tensor) -> Tensor:
+    """(texts, length): True where a token can have a lexical weight: it stands for the text, and is not special."""
+    return kept & ~torch.isin(ids, silent)
+
+
 class TrainableM3(nn.Module):
     """The model of a checkpoint with the conventions that turn its states into scored vectors.
 
@@ -125,14 +130,12 @@ class TrainableM3(nn.Module):
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> TrainableM3:
         """The model of a checkpoint, which belongs to training from then on."""
-        special = checkpoint.special
-        silent = [id for id in (special.cls, special.eos, special.pad, special.unk) if id is not None]
         conventions = checkpoint.conventions
         return cls(
             M3Model(checkpoint.backbone, checkpoint.heads),
             pooling=conventions.pooling,
             normalise=conventions.normalise,
-            silent=silent,
+            silent=checkpoint.special.silent,
         )
 
     @property
@@ -192,8 +195,7 @@ class TrainableM3(nn.Module):
         dense = states.dense
         if dense is not None and self.normalise:
             dense = functional.normalize(dense, dim=-1)
-        speaks = batch.kept & ~torch.isin(batch.ids, self.silent)
-        sparse = None if states.sparse is None else states.sparse * speaks
+        sparse = None if states.sparse is None else states.sparse * speaking(batch.ids, batch.kept, self.silent)
         return Representations(dense, sparse, states.multi_vector, batch.ids, batch.kept)
 
     def _pool(self, mask: Tensor) -> Tensor | None:

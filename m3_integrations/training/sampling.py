@@ -50,6 +50,10 @@ class Sampling:
         if not np.isfinite(self.alpha):
             raise ValueError(f"alpha is a finite number; 0 draws all sources alike, 1 by size; got {self.alpha}")
 
+    def longest(self, limit: int) -> tuple[int, int]:
+        """The tokens that a model which reads `limit` of a text reads of a query, and of a passage."""
+        return min(self.longest_query or limit, limit), min(self.longest_passage or limit, limit)
+
     @property
     def limits(self) -> Limits:
         """What bounds a batch."""

@@ -17,7 +17,7 @@ from m3_integrations.training.batch import Batch
 from m3_integrations.training.losses import Loss, gte, m3
 from m3_integrations.training.model import Representations, TokenBatch
 from m3_integrations.training.processes import gather, spread
-from m3_integrations.training.sampling import Sampler
+from m3_integrations.training.sampling import Sampler, Sampling
 from m3_integrations.training.scores import Layout, directions, scores
 from m3_integrations.training.stages import Stage
 
@@ -63,13 +63,12 @@ class Shares(Dataset[dict[str, Share]]):
 class Reader:
     """Texts to batches of tokens, as a checkpoint reads queries and passages."""
 
-    def __init__(self, checkpoint: Checkpoint, longest_query: int | None, longest_passage: int | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, sampling: Sampling) -> None:
         conventions, special = checkpoint.conventions, checkpoint.special
         self._pad = special.pad
         self._prefixes = (conventions.query_prefix, conventions.passage_prefix)
         self._sequencers = [
-            Sequencer(checkpoint.tokenizer, special, min(longest or conventions.max_length, conventions.max_length))
-            for longest in (longest_query, longest_passage)
+            Sequencer(checkpoint.tokenizer, special, longest) for longest in sampling.longest(conventions.max_length)
         ]
 
     def read(self, batch: Batch) -> tuple[TokenBatch, TokenBatch]:

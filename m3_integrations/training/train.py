@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def train(
         _require_same(place / ASKED, {"model": model, "seed": loop.seed, "width": width, **_asked(stage)})
         current, outcome = _finished(place) or _staged(current, stage, place, validation, loop, width)
         outcomes.append(outcome)
-    with PartialState().main_process_first():
-        if PartialState().is_main_process:
+    with _by_the_first() as mine:
+        if mine:
             _save(replace(current, name=first.name), target, outcomes)
             for number in range(1, len(stages) + 1):
                 shutil.rmtree(work / f"stage-{number}")
@@ -107,10 +108,18 @@ def _staged(
         update.merge()
     model.to("cpu").train_only(())
     learned = model.into(needed)
-    with PartialState().main_process_first():
-        if PartialState().is_main_process:
+    with _by_the_first() as mine:
+        if mine:
             _save(learned, place / "model", [outcome])
     return learned, outcome
+
+
+@contextmanager
+def _by_the_first() -> Iterator[bool]:
+    """Whether this process is the first, which the others wait for."""
+    state = PartialState()
+    with state.main_process_first():
+        yield state.is_main_process
 
 
 def _asked(stage: Stage) -> dict[str, Any]:
@@ -149,14 +158,8 @@ def _sampler(checkpoint: Checkpoint, stage: Stage) -> Sampler:
     def token_count(texts: Sequence[str]) -> list[int]:
         return sequencer.count(texts, conventions.passage_prefix)
 
-    sampling = stage.sampling
-    longest = conventions.max_length
-    read = replace(
-        sampling,
-        longest_query=min(sampling.longest_query or longest, longest),
-        longest_passage=min(sampling.longest_passage or longest, longest),
-    )
-    return Sampler(stage.sources, token_count, read)
+    query, passage = stage.sampling.longest(conventions.max_length)
+    return Sampler(stage.sources, token_count, replace(stage.sampling, longest_query=query, longest_passage=passage))
 
 
 def _save(checkpoint: Checkpoint, folder: Path, outcomes: Sequence[Outcome]) -> None:

@@ -106,7 +106,7 @@ class M3Trainer(Trainer):
         self._validation = validation
         self._steps = stage.steps or sampler.steps(stage.epochs)
         self._modes: tuple[Mode, ...] = stage.modes or tuple(sorted(model.heads.modes))
-        self._reader = Reader(checkpoint, stage.sampling.longest_query, stage.sampling.longest_passage)
+        self._reader = Reader(checkpoint, stage.sampling)
         self._means = Means()
         self._lexical = LexicalShare(model.silent)
         if stage.checkpointing:

@@ -16,7 +16,7 @@ from m3_integrations.core.metrics import Metric
 from m3_integrations.evaluation.beir import Collection
 from m3_integrations.evaluation.judging import judge, plans_of
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.training.model import Representations
+from m3_integrations.training.model import Representations, speaking
 
 _COLLAPSED = 0.5  # of the share that spoke at first
 
@@ -58,7 +58,7 @@ class LexicalShare:
         """The share in these texts; None where they have no lexical weights. Warns LexicalCollapse, once."""
         if passages.sparse is None:
             return None
-        speaks = passages.kept & ~torch.isin(passages.ids, self._silent)
+        speaks = speaking(passages.ids, passages.kept, self._silent)
         share = float(((passages.sparse.detach() > 0) & speaks).sum() / speaks.sum().clamp(min=1))
         self._start = share if self._start is None else self._start
         if share < _COLLAPSED * self._start and not self._warned:
