@@ -13,19 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from m3_integrations.core import checkpoint as checkpoints
+from m3_integrations.core import packing
 from m3_integrations.core.batching import Batches
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, check_modes
+from m3_integrations.core.encoded import MODES, Encoded, Mode, check_modes
 from m3_integrations.core.errors import MissingMode, NonFiniteVector, PartNotExported, TextsTruncated
 from m3_integrations.core.explain import Explanation, explain
-from m3_integrations.core.gathering import Gathering, StateArrays, is_finite, on_cpu, replace_rows
-from m3_integrations.core.model import M3Model, Pooling, States
+from m3_integrations.core.gathering import Gathering, StateArrays, not_finite, on_cpu, replace_texts
+from m3_integrations.core.model import Heads, M3Model, Pooling, States
+from m3_integrations.core.onednn import quicken
 from m3_integrations.core.sequences import Sequencer, Span, TokenSequence
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -35,8 +35,6 @@ _DTYPES: Mapping[Dtype, torch.dtype] = {
     "float16": torch.float16,
 }
 _BATCH_TOKENS: Mapping[str, int] = {"cpu": 4096, "mps": 16384, "cuda": 65536}
-# What a batch costs beside its tokens, in tokens: little on a CPU, where a short batch is half as fast as a long one.
-_PADDING: Mapping[str, int] = {"cpu": 64}
 _HEAD_FILES: Mapping[Mode, str] = {"sparse": checkpoints.SPARSE_HEAD, "multi_vector": checkpoints.MULTI_VECTOR_HEAD}
 
 
@@ -121,7 +119,7 @@ class M3Encoder:
         self.dtype: Dtype = dtype or "float32"
         self.batch_tokens = _BATCH_TOKENS.get(self.device.type, 4096) if batch_tokens is None else batch_tokens
         self.sequencer = Sequencer(checkpoint.tokenizer, checkpoint.special, self.max_length, window_overlap, cls_every)
-        self._model = M3Model(checkpoint.backbone, checkpoint.heads).to(self.device, _DTYPES[self.dtype]).eval()
+        self._model = self._made(checkpoint.backbone, checkpoint.heads, _DTYPES[self.dtype])
         self._whole: M3Model | None = None
         self._lock = threading.Lock()
 
@@ -144,7 +142,7 @@ class M3Encoder:
         """Read a checkpoint: "m3-mini" (embedded), a local folder, or a hub id such as "BAAI/bge-m3".
 
         device: None takes cuda, else mps, else cpu. dtype: None is float32. max_length: in tokens; None is all that the
-        checkpoint reads. batch_tokens: padded tokens in a batch, which bounds memory. Prefixes: None keeps those that
+        checkpoint reads. batch_tokens: of a forward pass, which bound memory. Prefixes: None keeps those that
         the checkpoint states. pooling: for a plain transformers folder, which does not state it.
         window_overlap: reads longer texts in windows that share so many tokens, instead of cutting them (dense: the
         mean of the windows' states, sparse: the maximum, multi-vectors: all). cls_every: MCLS, a cls token before each
@@ -309,7 +307,7 @@ class M3Encoder:
     ) -> Iterator[tuple[list[int], StateArrays]]:
         """Every sequence once, by batches; where memory does not carry one, it and those after it are halved."""
         lengths = [len(each.ids) for each in sequences]
-        batches = Batches(lengths, self.batch_tokens, _PADDING.get(self.device.type))
+        batches = Batches(lengths, self.batch_tokens, padded=not self._packs)
         while batches.left:
             batch = batches.peek().tolist()
             states = self._forward_if_it_fits([sequences[i] for i in batch], modes)
@@ -328,11 +326,12 @@ class M3Encoder:
         return None
 
     def _forward(self, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> StateArrays:
-        states = on_cpu(self._run(self._model, batch, modes))
-        bad = [i for i in range(len(batch)) if not is_finite(states, i, len(batch[i].ids))]
+        states, lengths = on_cpu(self._run(self._model, batch, modes)), [len(each.ids) for each in batch]
+        bad = not_finite(states, lengths)
         if bad and self.dtype != "float32":
-            replace_rows(states, bad, on_cpu(self._run(self._float32, [batch[i] for i in bad], modes)))
-            bad = [i for i in bad if not is_finite(states, i, len(batch[i].ids))]
+            again = on_cpu(self._run(self._float32, [batch[i] for i in bad], modes))
+            replace_texts(states, bad, lengths, again)
+            bad = not_finite(states, lengths)
         if bad:
             raise NonFiniteVector(
                 f"{self.name!r} gives NaN or infinity for the text at position {batch[bad[0]].text}, in float32 too; "
@@ -345,33 +344,29 @@ class M3Encoder:
         """The model as it is stored, for what half precision cannot hold; read when it is first needed."""
         with self._lock:
             if self._whole is None:
-                self._whole = M3Model(*self.checkpoint.stored()).to(self.device, torch.float32).eval()
+                self._whole = self._made(*self.checkpoint.stored(), torch.float32)
             return self._whole
 
+    def _made(self, backbone: PreTrainedModel, heads: Heads, dtype: torch.dtype) -> M3Model:
+        model = M3Model(backbone, heads).to(self.device, dtype).eval()
+        if self._packs:
+            packing.prepare(backbone)
+            quicken(model)
+        return model
+
+    @property
+    def _packs(self) -> bool:
+        """Whether texts are read in one row. An accelerator takes padded batches, which its kernels are made for."""
+        return self.device.type == "cpu" and packing.packs(self.checkpoint.backbone)
+
     def _run(self, model: M3Model, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> States:
-        lengths = [len(each.ids) for each in batch]
-        ids = np.full((len(batch), max(lengths)), self.checkpoint.special.pad, np.int64)
-        for row, each in enumerate(batch):
-            ids[row, : len(each.ids)] = each.ids
-        # Without padding there is nothing to mask, and attention takes its fastest path.
-        mask = None if min(lengths) == max(lengths) else np.arange(ids.shape[1]) < np.array(lengths)[:, None]
-        pool = self._pool(batch, ids.shape) if "dense" in modes else None
+        if self._packs:
+            inputs = packing.as_row(model.backbone, batch)
+        else:
+            inputs = packing.as_batch(model.backbone, batch, self.checkpoint.special.pad)
+        pool = packing.pool_of(batch, self.conventions.pooling, self.device)
         with torch.inference_mode():
-            states: States = model(self._tensor(ids), self._tensor(mask, torch.long), self._tensor(pool), modes)
-            return states
-
-    def _pool(self, batch: Sequence[TokenSequence], shape: tuple[int, ...]) -> Array | None:
-        """(texts, length): the share of each position in the pooled state; None where that is the first alone."""
-        if self.conventions.pooling == "cls" and all(len(each.cls) == 1 for each in batch):
-            return None
-        pool = np.zeros(shape, np.float32)
-        for row, each in enumerate(batch):
-            places = each.cls if self.conventions.pooling == "cls" else np.arange(len(each.ids))
-            pool[row, places] = 1 / len(places)
-        return pool
-
-    def _tensor(self, array: npt.NDArray[np.generic] | None, dtype: torch.dtype | None = None) -> Tensor | None:
-        return None if array is None else torch.from_numpy(array).to(self.device, dtype)
+            return model.read(inputs, pool, modes)
 
 
 def _checked(texts: Sequence[str]) -> Sequence[str]:

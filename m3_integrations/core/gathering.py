@@ -23,19 +23,23 @@ def on_cpu(states: States) -> StateArrays:
     return {mode: part.cpu().numpy() for mode, part in parts.items() if part is not None}
 
 
-def is_finite(states: StateArrays, row: int, length: int) -> bool:
-    """Whether a row holds no NaN and no infinity in its first `length` places; what stands on padding is nothing."""
-    return all(
-        bool(np.isfinite(part[row] if mode == "dense" else part[row, :length]).all()) for mode, part in states.items()
-    )
-
-
-def replace_rows(states: StateArrays, rows: Sequence[int], others: StateArrays) -> None:
-    """Put row j of `others`, which may be padded to fewer places, where row rows[j] stood."""
+def not_finite(states: StateArrays, lengths: Sequence[int]) -> list[int]:
+    """Which texts of a batch have NaN or infinity in their states; lengths: their tokens."""
+    if all(np.isfinite(part).all() for part in states.values()):
+        return []
+    bad = np.zeros(len(lengths), bool)
+    text_of = np.repeat(np.arange(len(lengths)), lengths)
     for mode, part in states.items():
-        other = others[mode]
-        places = slice(None) if mode == "dense" else slice(other.shape[1])
-        part[rows, places] = other
+        rows = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
+        bad[rows if mode == "dense" else text_of[rows]] = True
+    return np.flatnonzero(bad).tolist()
+
+
+def replace_texts(states: StateArrays, texts: Sequence[int], lengths: Sequence[int], others: StateArrays) -> None:
+    """Put the states of text j of `others` where those of text texts[j] stood; lengths: the tokens of all texts."""
+    tokens = np.isin(np.repeat(np.arange(len(lengths)), lengths), texts)
+    for mode, part in states.items():
+        part[texts if mode == "dense" else tokens] = others[mode]
 
 
 class Gathering:
@@ -67,21 +71,27 @@ class Gathering:
             self._values = np.empty((int(self._starts[-1]), widths["multi_vector"]), np.float32)
 
     def put(self, batch: Sequence[int], states: StateArrays) -> None:
-        """Row j of the states is sequence batch[j]."""
-        for row, i in enumerate(batch):
-            sequence = self._sequences[i]
-            kept = sequence.kept()
-            if "dense" in states:
-                self._sums[sequence.text] += states["dense"][row]
-            if "sparse" in states:
-                self._entries.append(self._weighted(sequence, kept, states["sparse"][row]))
-            if "multi_vector" in states:
-                self._values[self._starts[i] : self._starts[i + 1]] = states["multi_vector"][row, kept]
+        """The states are those of the sequences of `batch`, token after token; text j of dense is sequence batch[j]."""
+        some = [self._sequences[i] for i in batch]
+        starts = np.cumsum([0, *(len(each.ids) for each in some)])
+        kept = [start + each.kept() for start, each in zip(starts, some, strict=False)]
+        if "dense" in states:
+            np.add.at(self._sums, [each.text for each in some], states["dense"])
+        if "sparse" in states:
+            self._entries.append(self._weighted(some, kept, states["sparse"]))
+        if "multi_vector" in states:
+            for i, places in zip(batch, kept, strict=True):
+                self._values[self._starts[i] : self._starts[i + 1]] = states["multi_vector"][places]
 
-    def _weighted(self, sequence: TokenSequence, kept: npt.NDArray[np.int64], weights: Array) -> npt.NDArray[np.void]:
-        places = kept[(weights[kept] > 0) & ~np.isin(sequence.ids[kept], self._silent)]
-        entries = np.empty(len(places), _ENTRY)
-        entries["text"], entries["token"], entries["weight"] = sequence.text, sequence.ids[places], weights[places]
+    def _weighted(
+        self, some: Sequence[TokenSequence], kept: Sequence[npt.NDArray[np.int64]], weights: Array
+    ) -> npt.NDArray[np.void]:
+        texts = np.repeat([each.text for each in some], [len(places) for places in kept])
+        places, ids = np.concatenate(kept), np.concatenate([each.ids for each in some])
+        heard = (weights[places] > 0) & ~np.isin(ids[places], self._silent)
+        entries = np.empty(int(heard.sum()), _ENTRY)
+        entries["text"], entries["token"] = texts[heard], ids[places[heard]]
+        entries["weight"] = weights[places[heard]]
         return entries
 
     def encoded(self) -> Encoded:

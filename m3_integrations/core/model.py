@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,39 @@ Pooling = Literal["cls", "mean"]
 class States(NamedTuple):
     """What one forward pass gives, float32 (float64 of a model that is so); a mode that was not asked for is None.
 
-    dense: (texts, dim), pooled and not yet normalised. sparse: (texts, length), a weight a token, >= 0.
-    multi_vector: (texts, length, width), each vector of length 1.
+    dense: (texts, dim), pooled and not yet normalised. sparse: (texts, length), a weight a token, >= 0; (tokens,) of
+    texts in a row. multi_vector: (texts, length, width) or (tokens, width), each vector of length 1.
     """
 
     dense: Tensor | None
     sparse: Tensor | None
     multi_vector: Tensor | None
+
+
+class Inputs(NamedTuple):
+    """Texts as a transformer takes them.
+
+    arguments: what it is called with. ids: (tokens,), the tokens of the texts, one text after the other. mask:
+    (texts, length), where those stand in a padded batch; None where they are one row.
+    """
+
+    arguments: Mapping[str, Any]
+    ids: Tensor
+    mask: Tensor | None
+
+
+class Pool(NamedTuple):
+    """Which states make the dense vector of each text: state `places[i]` gives `shares[i]` to text `texts[i]`."""
+
+    size: int
+    places: Tensor
+    texts: Tensor
+    shares: Tensor
+
+    def of(self, hidden: Tensor) -> Tensor:
+        """(tokens, hidden) -> (size, hidden), summed in float32."""
+        parts = _widened(hidden[self.places]) * self.shares[:, None]
+        return parts.new_zeros(self.size, hidden.shape[1]).index_add_(0, self.texts, parts)
 
 
 @dataclass(frozen=True)
@@ -65,8 +91,17 @@ class M3Model(nn.Module):
         each position in the pooled state; None pools the first.
         """
         hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self._read(hidden, ids, modes, _pooled(hidden, pool) if "dense" in modes else None)
+
+    def read(self, inputs: Inputs, pool: Pool, modes: Collection[Mode]) -> States:
+        """One pass over texts whose states come token by token, padding left out: (tokens,) and (tokens, width)."""
+        hidden: Tensor = self.backbone(**inputs.arguments).last_hidden_state
+        hidden = hidden[0] if inputs.mask is None else hidden[inputs.mask]
+        return self._read(hidden, inputs.ids, modes, pool.of(hidden) if "dense" in modes else None)
+
+    def _read(self, hidden: Tensor, ids: Tensor, modes: Collection[Mode], dense: Tensor | None) -> States:
         return States(
-            dense=_widened(_pooled(hidden, pool)) if "dense" in modes else None,
+            dense=None if dense is None else _widened(dense),
             sparse=_widened(self._lexical(hidden, ids)) if "sparse" in modes else None,
             multi_vector=_widened(self._vectors(hidden)) if "multi_vector" in modes else None,
         )

@@ -30,7 +30,7 @@ class EncoderSettings(BaseComponent):
     device: str | None = Field(default=None, description="cuda, mps or cpu; None takes the best there is.")
     dtype: str | None = Field(default=None, description="float32, bfloat16 or float16; None is float32.")
     max_length: int | None = Field(default=None, description="Tokens read of a text; None is all the model reads.")
-    batch_tokens: int | None = Field(default=None, description="Padded tokens in a forward pass; bounds memory.")
+    batch_tokens: int | None = Field(default=None, description="Tokens in a forward pass; bounds memory.")
     query_prefix: str | None = Field(default=None, description="None keeps what the checkpoint states.")
     passage_prefix: str | None = Field(default=None, description="None keeps what the checkpoint states.")
     revision: str | None = Field(default=None, description="The revision of a hub id.")

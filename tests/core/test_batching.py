@@ -18,14 +18,13 @@ def taken(batches: Batches) -> list[list[int]]:
     return every
 
 
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.none() | st.integers(0, 50))
-def test_every_sequence_comes_once_and_each_batch_keeps_its_bounds(lengths, tokens, padding):
-    batches = taken(Batches(lengths, tokens, padding))
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.booleans())
+def test_every_sequence_comes_once_and_each_batch_keeps_its_bound(lengths, tokens, padded):
+    batches = taken(Batches(lengths, tokens, padded=padded))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
-        longest = max(lengths[i] for i in batch)
-        assert len(batch) == 1 or longest * len(batch) <= tokens
-        assert padding is None or sum(longest - lengths[i] for i in batch) <= padding
+        some = [lengths[i] for i in batch]
+        assert len(batch) == 1 or (max(some) * len(some) if padded else sum(some)) <= tokens
 
 
 def test_the_longest_come_first():
@@ -33,13 +32,16 @@ def test_the_longest_come_first():
     assert batches == [[1, 3], [2, 0]]
 
 
-def test_little_padding_is_worth_a_longer_batch_and_much_is_not():
-    assert taken(Batches([10, 9, 8, 2, 2], 1000, padding=3)) == [[0, 1, 2], [3, 4]]
-    assert taken(Batches([10, 9, 8, 2, 2], 1000)) == [[0, 1, 2, 3, 4]]
+def test_texts_in_a_row_count_by_their_own_length():
+    assert taken(Batches([10, 6, 4, 9, 1], 20, padded=False)) == [[0, 3], [1, 2, 4]]
+    assert taken(Batches([10, 6, 4, 9, 1], 20)) == [[0, 3], [1, 2, 4]]
+    assert taken(Batches([10, 6, 4], 20, padded=False)) == [[0, 1, 2]]
+    assert taken(Batches([10, 6, 4], 20)) == [[0, 1], [2]]
 
 
-def test_halving_holds_for_the_batches_that_follow():
-    batches = Batches([4] * 8, 16)
+@pytest.mark.parametrize("padded", [False, True])
+def test_halving_holds_for_the_batches_that_follow(padded):
+    batches = Batches([4] * 8, 16, padded=padded)
     batches.halve()
     assert np.array_equal([len(batch) for batch in taken(batches)], [2, 2, 2, 2])
 
