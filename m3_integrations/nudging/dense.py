@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -12,14 +12,16 @@ import numpy as np
 
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
 from m3_integrations.nudging.choose import Choice, choose, join, loses
-from m3_integrations.nudging.gamma import KnownPulls, Pulls, Sweep, parts, sweep
+from m3_integrations.nudging.field import Field
+from m3_integrations.nudging.fused import Chosen
+from m3_integrations.nudging.gamma import Pulls, Sweep, parts, sweep
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.panels import FEW, Panels
 from m3_integrations.nudging.plans import Method, Plan, plans, require_known
 from m3_integrations.nudging.racing import SHORT, favourite
 from m3_integrations.nudging.rank_metric import RankMetric
-from m3_integrations.nudging.solve import UNIT, pulls_of_rows, shares_of_rows
-from m3_integrations.nudging.spread import Neighbours, Spread, SpreadPulls
+from m3_integrations.nudging.solve import UNIT, shares_of_rows
+from m3_integrations.nudging.spread import Spread
 from m3_integrations.nudging.still import Still, numbered, resting
 from m3_integrations.nudging.ways import Way
 
@@ -100,23 +102,24 @@ def nudge_dense(
     Raises WrongDimension, NonFiniteVector or ValueError for what cannot be nudged, saying what can.
     """
     require_known(method, spread)
-    scene = _Scene.of(passages, train, validation, RankMetric.of(metric), crossed=method == "auto")
+    scene = Scene.of(passages, train, validation, RankMetric.of(metric), crossed=method == "auto")
     possible = scene.possible(plans(method, spread, centre, len(scene.passages), methods))
-    if gamma is not None:
-        _require_in_range(gamma, {plan.method for plan in possible})
-        scene = scene.before(background, scene.metric.k)
-        sweeps = [scene.sweep(plan) for plan in possible]
-        which = int(np.argmax([each.level(gamma) for each in sweeps]))
-        return scene.nudged(possible[which], sweeps[which], gamma, None)
-    if not len(scene.panels.judges):
-        raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
-    alone = len(possible) == 1
-    scene = scene.before(background, scene.metric.k if alone else max(SHORT, scene.metric.k))
-    plan, choice = scene.choose(possible)
-    swept = scene.sweep(plan)
-    vetoed = loses(swept.at(choice.gamma) - swept.start, swept.weights)
-    moves = method != "auto" or (choice.convinces and not vetoed)
-    return scene.nudged(plan, swept, choice.gamma if moves else 0.0, choice)
+    scene = scene.before(background, scene.depth(possible, gamma))
+    return scene.conclude(scene.shortlist(possible, gamma), method, gamma)
+
+
+class Shortlist(NamedTuple):
+    """The plans whose metric is worth knowing exactly. seen: what a quick look at more said, if there was one."""
+
+    plans: Sequence[Plan]
+    seen: Chosen | None
+
+
+class OffUnit(NamedTuple):
+    """A passage whose length is not 1."""
+
+    row: int
+    length: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,53 +131,64 @@ class _Sitting:
     judges: Judged
     metric: RankMetric
     background: Still
+    total: int
 
     def sweep(self, plan: Plan) -> Sweep:
         still = self._resting if plan.spread is None else self.background
         return sweep(self.passages, self.pulls(plan), self.judges, self.metric, plan.way, still)
 
     def pulls(self, plan: Plan) -> Pulls:
-        known = KnownPulls(*pulls_of_rows(self.pullers, plan.centre))
-        if plan.spread is None or not len(known.rows):
-            return known
-        return SpreadPulls.of(known.rows, known.vectors, self._neighbours, plan.spread)
+        return self.field.by(self.pullers, plan)
 
     @cached_property
-    def _pulled(self) -> Ints:
-        rows, _ = shares_of_rows(self.pullers)
-        return rows
-
-    @cached_property
-    def _neighbours(self) -> Neighbours:
-        return Neighbours.of(self.passages, self._pulled)
+    def field(self) -> Field:
+        return Field.of(self.passages, self.pullers, self.total)
 
     @cached_property
     def _resting(self) -> Still:
         """The best of all that nothing pulls."""
-        return self.background.with_(resting(self.passages, self._pulled), self.judges.queries)
+        return self.background.with_(resting(self.passages, self.field.rows), self.judges.queries)
 
 
 @dataclass(frozen=True, eq=False)
-class _Scene:
-    """Passages and panels. background: the best of it for each judge, of which there are at least the metric's k."""
+class Scene:
+    """Passages and panels. background: the best of it for each judge, of which there are at least the metric's k.
+
+    These may be the part that matters of `total` passages. numbers: (n,) their rows among all; swept: by panel and
+    plan, the sweeps that were made of all.
+    """
 
     passages: Floats
     panels: Panels
     metric: RankMetric
     background: Still
     unanswered: tuple[int, int]
+    numbers: Ints
+    total: int
+    swept: Mapping[tuple[int, Plan], Sweep] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, passages: Floats, train: Judged, validation: Judged, metric: RankMetric, *, crossed: bool) -> _Scene:
+    def of(
+        cls,
+        passages: Floats,
+        train: Judged,
+        validation: Judged,
+        metric: RankMetric,
+        *,
+        crossed: bool,
+        numbers: Ints | None = None,
+        total: int | None = None,
+    ) -> Scene:
+        """crossed: whether training queries may judge, too."""
         passages = _checked(passages, train, validation)
-        pullers, judges = train.answered(), validation.answered()
-        _require_finite(passages, np.unique(pullers.rows))
-        crossed &= min(len(pullers), FEW) <= CROSSED // max(len(passages), 1)
-        panels = Panels.crossed(pullers, judges, FEW if crossed else 0)
-        unanswered = len(train) - len(pullers), len(validation) - len(judges)
-        return cls(passages, panels, metric, Still.nothing(len(panels.judges), metric.k), unanswered)
+        numbers, total = np.arange(len(passages)) if numbers is None else numbers, total or len(passages)
+        panels = seat(train, validation, total if crossed else None)
+        _require_finite(passages, np.unique(panels.train.rows), numbers)
+        unanswered = len(train) - len(panels.train), len(validation) - len(validation.answered())
+        still = Still.nothing(len(panels.judges), metric.k)
+        return cls(passages, panels, metric, still, unanswered, numbers, total)
 
-    def before(self, background: Floats | Iterable[Floats] | None, depth: int) -> _Scene:
+    def before(self, background: Floats | Iterable[Floats] | None, depth: int) -> Scene:
         """The same in front of a background, of which each judge sees the `depth` best."""
         blocks = [background] if isinstance(background, np.ndarray) else background or []
         queries = self.panels.judges.queries
@@ -182,56 +196,100 @@ class _Scene:
         best = nothing.with_(numbered(blocks, len(self.passages), queries.shape[1]), queries)
         return replace(self, background=best)
 
-    def choose(self, possible: Sequence[Plan]) -> tuple[Plan, Choice]:
-        """The plan, its exact gamma, and the gain that the judges confirm of the whole choice."""
-        if len(possible) == 1:
-            return possible[0], choose([self.joint_sweep(possible[0])])
-        plan, seen = favourite(self.passages, self.panels, self._best_at_rest(), possible, self.metric)
-        gamma, _ = self.joint_sweep(plan).best()
-        return plan, Choice(0, gamma, seen.gain, seen.error)
+    def depth(self, possible: Sequence[Plan], gamma: float | None) -> int:
+        """How many of the best of a background there is use for."""
+        return self.metric.k if len(possible) == 1 or gamma is not None else max(SHORT, self.metric.k)
 
-    def possible(self, every: Sequence[Plan]) -> list[Plan]:
-        """The plans that can be gone by. Raises ValueError where none can, passages being too long or too short."""
+    def possible(self, every: Sequence[Plan], off: OffUnit | None = None) -> list[Plan]:
+        """The plans that can be gone by. Raises ValueError where none can, passages being too long or too short.
+
+        off: the first of all passages whose length is not 1, where these are a part.
+        """
         pulled, _ = shares_of_rows(self.panels.train)
         if any(plan.spread for plan in every) and len(pulled):
-            _require_finite(self.passages, np.arange(len(self.passages)))
+            _require_finite(self.passages, np.arange(len(self.passages)), self.numbers)
         else:
             every = list(dict.fromkeys(plan._replace(spread=None) for plan in every))
-        off_pulled = _off_unit(self.passages, pulled)
+        off_pulled = self._named(off_unit(self.passages, pulled))
         off_any = off_pulled
         if off_pulled is None and any(plan.spread for plan in every):
-            off_any = _off_unit(self.passages, np.arange(len(self.passages)))
+            off_any = off or off_unit(self.passages, np.arange(len(self.passages)))
         possible = [plan for plan in every if plan.method == "m" or (off_any if plan.spread else off_pulled) is None]
-        if not possible:
-            row = off_any if off_pulled is None else off_pulled
+        found = off_pulled or off_any
+        if not possible and found:
             raise ValueError(
-                f"passage {row} has length {np.linalg.norm(self.passages[row]):.4g} and method 'n' needs length 1; "
+                f"passage {found.row} has length {found.length:.4g} and method 'n' needs length 1; "
                 "divide each row by its length, or use method='m'"
             )
         return possible
 
+    def _named(self, off: OffUnit | None) -> OffUnit | None:
+        return off and off._replace(row=int(self.numbers[off.row]))
+
+    def shortlist(self, possible: Sequence[Plan], gamma: float | None) -> Shortlist:
+        """The plan that ranks best at a quick look; at a gamma that is given, all of them.
+
+        Raises ValueError for a gamma out of range, and where there is none and nobody to choose it by.
+        """
+        if gamma is not None:
+            _require_in_range(gamma, {plan.method for plan in possible})
+        elif not len(self.panels.judges):
+            raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
+        if gamma is not None or len(possible) == 1:
+            return Shortlist(possible, None)
+        plan, seen = favourite(self.passages, self.panels, self._best_at_rest(), possible, self.metric, self.total)
+        return Shortlist([plan], seen)
+
+    def conclude(self, shortlist: Shortlist, method: Literal["auto", "n", "m"], gamma: float | None) -> Nudged:
+        """The nudge by the best of these plans, by its exact gamma where none is given."""
+        if gamma is not None:
+            sweeps = [self.sweep(plan) for plan in shortlist.plans]
+            which = int(np.argmax([each.level(gamma) for each in sweeps]))
+            return self.nudged(shortlist.plans[which], sweeps[which], gamma, None)
+        plan, choice = shortlist.plans[0], self._choice(shortlist)
+        swept = self.sweep(plan)
+        vetoed = loses(swept.at(choice.gamma) - swept.start, swept.weights)
+        moves = method != "auto" or (choice.convinces and not vetoed)
+        return self.nudged(plan, swept, choice.gamma if moves else 0.0, choice)
+
+    def heard(self, gamma: float | None) -> list[int]:
+        """The panels on whose sweeps a conclusion rests."""
+        every = list(range(len(self.panels.silent)))
+        return every[:1] if gamma is not None and len(self.panels.seated(0)) else every
+
+    def _choice(self, shortlist: Shortlist) -> Choice:
+        """The exact gamma, and the gain that the judges confirm of the whole choice."""
+        joint = self.joint_sweep(shortlist.plans[0])
+        if shortlist.seen is None:
+            return choose([joint])
+        gamma, _ = joint.best()
+        return Choice(0, gamma, shortlist.seen.gain, shortlist.seen.error)
+
     def sweep(self, plan: Plan) -> Sweep:
         """On the validation queries, or where none has an answer on the folds."""
-        return self._sittings[0].sweep(plan) if len(self.panels.seated(0)) else self.joint_sweep(plan)
+        return self._sweep(0, plan) if len(self.panels.seated(0)) else self.joint_sweep(plan)
 
     def joint_sweep(self, plan: Plan) -> Sweep:
         """On all who judge."""
-        return join([sitting.sweep(plan) for sitting in self._sittings])
+        return join([self._sweep(panel, plan) for panel in range(len(self.panels.silent))])
+
+    def _sweep(self, panel: int, plan: Plan) -> Sweep:
+        return self.swept.get((panel, plan)) or self.sittings[panel].sweep(plan)
 
     @cached_property
-    def _sittings(self) -> list[_Sitting]:
+    def sittings(self) -> list[_Sitting]:
         k, sittings = self.metric.k, []
         for panel in range(len(self.panels.silent)):
-            seats = self.panels.seated(panel)
+            seats, pullers = self.panels.seated(panel), self.panels.pullers(panel)
             judges, behind = self.panels.judges.take(seats), self.background.take(seats).first(k)
-            sittings.append(_Sitting(self.passages, self.panels.pullers(panel), judges, self.metric, behind))
+            sittings.append(_Sitting(self.passages, pullers, judges, self.metric, behind, self.total))
         return sittings
 
     def _best_at_rest(self) -> Still:
         return self.background.with_(numbered([self.passages], 0, self.passages.shape[1]), self.panels.judges.queries)
 
     def nudged(self, plan: Plan, swept: Sweep, gamma: float, choice: Choice | None) -> Nudged:
-        rows, vectors = moved_rows(self.passages, self._sittings[0].pulls(plan), plan.way, gamma)
+        rows, vectors = moved_rows(self.passages, self.sittings[0].pulls(plan), plan.way, gamma)
         return Nudged(
             start=self.passages,
             rows=rows,
@@ -248,6 +306,13 @@ class _Scene:
             unanswered_train=self.unanswered[0],
             unanswered_validation=self.unanswered[1],
         )
+
+
+def seat(train: Judged, validation: Judged, crossed_over: int | None) -> Panels:
+    """Who judges. crossed_over: of how many passages training queries may judge, too; None: they may not."""
+    pullers, judges = train.answered(), validation.answered()
+    crossed = crossed_over is not None and min(len(pullers), FEW) <= CROSSED // max(crossed_over, 1)
+    return Panels.crossed(pullers, judges, FEW if crossed else 0)
 
 
 def moved_rows(passages: Floats, pulls: Pulls, way: Way, gamma: float) -> tuple[Ints, Floats]:
@@ -287,17 +352,21 @@ def _checked(passages: Floats, train: Judged, validation: Judged) -> Floats:
     return passages
 
 
-def _off_unit(passages: Floats, rows: Ints) -> int | None:
+def off_unit(passages: Floats, rows: Ints) -> OffUnit | None:
     """The first of these rows whose length is not 1."""
     for part in parts(len(rows)):
-        off = np.abs(np.linalg.norm(passages[rows[part]], axis=1) - 1) > UNIT
+        lengths = np.linalg.norm(passages[rows[part]], axis=1)
+        off = np.abs(lengths - 1) > UNIT
         if off.any():
-            return int(rows[part][np.argmax(off)])
+            first = int(np.argmax(off))
+            return OffUnit(int(rows[part][first]), float(lengths[first]))
     return None
 
 
-def _require_finite(passages: Floats, rows: Ints) -> None:
+def _require_finite(passages: Floats, rows: Ints, numbers: Ints) -> None:
     for part in parts(len(rows)):
         finite = np.isfinite(passages[rows[part]]).all(axis=1)
         if not finite.all():
-            raise NonFiniteVector(f"passage {rows[part][np.argmin(finite)]} holds NaN or infinity; re-encode it")
+            raise NonFiniteVector(
+                f"passage {numbers[rows[part][np.argmin(finite)]]} holds NaN or infinity; re-encode it"
+            )

@@ -8,6 +8,7 @@ among a query's k best on a stretch is left out of it, and what does not move en
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -125,11 +126,58 @@ def sweep(passages: Floats, pulls: Pulls, judged: Judged, metric: RankMetric, wa
     """
     movers = _Movers(passages, pulls, way)
     relevant = _relevant(judged, movers, still)
-    shortlist = _Shortlist(judged, way, movers.end, still, relevant)
+    shortlist = _Shortlist(judged.queries, way, movers.end, still, relevant)
     for block in movers.blocks():
         shortlist.consider(block)
-    ranks = _Ranks(relevant, shortlist)
-    return _in_steps(ranks, relevant, judged, metric, way, movers.end)
+    return _in_steps(_Ranks(relevant, shortlist), relevant, judged, metric, way, movers.end)
+
+
+class Contenders(NamedTuple):
+    """What a part of the passages, all of which move, has to say of the metric.
+
+    askers, rows, curves: (any,) who may come among the k best of a query, and before a relevant passage; reach: where
+    the last of the whole part arrives.
+    """
+
+    askers: Ints
+    rows: Ints
+    curves: Curves
+    reach: float
+
+
+def relevant_of(passages: Floats, pulls: Pulls, judged: Judged, way: Way) -> Relevant:
+    """What answers the judged queries, where all passages move. pulls: of these passages."""
+    rows = np.unique(judged.rows)
+    movers = _Movers(passages, KnownPulls(rows, pulls.take(np.searchsorted(pulls.rows, rows))), way)
+    return _relevant(judged, movers, Still.nothing(len(judged), 1))
+
+
+def contenders(
+    passages: Floats, first: int, pulls: Pulls, queries: Floats, relevant: Relevant, k: int, way: Way
+) -> Contenders:
+    """Those of a part of the passages, which begins at the row `first` of all. pulls: of the passages in the part."""
+    movers = _Movers(passages, pulls, way)
+    # How far the other parts go is not known here: the way is looked at to its very end.
+    end = way.end(np.full(1, math.pi))
+    shortlist = _Shortlist(queries, way, end, Still.nothing(len(queries), k), relevant)
+    # Who is out of it by what is known here cannot be left out: it keeps others out in the eyes of all.
+    shortlist.most[:] = np.inf
+    for block in movers.blocks():
+        shortlist.consider(block)
+    rivals = shortlist.rivals()
+    askers = rivals.stretch_asker % max(len(queries), 1)
+    _, once = np.unique(askers * len(passages) + rivals.row, return_index=True)
+    curves = rivals.curves.take(once)
+    return Contenders(askers[once], first + rivals.row[once], curves, float(movers.reach.max(initial=0)))
+
+
+def sweep_among(found: Sequence[Contenders], relevant: Relevant, judged: Judged, metric: RankMetric, way: Way) -> Sweep:
+    """`sweep`, where all passages move, from what each part of them has to say. relevant: by row of all."""
+    end = way.end(np.array([each.reach for each in found]))
+    shortlist = _Shortlist(judged.queries, way, end, Still.nothing(len(judged), metric.k), relevant)
+    for each in found:
+        shortlist.admit(each)
+    return _in_steps(_Ranks(relevant, shortlist), relevant, judged, metric, way, end)
 
 
 def parts(n: int) -> list[Ints]:
@@ -171,7 +219,7 @@ class _Movers:
         return place, self.rows[place] == rows if len(self.rows) else np.zeros(len(rows), bool)
 
 
-class _Relevant(NamedTuple):
+class Relevant(NamedTuple):
     """The relevant passages that may count, an element each: its place among the judged pairs, query, row, curve."""
 
     pair: Ints
@@ -180,7 +228,7 @@ class _Relevant(NamedTuple):
     curves: Curves
 
 
-def _relevant(judged: Judged, movers: _Movers, still: Still) -> _Relevant:
+def _relevant(judged: Judged, movers: _Movers, still: Still) -> Relevant:
     """What moves, and what stays among the best that stay: another never comes among the k best."""
     place, moves = movers.find(judged.rows)
     moving = np.flatnonzero(moves)
@@ -189,7 +237,7 @@ def _relevant(judged: Judged, movers: _Movers, still: Still) -> _Relevant:
     levels = still.scores[judged.askers[staying], spot]
     pair = np.concatenate([moving, staying])
     both = (curves.a, levels), (curves.b, 0 * levels), (curves.reach, 0 * levels)
-    return _Relevant(pair, judged.askers[pair], judged.rows[pair], Curves(*map(np.concatenate, both)))
+    return Relevant(pair, judged.askers[pair], judged.rows[pair], Curves(*map(np.concatenate, both)))
 
 
 def _curves(judged: Judged, pairs: Ints, movers: _Movers, places: Ints) -> Curves:
@@ -225,14 +273,14 @@ class _Shortlist:
     floor: (stretches, queries, k) scores that k passages have all along a stretch: who stays below is out of it.
     """
 
-    def __init__(self, judged: Judged, way: Way, end: float, still: Still, relevant: _Relevant) -> None:
-        self.queries = judged.queries.astype(np.float64)
+    def __init__(self, queries: Floats, way: Way, end: float, still: Still, relevant: Relevant) -> None:
+        self.queries = queries.astype(np.float64)
         self.way, self.still = way, still
         self.grid = np.linspace(0, end, STRETCHES + 1)
         # A curve's size is at most the query's length, passages and directions having length 1 or little more.
         self.bend = 1.01 * way.bend(end / STRETCHES) * np.linalg.norm(self.queries, axis=1)
         self.floor = self._still_floor()
-        self.least, self.most = np.full((2, STRETCHES, len(judged)), [[[np.inf]], [[-np.inf]]])
+        self.least, self.most = np.full((2, STRETCHES, len(queries)), [[[np.inf]], [[-np.inf]]])
         for s, low, high in self._spans(relevant.curves, self.bend[relevant.asker]):
             np.minimum.at(self.least[s], relevant.asker, low)
             np.maximum.at(self.most[s], relevant.asker, high)
@@ -269,6 +317,15 @@ class _Shortlist:
             part = slice(start, start + batch)
             a, b = (self.queries[part] @ each.T for each in (block.passages, block.sideways))
             self._consider(part, Curves(a, b, block.reach), block.rows)
+
+    def admit(self, found: Contenders) -> None:
+        """Consider pairs that are known already."""
+        nobody = Still.nothing(len(self.queries), self.floor.shape[2])
+        for s, low, high in self._spans(found.curves, self.bend[found.askers]):
+            self._raise_floor(s, slice(None), nobody.with_scores(found.askers, found.rows, low).scores)
+            which = np.flatnonzero(high >= self.threshold(s, slice(None))[found.askers])
+            stretch_asker = s * len(self.queries) + found.askers[which]
+            self._found(_Rivals(stretch_asker, found.rows[which], found.curves.take(which)))
 
     def _consider(self, part: slice, curves: Curves, rows: Ints) -> None:
         for s, low, high in self._spans(curves, self.bend[part, None]):
@@ -320,7 +377,7 @@ class _Ranks:
     a relevant passage's rank changes, and by how much.
     """
 
-    def __init__(self, relevant: _Relevant, shortlist: _Shortlist) -> None:
+    def __init__(self, relevant: Relevant, shortlist: _Shortlist) -> None:
         self.relevant, self.rivals = relevant, shortlist.rivals()
         self.grid, self.way = shortlist.grid, shortlist.way
         queries, k = len(shortlist.queries), shortlist.still.scores.shape[1]
@@ -388,7 +445,7 @@ def _runs(sizes: Ints) -> list[Ints]:
     return [] if not len(some) else np.split(some, np.flatnonzero(np.diff(run)) + 1)
 
 
-def _in_steps(ranks: _Ranks, relevant: _Relevant, judged: Judged, metric: RankMetric, way: Way, end: float) -> Sweep:
+def _in_steps(ranks: _Ranks, relevant: Relevant, judged: Judged, metric: RankMetric, way: Way, end: float) -> Sweep:
     pairs, t, rank = _timeline(ranks)
     offers = metric.offers(judged)[relevant.pair]
     start = offers[np.arange(len(offers)), np.minimum(ranks.start, metric.k + 1)]

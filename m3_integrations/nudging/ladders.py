@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,13 +10,13 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import Array, MultiVectors
 from m3_integrations.nudging.corpus import Corpus
-from m3_integrations.nudging.gamma import KnownPulls, Pulls
+from m3_integrations.nudging.field import Field
+from m3_integrations.nudging.gamma import Pulls
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.late import Matched, Matching
 from m3_integrations.nudging.panels import Panels
 from m3_integrations.nudging.plans import Plan
-from m3_integrations.nudging.solve import bearing, chord_angle, pulls_of_rows, shares_of_rows
-from m3_integrations.nudging.spread import Neighbours, SpreadPulls
+from m3_integrations.nudging.solve import bearing, chord_angle, shares_of_rows
 from m3_integrations.nudging.still import pair_products
 from m3_integrations.nudging.ways import Curves, Way
 
@@ -70,39 +69,26 @@ class Tabled:
         return mixed
 
 
-def dense_ladders(passages: Floats, panels: Panels, pairs: Pairs, plans: Sequence[Plan]) -> list[Curves]:
-    """By plan, the scores of the pairs as curves, each passage pulled by its panel's pullers."""
+def dense_ladders(
+    passages: Floats, panels: Panels, pairs: Pairs, plans: Sequence[Plan], total: int | None = None
+) -> list[Curves]:
+    """By plan, the scores of the pairs as curves, each passage pulled by its panel's pullers.
+
+    total: how many passages there are in all, where these are a part.
+    """
     every = [Curves(*np.zeros((3, len(pairs.askers)))) for _ in plans]
     for panel in range(len(panels.silent)):
         here = np.flatnonzero(panels.seats[pairs.askers] == panel)
         pullers = panels.pullers(panel)
-        spreading = _Spreading(passages, pullers)
+        field = Field.of(passages, pullers, total)
         for plan, curves in zip(plans, every, strict=True):
-            _trace(passages, panels.judges.queries, pairs, here, spreading.pulls(plan), plan.way, curves)
+            _trace(passages, panels.judges.queries, pairs, here, field.by(pullers, plan), plan.way, curves)
     return every
-
-
-class _Spreading:
-    """Pulls of the same pullers, by plan; neighbours are looked up once."""
-
-    def __init__(self, passages: Floats, pullers: Judged) -> None:
-        self.passages, self.pullers = passages, pullers
-
-    def pulls(self, plan: Plan) -> Pulls:
-        known = KnownPulls(*pulls_of_rows(self.pullers, plan.centre))
-        if plan.spread is None or not len(known.rows):
-            return known
-        return SpreadPulls.of(known.rows, known.vectors, self._neighbours, plan.spread)
-
-    @cached_property
-    def _neighbours(self) -> Neighbours:
-        rows, _ = shares_of_rows(self.pullers)
-        return Neighbours.of(self.passages, rows)
 
 
 def dense_pulls(passages: Floats, pullers: Judged, plan: Plan) -> Pulls:
     """What pulls each passage, its neighbours' pulls included where they spread."""
-    return _Spreading(passages, pullers).pulls(plan)
+    return Field.of(passages, pullers).by(pullers, plan)
 
 
 def _trace(passages: Floats, queries: Floats, pairs: Pairs, here: Ints, pulls: Pulls, way: Way, curves: Curves) -> None:

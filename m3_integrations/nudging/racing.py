@@ -19,16 +19,17 @@ SHORT = 50  # passages of a judge's list, besides the answers of questions like 
 
 
 def favourite(
-    passages: Floats, panels: Panels, best: Still, plans: Sequence[Plan], metric: RankMetric
+    passages: Floats, panels: Panels, best: Still, plans: Sequence[Plan], metric: RankMetric, total: int | None = None
 ) -> tuple[Plan, Chosen]:
     """The plan that ranks best, and how much of its gain the judges confirm on what they did not choose by.
 
     best: of each judge, the best at rest among the passages, and among what does not move, which has rows beyond them.
+    total: how many passages there are in all, where these are a part.
     """
     n = len(passages)
     every = _pairs(panels, best, n)
     still = every.rows >= n
-    traced = dense_ladders(passages, panels, Pairs(every.askers[~still], every.rows[~still]), plans)
+    traced = dense_ladders(passages, panels, Pairs(every.askers[~still], every.rows[~still]), plans, total)
     levels = _levels(best, every, still)
     ladders = [
         Curved(_among(curves, still, levels), plan.way, plan.gammas) for curves, plan in zip(traced, plans, strict=True)

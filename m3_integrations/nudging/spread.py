@@ -16,6 +16,7 @@ from m3_integrations.nudging.judged import Floats, Ints
 from m3_integrations.nudging.solve import unit
 
 NEAREST = 16  # neighbours that count one by one; those further away count as their mean
+SPARE = 4  # found beyond those: which of two alike comes last is then no matter of rounding
 ROWS = 4096  # passages in a block
 EXACT = 1 << 31  # products of passages: some seconds
 
@@ -44,28 +45,38 @@ class Neighbours:
     others: Ints
 
     @classmethod
-    def of(cls, passages: Floats, pulled: Ints, nearest: int = NEAREST, exact: int = EXACT) -> Neighbours:
-        """Search for each passage, block by block. passages: (n, dim); pulled: rows, at least one.
+    def of(
+        cls, passages: Floats, pulled: Floats, total: int | None = None, nearest: int = NEAREST, exact: int = EXACT
+    ) -> Neighbours:
+        """Search for each passage, block by block. passages: (n, dim); pulled: (m, dim), at least one.
 
+        total: how many passages there are, where these are a part of them: each part finds what all would find.
         exact: up to so many products of passages the search is exact, beyond it looks into a part of the cells.
         """
-        known = unit(np.asarray(passages[pulled], np.float32))
-        index, total, nearest = (
-            _index(known, len(passages) * len(known) > exact),
-            known.sum(axis=0),
-            min(nearest, len(pulled)),
-        )
+        known = unit(np.asarray(pulled, np.float32, "C"))
+        index = _index(known, (total or len(passages)) * len(known) > exact)
+        whole, nearest = known.sum(axis=0, dtype=np.float64), min(nearest, len(known))
         places, cosines = np.empty((len(passages), nearest), np.int64), np.empty((len(passages), nearest), np.float32)
-        every = np.empty(len(passages), np.float32)
+        every = np.empty(len(passages))
         for start in range(0, len(passages), ROWS):
             part = slice(start, start + ROWS)
-            block = unit(np.asarray(passages[part], np.float32))
-            cosines[part], places[part] = index.search(block, nearest)
-            every[part] = block @ total
+            block = unit(np.asarray(passages[part], np.float32, "C"))
+            _, found = index.search(block, min(nearest + SPARE, len(known)))
+            places[part], cosines[part] = _nearest(block, known, found, nearest)
+            every[part] = block @ whole
         near = places >= 0
-        others = len(pulled) - near.sum(axis=1)
-        far = (every - np.where(near, cosines, 0).sum(axis=1)) / np.maximum(others, 1)
+        others = len(known) - near.sum(axis=1)
+        far = (every - np.where(near, cosines, 0).sum(axis=1, dtype=np.float64)) / np.maximum(others, 1)
         return cls(places, cosines, far, others)
+
+
+def _nearest(block: Floats, known: Floats, found: Ints, nearest: int) -> tuple[Ints, Floats]:
+    """The nearest of those found, and their cosines, which a matrix product rounds otherwise from block to block."""
+    cosines = np.empty(found.shape, np.float32)
+    for place, column in zip(found.T, cosines.T, strict=True):
+        column[:] = np.where(place >= 0, np.einsum("nd,nd->n", block, known[place]), -np.inf)
+    order = np.lexsort((found, -cosines), axis=1)[:, :nearest]
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(cosines, order, axis=1)
 
 
 def _index(passages: Floats, in_cells: bool) -> faiss.Index:
@@ -85,7 +96,8 @@ def _index(passages: Floats, in_cells: bool) -> faiss.Index:
 class SpreadPulls:
     """Pulls of every passage: the softmax-weighted mean of the pulls of those around it, and its own where it has one.
 
-    rows: (n,) all; sources: (pulled + 1, dim) pulls of length 1, then their sum; shares: (n, pulled + 1) csr.
+    rows: (n,) all of these passages; sources: (pulled + 1, dim) pulls of length 1, then their sum; shares:
+    (n, pulled + 1) csr.
     """
 
     rows: Ints
@@ -94,14 +106,16 @@ class SpreadPulls:
 
     @classmethod
     def of(cls, pulled: Ints, pulls: Floats, neighbours: Neighbours, spread: Spread) -> SpreadPulls:
-        """pulled: (m,) rows, ascending; pulls: (m, dim)."""
+        """pulled: (m,) rows, ascending, some of them beyond these passages or before 0; pulls: (m, dim)."""
         sources = unit(pulls)
         around = _around(neighbours, len(pulled), spread.temperature)
         keeps = np.zeros(len(neighbours.far), np.float32)
-        keeps[pulled] = spread.own
-        own = scipy.sparse.csr_array((keeps[pulled], (pulled, np.arange(len(pulled)))), shape=around.shape)
+        here = np.flatnonzero((pulled >= 0) & (pulled < len(keeps)))
+        keeps[pulled[here]] = spread.own
+        own = scipy.sparse.csr_array((keeps[pulled[here]], (pulled[here], here)), shape=around.shape)
         shares = scipy.sparse.csr_array(scipy.sparse.diags_array(1 - keeps) @ around + own)
         shares.eliminate_zeros()
+        shares.sort_indices()  # sums are then taken in one order, whichever passages are here
         return cls(np.arange(len(keeps)), np.concatenate([sources, sources.sum(axis=0, keepdims=True)]), shares)
 
     def take(self, which: Ints) -> Floats:

@@ -49,6 +49,17 @@ class Still(NamedTuple):
                 _improve(Still(best.scores[part], best.rows[part]), queries[part], lengths[part], rows, block)
         return best
 
+    def with_scores(self, queries: Ints, rows: Ints, scores: Floats) -> Still:
+        """The best of these and of such pairs: (pairs,) query, row and score."""
+        best = Still(self.scores.copy(), self.rows.copy())
+        _put(best, queries, rows, scores)
+        return best
+
+    def join(self, other: Still) -> Still:
+        """The best of both, which are of different passages and the same queries."""
+        askers, places = np.nonzero(other.rows >= 0)
+        return self.with_scores(askers, other.rows[askers, places], other.scores[askers, places])
+
 
 def resting(passages: Floats, moved: Ints) -> Iterator[tuple[Ints, Floats]]:
     """The passages but for the rows `moved`, ascending, at most ROWS at a time."""
@@ -85,15 +96,19 @@ def _improve(best: Still, queries: Floats, lengths: Floats, rows: Ints, block: F
     if not len(askers):
         return
     # Scored again in double precision: equal passages are then equal, wherever they lie.
-    exact = pair_products(queries, askers, block, places)
-    known, places_known = np.nonzero(np.isin(np.arange(len(queries)), askers)[:, None] & (best.rows >= 0))
+    _put(best, askers, rows[places], pair_products(queries, askers, block, places))
+
+
+def _put(best: Still, askers: Ints, rows: Ints, scores: Floats) -> None:
+    """Take these pairs into `best`, in place; ties by row."""
+    known, places = np.nonzero(np.isin(np.arange(len(best.rows)), askers)[:, None] & (best.rows >= 0))
     every = np.concatenate([known, askers])
-    score = np.concatenate([best.scores[known, places_known], exact])
-    row = np.concatenate([best.rows[known, places_known], rows[places]])
+    score = np.concatenate([best.scores[known, places], scores])
+    row = np.concatenate([best.rows[known, places], rows])
     order = np.lexsort((row, -score, every))
     every, score, row = every[order], score[order], row[order]
     place = np.arange(len(every)) - np.searchsorted(every, every)
-    kept = place < k
+    kept = place < best.scores.shape[1]
     best.scores[every[kept], place[kept]] = score[kept]
     best.rows[every[kept], place[kept]] = row[kept]
 

@@ -19,7 +19,7 @@ def world():
 
 def spread_pulls(world, spread, nearest):
     passages, pulled, pulls = world
-    known = SpreadPulls.of(pulled, pulls, Neighbours.of(passages, pulled, nearest), spread)
+    known = SpreadPulls.of(pulled, pulls, Neighbours.of(passages, passages[pulled], nearest=nearest), spread)
     return known.take(np.arange(len(passages)))
 
 
@@ -68,7 +68,14 @@ def test_an_approximate_search_finds_nearly_the_same():
     rng = np.random.default_rng(1)
     passages = unit(rng.standard_normal((3000, 8))).astype(np.float32)
     pulled = np.arange(0, 3000, 2)
-    exact = Neighbours.of(passages, pulled)
-    near = Neighbours.of(passages, pulled, exact=0)
+    exact = Neighbours.of(passages, passages[pulled])
+    near = Neighbours.of(passages, passages[pulled], exact=0)
     found = [len(set(a) & set(b)) for a, b in zip(exact.places.tolist(), near.places.tolist(), strict=True)]
     assert np.mean(found) > 0.8 * exact.places.shape[1]
+
+
+def test_a_part_of_the_passages_is_pulled_as_it_is_among_all(world):
+    passages, pulled, pulls = world
+    part, spread = passages[10:21], Spread(0.1, own=0.4)
+    alone = SpreadPulls.of(pulled - 10, pulls, Neighbours.of(part, passages[pulled], len(passages)), spread)
+    np.testing.assert_array_equal(alone.take(np.arange(11)), spread_pulls(world, spread, nearest=16)[10:21])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m3_integrations import Judged, nudge
-from m3_integrations.core.errors import WrongDimension
+from m3_integrations.core.errors import NonFiniteVector, WrongDimension
 from m3_integrations.scale.nudging import nudge_sharded
 from m3_integrations.scale.workers import Here, OnRay, Processes
 
@@ -39,32 +41,69 @@ def shards(passages, count=8):
     return np.split(passages, [3, 3, *np.linspace(10, len(passages), count - 1).astype(int)[:-1]])
 
 
-@pytest.mark.parametrize("method", ["n", "m", "auto"])
-@pytest.mark.parametrize("metric", ["ndcg@10", "recall@3"])
-@pytest.mark.parametrize("seed", range(3))
-def test_over_eight_shards_it_is_the_same_nudge(method, metric, seed):
-    passages, train, validation = problem(seed)
-    whole = nudge(passages, train, validation, method=method, metric=metric, spread=None)
-    parts = nudge_sharded(shards(passages), train, validation, method=method, metric=metric)
-    assert len(whole.rows) > 50
+def assert_the_same(parts, whole):
     assert parts.rows.tolist() == whole.rows.tolist()
     np.testing.assert_allclose(parts.vectors, whole.vectors, atol=1e-6)
-    assert parts.nudged.gamma == pytest.approx(whole.gamma, abs=1e-6)
-    assert (parts.nudged.before, parts.nudged.after) == pytest.approx((whole.before, whole.after), abs=1e-6)
-    np.testing.assert_allclose(parts.nudged.curve.levels, whole.curve.levels, atol=1e-6)
+    nudged = parts.nudged
+    assert (nudged.method, nudged.spread, nudged.centre) == (whole.method, whole.spread, whole.centre)
+    assert nudged.gamma == pytest.approx(whole.gamma, abs=1e-6)
+    assert (nudged.before, nudged.after) == pytest.approx((whole.before, whole.after), abs=1e-6)
+    np.testing.assert_allclose(nudged.curve.edges, whole.curve.edges, atol=1e-6)
+    np.testing.assert_allclose(nudged.curve.levels, whole.curve.levels, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["n", "m", "auto"])
+@pytest.mark.parametrize("metric", ["ndcg@10", "recall@3"])
+@pytest.mark.parametrize("spread", [None, "neighbours"])
+@pytest.mark.parametrize("seed", range(3))
+def test_over_eight_shards_it_is_the_same_nudge(method, metric, spread, seed):
+    passages, train, validation = problem(seed)
+    options = {"method": method, "metric": metric, "spread": spread}
+    whole = nudge(passages, train, validation, **options)
+    assert (len(whole.rows) == 600) if spread else (50 < len(whole.rows) < 600)
+    assert_the_same(nudge_sharded(shards(passages), train, validation, **options), whole)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_left_to_itself_it_chooses_what_nudge_chooses(seed):
+    passages, train, validation = problem(seed)
+    whole = nudge(passages, train, validation)
+    assert whole.gamma > 0
+    assert_the_same(nudge_sharded(shards(passages), train, validation), whole)
+
+
+@settings(deadline=None, max_examples=15)
+@given(cuts=st.lists(st.integers(0, 90), max_size=10), seed=st.integers(0, 5), spread=st.sampled_from([None, "auto"]))
+def test_it_does_not_matter_where_the_passages_are_cut(cuts, seed, spread):
+    passages, train, validation = problem(seed, passages=90, queries=20)
+    whole = nudge(passages, train, validation, spread=spread)
+    assert_the_same(nudge_sharded(np.split(passages, sorted(cuts)), train, validation, spread=spread), whole)
+
+
+def test_with_a_gamma_that_is_given_it_takes_the_same_way():
+    passages, train, validation = problem(3)
+    whole = nudge(passages, train, validation, gamma=0.3)
+    assert_the_same(nudge_sharded(shards(passages), train, validation, gamma=0.3), whole)
+
+
+def test_with_few_queries_and_no_validation_folds_judge_alike():
+    passages, train, _ = problem(4, passages=300, queries=30)
+    nobody = train.take([])
+    whole = nudge(passages, train, nobody, spread="neighbours")
+    assert_the_same(nudge_sharded(shards(passages), train, nobody, spread="neighbours"), whole)
 
 
 def test_much_less_than_all_comes_together():
     passages, train, validation = problem(0, passages=20_000, queries=10)
     nudged = nudge_sharded(shards(passages), train, validation, method="m").nudged
-    assert len(nudged.start) < 8000
+    assert len(nudged.start) < 1100  # 40 answers, 50 for each of 20 judges, and few that are not among those
 
 
 def test_each_shard_is_told_its_own_rows():
     passages, train, validation = problem(1)
     parts = shards(passages)
-    nudged = nudge_sharded(parts, train, validation, method="m")
-    whole = nudge(passages, train, validation, method="m", spread=None).passages
+    nudged = nudge_sharded(parts, train, validation)
+    whole = nudge(passages, train, validation).passages
     for number, part in enumerate(parts):
         rows, vectors = nudged.of_shard(number)
         moved = np.array(part)
@@ -81,8 +120,12 @@ def test_shards_may_be_files_and_the_workers_other_processes(tmp_path, workers):
     for number, part in enumerate(shards(passages, 4)):
         files.append(tmp_path / f"{number}.npy")
         np.save(files[-1], part)
-    nudged = nudge_sharded(files, train, validation, method="n", workers=workers)
-    assert nudged.rows.tolist() == nudge(passages, train, validation, method="n", spread=None).rows.tolist()
+    nudged = nudge_sharded(files, train, validation, method="n", spread="neighbours", workers=workers)
+    whole = nudge(passages, train, validation, method="n", spread="neighbours")
+    assert len(whole.rows)
+    assert_the_same(nudged, whole)
+    for number, (rows, vectors) in enumerate(nudged.each_shard(workers)):
+        assert [each.tolist() for each in nudged.of_shard(number)] == [rows.tolist(), vectors.tolist()]
 
 
 def test_what_does_not_fit_together_is_said():
@@ -91,3 +134,13 @@ def test_what_does_not_fit_together_is_said():
         nudge_sharded([passages[:100]], train, validation)
     with pytest.raises(WrongDimension, match="begins at row 500 has 8 dimensions"):
         nudge_sharded([passages[:500], passages[500:, :8]], train, validation)
+    with pytest.raises(ValueError, match="give at least one array"):
+        nudge_sharded([], train, validation)
+    long = passages.copy()
+    long[550] *= 2
+    with pytest.raises(ValueError, match="passage 550 has length 2 and method 'n' needs length 1"):
+        nudge_sharded(shards(long), train, validation, method="n", spread="neighbours")
+    broken = passages.copy()
+    broken[550, 3] = np.nan
+    with pytest.raises(NonFiniteVector, match="passage 550 holds NaN"):
+        nudge_sharded(shards(broken), train, validation)
