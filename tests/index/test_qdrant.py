@@ -22,8 +22,6 @@ from m3_integrations.testing import HashEncoder, IndexContract
 from m3_integrations.testing.contract import ENCODER, _random_encoded, add, encode, fill, found, same_vectors
 
 SERVER, KEY = os.environ.get("M3_QDRANT_URL"), os.environ.get("M3_QDRANT_KEY")
-# The stand-in searches by full scans, and says so where it is asked for one.
-pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 
 
 class TestOverTheEngine(IndexContract):

@@ -89,7 +89,6 @@ def indexes(request, tmp_path_factory):
         yield index, judge
 
 
-@pytest.mark.filterwarnings("ignore:Local mode performs exact")
 @pytest.mark.parametrize("operator", ["==", "!=", "<", "<=", ">", ">=", "in", "not in", "contains"])
 def test_each_operator_means_what_it_means_in_memory(indexes, operator):
     index, judge = indexes
@@ -101,7 +100,6 @@ def test_each_operator_means_what_it_means_in_memory(indexes, operator):
             assert index.ids(where) == judge.ids(where), where
 
 
-@pytest.mark.filterwarnings("ignore:Local mode performs exact")
 def test_what_qdrant_cannot_decide_is_decided_here_within_any_tree(indexes):
     index, judge = indexes
     hard = Field("n", ">", 2**60)
@@ -113,7 +111,6 @@ def test_what_qdrant_cannot_decide_is_decided_here_within_any_tree(indexes):
         assert index.search("dense", query, 20, where) == judge.search("dense", query, 20, where)
 
 
-@pytest.mark.filterwarnings("ignore:Local mode performs exact")
 def test_a_field_may_be_indexed(indexes):
     index, judge = indexes
     index.index_field("s")

@@ -25,6 +25,12 @@ from m3_integrations.testing import HashEncoder
 TEXTS = ("a red cat", "a blue dog", "a green bird", "the cat and the dog", "nothing of the kind")
 
 
+@pytest.fixture(params=["engine", "stand-in"])
+def qdrant(request, tmp_path):
+    """Where Qdrant's own engine runs, and qdrant-client's local mode."""
+    return tmp_path if request.param == "engine" else ":memory:"
+
+
 def fill(index: Any, encoder: HashEncoder) -> None:
     ingest(encoder, index, [passage_of(Document(text)) for text in TEXTS])
 
@@ -87,9 +93,9 @@ class TestM3RetrieverOverLocalIndex(_OfM3Retriever):
 
 class TestM3RetrieverOverQdrantIndex(_OfM3Retriever):
     @pytest.fixture(autouse=True)
-    def filled(self, hash_encoder, tmp_path):
+    def filled(self, hash_encoder, qdrant):
         self.encoder = hash_encoder
-        with QdrantIndex.open(tmp_path, "passages", hash_encoder) as self.index:
+        with QdrantIndex.open(qdrant, "passages", hash_encoder) as self.index:
             fill(self.index, hash_encoder)
             yield
 
@@ -113,8 +119,8 @@ class TestM3VectorStoreOverLocalIndex(VectorStoreIntegrationTests):
 
 class TestM3VectorStoreOverQdrantIndex(VectorStoreIntegrationTests):
     @pytest.fixture
-    def vectorstore(self, tmp_path):
-        with QdrantIndex.open(tmp_path, "passages") as index:
+    def vectorstore(self, qdrant):
+        with QdrantIndex.open(qdrant, "passages") as index:
             yield M3VectorStore(self.get_embeddings(), index)
 
 
@@ -134,6 +140,6 @@ class TestHybridM3VectorStoreOverLocalIndex(VectorStoreIntegrationTests):
 
 class TestHybridM3VectorStoreOverQdrantIndex(VectorStoreIntegrationTests):
     @pytest.fixture
-    def vectorstore(self, hash_encoder, tmp_path):
-        with QdrantIndex.open(tmp_path, "passages", hash_encoder) as index:
+    def vectorstore(self, hash_encoder, qdrant):
+        with QdrantIndex.open(qdrant, "passages", hash_encoder) as index:
             yield M3VectorStore(M3Embeddings(encoder=hash_encoder), index)

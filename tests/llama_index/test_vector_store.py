@@ -511,7 +511,7 @@ def test_other_file_systems_hold_it_as_well(store, hash_encoder):
     memory.rm("bucket", recursive=True)
 
 
-@pytest.mark.parametrize("index", ["qdrant"], indirect=True)
+@pytest.mark.parametrize("index", ["qdrant", "qdrant-stand-in"], indirect=True)
 def test_a_qdrant_collection_keeps_itself_and_is_passed_in_again(store, index, hash_encoder, tmp_path):
     store.persist(str(tmp_path / "store.json"))
     with pytest.raises(IndexFolderError, match="pass index= to load it"):
