@@ -23,13 +23,14 @@ from m3_integrations.core.batching import Batches
 from m3_integrations.core.encoded import MODES, Encoded, Mode, check_modes
 from m3_integrations.core.errors import MissingMode, NonFiniteVector, PartNotExported, TextsTruncated
 from m3_integrations.core.explain import Explanation, explain
+from m3_integrations.core.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.core.gathering import Gathering, StateArrays, not_finite, on_cpu, replace_texts
 from m3_integrations.core.model import Heads, M3Model, Pooling, States
 from m3_integrations.core.onednn import quicken
 from m3_integrations.core.sequences import Sequencer, Span, TokenSequence
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-_DTYPES: Mapping[Dtype, torch.dtype] = {
+Dtype = Literal["float32", "bfloat16", "float16", "int8"]
+_DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -96,14 +97,22 @@ class M3Encoder:
         passage_prefix: str | None = None,
         window_overlap: int | None = None,
         cls_every: int | None = None,
+        backend: Backend = "torch",
+        exported: str | Path | None = None,
     ) -> None:
         stated = checkpoint.conventions
         if max_length is not None and max_length > stated.max_length:
             raise ValueError(
                 f"{checkpoint.name!r} reads at most {stated.max_length} tokens, got max_length={max_length}"
             )
-        if dtype is not None and dtype not in _DTYPES:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is one of {list(BACKENDS)}, got {backend!r}")
+        if backend == "torch" and dtype is not None and dtype not in _DTYPES:
             raise ValueError(f"dtype is one of {list(_DTYPES)}, got {dtype!r}")
+        if backend == "torch" and exported is not None:
+            raise ValueError("exported names the folder of another engine's model; write backend='onnx' or 'openvino'")
+        if backend != "torch" and device not in (None, "cpu"):
+            raise ValueError(f"the backend {backend!r} runs on the CPU, got device={str(device)!r}")
         if cls_every is not None and stated.pooling != "cls":
             raise ValueError(
                 f"cls_every needs a checkpoint that pools by its cls token; {checkpoint.name!r} pools by mean"
@@ -115,11 +124,14 @@ class M3Encoder:
             query_prefix=stated.query_prefix if query_prefix is None else query_prefix,
             passage_prefix=stated.passage_prefix if passage_prefix is None else passage_prefix,
         )
-        self.device = torch.device(device or _best_device())
+        self.backend = backend
+        self.device = torch.device(device or (_best_device() if backend == "torch" else "cpu"))
+        self._exported = None if backend == "torch" else ExportedModel(checkpoint, backend, dtype, exported)
         self.dtype: Dtype = dtype or "float32"
         self.batch_tokens = _BATCH_TOKENS.get(self.device.type, 4096) if batch_tokens is None else batch_tokens
         self.sequencer = Sequencer(checkpoint.tokenizer, checkpoint.special, self.max_length, window_overlap, cls_every)
-        self._model = self._made(checkpoint.backbone, checkpoint.heads, _DTYPES[self.dtype])
+        held = _DTYPES[self.dtype] if backend == "torch" else torch.float32
+        self._model = self._made(checkpoint.backbone, checkpoint.heads, held)
         self._whole: M3Model | None = None
         self._lock = threading.Lock()
 
@@ -138,6 +150,8 @@ class M3Encoder:
         pooling: Pooling | None = None,
         window_overlap: int | None = None,
         cls_every: int | None = None,
+        backend: Backend = "torch",
+        exported: str | Path | None = None,
     ) -> M3Encoder:
         """Read a checkpoint: "m3-mini" (embedded), a local folder, or a hub id such as "BAAI/bge-m3".
 
@@ -147,7 +161,10 @@ class M3Encoder:
         window_overlap: reads longer texts in windows that share so many tokens, instead of cutting them (dense: the
         mean of the windows' states, sparse: the maximum, multi-vectors: all). cls_every: MCLS, a cls token before each
         so many tokens (256 in arXiv 2402.03216), the dense vector being the mean of their states.
-        Raises CheckpointError where there is no such checkpoint, or more must be said about it.
+        backend: "onnx" runs ONNX Runtime (dtype float32 or int8), "openvino" OpenVINO (float32 or bfloat16), both on
+        the CPU. exported: the folder of that engine's model, written where it is empty or absent; None keeps none.
+        Raises CheckpointError where there is no such checkpoint, more must be said about it, or `exported` is of
+        another one; MissingExtra where the backend's library is not installed.
         """
         return cls(
             checkpoints.read(model, revision=revision, pooling=pooling),
@@ -159,6 +176,8 @@ class M3Encoder:
             passage_prefix=passage_prefix,
             window_overlap=window_overlap,
             cls_every=cls_every,
+            backend=backend,
+            exported=exported,
         )
 
     @property
@@ -307,7 +326,7 @@ class M3Encoder:
     ) -> Iterator[tuple[list[int], StateArrays]]:
         """Every sequence once, by batches; where memory does not carry one, it and those after it are halved."""
         lengths = [len(each.ids) for each in sequences]
-        batches = Batches(lengths, self.batch_tokens, padded=not self._packs)
+        batches = Batches(lengths, self.batch_tokens, padded=self._exported is not None or not self._packs)
         while batches.left:
             batch = batches.peek().tolist()
             states = self._forward_if_it_fits([sequences[i] for i in batch], modes)
@@ -326,7 +345,7 @@ class M3Encoder:
         return None
 
     def _forward(self, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> StateArrays:
-        states, lengths = on_cpu(self._run(self._model, batch, modes)), [len(each.ids) for each in batch]
+        states, lengths = self._states(batch, modes), [len(each.ids) for each in batch]
         bad = not_finite(states, lengths)
         if bad and self.dtype != "float32":
             again = on_cpu(self._run(self._float32, [batch[i] for i in bad], modes))
@@ -338,6 +357,11 @@ class M3Encoder:
                 "remove that text, or check the checkpoint's weights"
             )
         return states
+
+    def _states(self, batch: Sequence[TokenSequence], modes: frozenset[Mode]) -> StateArrays:
+        if self._exported is not None:
+            return self._exported(batch, modes)
+        return on_cpu(self._run(self._model, batch, modes))
 
     @property
     def _float32(self) -> M3Model:

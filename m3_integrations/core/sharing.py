@@ -25,6 +25,8 @@ class EncoderOptions:
     query_prefix: str | None = None
     passage_prefix: str | None = None
     revision: str | None = None
+    backend: Any = "torch"
+    exported: str | None = None
 
     def load(self) -> M3Encoder:
         """The encoder of these options: the one in use, where there is one, else read now."""

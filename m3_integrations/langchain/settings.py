@@ -36,6 +36,8 @@ class EncoderSettings(BaseModel):
     query_prefix: str | None = None
     passage_prefix: str | None = None
     revision: str | None = None
+    backend: str = "torch"
+    exported: str | None = None
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     def __init__(self, model: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:

@@ -34,6 +34,8 @@ class EncoderSettings(BaseComponent):
     query_prefix: str | None = Field(default=None, description="None keeps what the checkpoint states.")
     passage_prefix: str | None = Field(default=None, description="None keeps what the checkpoint states.")
     revision: str | None = Field(default=None, description="The revision of a hub id.")
+    backend: str = Field(default="torch", description="torch, onnx or openvino.")
+    exported: str | None = Field(default=None, description="The folder of another engine's model; None keeps none.")
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     def __init__(self, model_name: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
@@ -58,6 +60,8 @@ class EncoderSettings(BaseComponent):
             query_prefix=self.query_prefix,
             passage_prefix=self.passage_prefix,
             revision=self.revision,
+            backend=self.backend,
+            exported=self.exported,
         )
 
     def __getstate__(self) -> dict[str, Any]:
