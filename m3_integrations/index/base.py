@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
@@ -11,7 +11,7 @@ from m3_integrations.core.texts import Passage
 from m3_integrations.index.entries import content_hash
 from m3_integrations.index.where import Where
 
-__all__ = ["Hit", "Index", "Where", "content_hash"]
+__all__ = ["Found", "Hit", "Hybrid", "HybridIndex", "Index", "Where", "content_hash"]
 
 
 class Hit(NamedTuple):
@@ -89,3 +89,31 @@ class Index(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Hybrid(NamedTuple):
+    """What is asked of several modes together: so many candidates of each that proposes, scored by all that weigh."""
+
+    propose: Mapping[Mode, int]
+    weights: Mapping[Mode, float]
+
+
+class Found(NamedTuple):
+    """A passage that was found, and its score in each mode that weighs, the weight not included."""
+
+    passage: Passage
+    by_mode: Mapping[Mode, float]
+
+
+@runtime_checkable
+class HybridIndex(Protocol):
+    """An index far away, which puts the modes together where they lie: each question costs a way there and back."""
+
+    def is_hybrid(self, queries: Encoded, asked: Hybrid) -> bool:
+        """Whether `find` answers here what the modes would, asked one by one."""
+
+    def find(self, queries: Encoded, asked: Hybrid, k: int, where: Where | None = None) -> list[list[Found]]:
+        """For each query the best k by the weighted sum, and maybe some that follow, in any order.
+
+        Raises UnknownId where a passage was deleted meanwhile: ask again.
+        """

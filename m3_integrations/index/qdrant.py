@@ -16,8 +16,8 @@ from m3_integrations.core.encoded import Array, Encoded, Mode, check_modes, scor
 from m3_integrations.core.errors import WrongEncoder
 from m3_integrations.core.extras import need
 from m3_integrations.core.texts import Passage
-from m3_integrations.core.threads import on_thread
-from m3_integrations.index.base import Hit
+from m3_integrations.core.threads import awaited
+from m3_integrations.index.base import Found, Hit, Hybrid
 from m3_integrations.index.checks import (
     check_count,
     check_once,
@@ -45,7 +45,7 @@ from m3_integrations.index.qdrant_errors import PartlyWritten, QdrantUnreachable
 from m3_integrations.index.qdrant_facts import FIELDS, NUMBER, Undecidable, field_key
 from m3_integrations.index.qdrant_filter import filter_of
 from m3_integrations.index.qdrant_gate import Gate
-from m3_integrations.index.qdrant_hybrid import Fused, Proposing, hybrid
+from m3_integrations.index.qdrant_hybrid import Fused, hybrid
 from m3_integrations.index.qdrant_payload import HASH, ID, PASSAGE, passage, passage_id, payload, point_id
 from m3_integrations.index.qdrant_points import batches, encoded_of, vectors_of
 from m3_integrations.index.qdrant_server import ServerEngine
@@ -214,32 +214,30 @@ class QdrantIndex:
         cannot decide takes another round trip. The sum is the engine's, rounded as float32.
         Raises MissingMode for a mode that the queries or the index lack, ValueError for k < 1 or no weight.
         """
+        asked = Hybrid(dict.fromkeys(propose, max(k, candidates)), weights)
         with self._gate.reading():
-            weighed = {mode: weight for mode, weight in weights.items() if weight}
-            if not weighed:
-                raise ValueError(f"give at least one of {sorted(self.modes)} a weight, got {dict(weights)}")
-            for mode in (*weighed, *propose):
-                check_search(self._widths(), mode, queries, k)
-            if not self._known():
-                return [[] for _ in range(len(queries))]
-            return hybrid(self._engine, queries, weighed, k, Proposing(propose, candidates, self._passing(where)))
+            return [each[:k] for each in self._fused(queries, asked, k, where)]
 
-    async def asearch(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
-        """`search`, while the event loop goes on."""
-        return await on_thread(self.search, mode, queries, k, where)
+    asearch, ahybrid = awaited(search), awaited(hybrid)
 
-    async def ahybrid(
-        self,
-        queries: Encoded,
-        weights: Mapping[Mode, float],
-        k: int = 10,
-        where: Where | None = None,
-        *,
-        propose: Sequence[Mode] = ("dense", "sparse"),
-        candidates: int = 100,
-    ) -> list[list[Fused]]:
-        """`hybrid`, while the event loop goes on."""
-        return await on_thread(self.hybrid, queries, weights, k, where, propose=propose, candidates=candidates)
+    def is_hybrid(self, queries: Encoded, asked: Hybrid) -> bool:
+        """Whether the engine's scores count: a small collection is scored here, to the bit, which takes more ways."""
+        speaks = "multi_vector" not in asked.propose or queries.multi_vector.counts.all()
+        return bool(speaks) and self._known() is not None and not self._is_exact()
+
+    def find(self, queries: Encoded, asked: Hybrid, k: int, where: Where | None = None) -> list[list[Found]]:
+        """What `hybrid` answers, mode by mode: one round trip finds, and one scores the few that were found."""
+        with self._gate.reading():
+            fused = self._fused(queries, asked, k, where)
+            ids = [[each.passage.id for each in one] for one in fused]
+            scores = self._engine_scores({mode: queries.only((mode,)) for mode in asked.weights}, ids)
+        return [
+            [
+                Found(each.passage, {mode: float(scores[mode][row][place]) for mode in asked.weights})
+                for place, each in enumerate(one)
+            ]
+            for row, one in enumerate(fused)
+        ]
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         with self._gate.reading():
@@ -250,7 +248,7 @@ class QdrantIndex:
                 return [np.zeros(0, np.float32) for _ in wanted]
             if self._is_exact():
                 return self._kernel_scores(mode, asked, wanted)
-            return self._engine_scores(mode, asked, wanted)
+            return self._engine_scores({mode: asked}, wanted)[mode]
 
     def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
         wanted = None if ids is None else list_of_ids(ids, "passages")
@@ -405,21 +403,29 @@ class QdrantIndex:
             score_mode(mode, queries.take([i]), kept.take([rows[id] for id in each]))[0] for i, each in enumerate(ids)
         ]
 
-    def _engine_scores(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
+    def _fused(self, queries: Encoded, asked: Hybrid, k: int, where: Where | None) -> list[list[Fused]]:
+        """At least the best k of each query."""
+        weights = {mode: weight for mode, weight in asked.weights.items() if weight}
+        if not weights:
+            raise ValueError(f"give at least one of {sorted(self.modes)} a weight, got {dict(asked.weights)}")
+        for mode in (*weights, *asked.propose):
+            check_search(self._widths(), mode, queries, k)
+        if not self._known():
+            return [[] for _ in range(len(queries))]
+        return hybrid(self._engine, queries, Hybrid(asked.propose, weights), k, self._passing(where))
+
+    def _engine_scores(self, queries: Mapping[Mode, Encoded], ids: Sequence[Sequence[str]]) -> dict[Mode, list[Array]]:
+        """In every mode the scores of ids[i] against query i, in one round trip. Raises UnknownId."""
         points = {id: point_id(id) for each in ids for id in each}
-        rows = [row for row in asking.speaking(mode, queries) if ids[row]]
-        asked = [[points[id] for id in ids[row]] for row in rows]
-        found = dict(zip(rows, asking.scores(self._engine, mode, queries.take(rows), asked), strict=True))
-        mute = [id for row, each in enumerate(ids) if row not in found for id in each]
-        self._require(mute)
-        for row, by_point in found.items():
-            for id in ids[row]:
-                if points[id] not in by_point:
-                    raise unknown(id)
-        return [
-            np.array([found[row][points[id]] if row in found else 0.0 for id in each], np.float32)
-            for row, each in enumerate(ids)
+        rows = {mode: [row for row in asking.speaking(mode, each) if ids[row]] for mode, each in queries.items()}
+        wanted = [
+            asking.Wanted(mode, queries[mode].take(heard), [[points[id] for id in ids[row]] for row in heard])
+            for mode, heard in rows.items()
         ]
+        answers = zip(rows.items(), asking.scores(self._engine, wanted), strict=True)
+        found = {mode: dict(zip(heard, each, strict=True)) for (mode, heard), each in answers}
+        self._require({id for each in found.values() for row, some in enumerate(ids) if row not in each for id in some})
+        return {mode: _in_order(ids, points, each) for mode, each in found.items()}
 
     def _is_exact(self) -> bool:
         """Whether the collection is small. Once seen to be large it is not counted again."""
@@ -465,6 +471,20 @@ class QdrantIndex:
         if self._known():
             for page in self._engine.pages(passing, payload):
                 yield from page
+
+
+def _in_order(
+    ids: Sequence[Sequence[str]], points: Mapping[str, str], found: Mapping[int, Mapping[str, float]]
+) -> list[Array]:
+    """The scores of ids[i] against query i; 0 for a query that has nothing to compare with. Raises UnknownId."""
+    for row, by_point in found.items():
+        for id in ids[row]:
+            if points[id] not in by_point:
+                raise unknown(id)
+    return [
+        np.array([found[row][points[id]] if row in found else 0.0 for id in each], np.float32)
+        for row, each in enumerate(ids)
+    ]
 
 
 def _parts(points: Sequence[str]) -> Iterator[Sequence[str]]:

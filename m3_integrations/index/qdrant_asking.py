@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from qdrant_client import models
@@ -60,22 +60,40 @@ def nearest_exactly(
     return [_decided(answers[row], kept, mode, queries.take([row]), k) for row in range(len(queries))]
 
 
-def scores(engine: Engine, mode: Mode, queries: Encoded, points: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-    """By point id, of those that are there, for each query: the engine's scores, exact but for rounding."""
-    asked = []
-    for row, ids in enumerate(points):
-        among = models.Filter(must=[models.HasIdCondition(has_id=sorted(set(ids)))])
-        request = vector_request(mode, queries, row)
-        asked.append(models.QueryRequest(**request, filter=among, limit=len(ids), params=EXACTLY))
-        if mode == "sparse":  # it answers only those that share a token; which of the others are there, this tells
-            asked.append(models.QueryRequest(filter=among, limit=len(ids)))
-    answers = iter(ask_all(engine, asked))
-    found = []
-    for row in range(len(points)):
-        scored = {each.id: each.score * share(mode, queries, row) for each in next(answers)}
-        there = {each.id: 0.0 for each in next(answers)} if mode == "sparse" else {}
-        found.append(there | scored)
-    return found
+class Wanted(NamedTuple):
+    """For each query the points whose scores in the mode are wanted."""
+
+    mode: Mode
+    queries: Encoded
+    points: Sequence[Sequence[str]]
+
+    def requests(self) -> Iterator[list[models.QueryRequest]]:
+        for row, ids in enumerate(self.points):
+            among = models.Filter(must=[models.HasIdCondition(has_id=sorted(set(ids)))])
+            request = vector_request(self.mode, self.queries, row)
+            asked = [models.QueryRequest(**request, filter=among, limit=len(ids), params=EXACTLY)]
+            if self.mode == "sparse":
+                # It answers only those that share a token; which of the others are there, this tells.
+                asked.append(models.QueryRequest(filter=among, limit=len(ids)))
+            yield asked
+
+    def read(self, row: int, answers: Sequence[Sequence[Scored]]) -> dict[str, float]:
+        """By point id, of those that are there, the scores of a query."""
+        there = {each.id: 0.0 for answer in answers[1:] for each in answer}
+        return there | {each.id: each.score * share(self.mode, self.queries, row) for each in answers[0]}
+
+
+def scores(engine: Engine, wanted: Sequence[Wanted]) -> list[list[dict[str, float]]]:
+    """By point id, of those that are there, for each query: the engine's scores, exact but for rounding.
+
+    One round trip for all that is wanted.
+    """
+    asked = [list(each.requests()) for each in wanted]
+    answers = iter(ask_all(engine, [request for each in asked for requests in each for request in requests]))
+    return [
+        [each.read(row, [next(answers) for _ in requests]) for row, requests in enumerate(rows)]
+        for each, rows in zip(wanted, asked, strict=True)
+    ]
 
 
 def share(mode: Mode, queries: Encoded, row: int) -> float:

@@ -6,13 +6,14 @@ A passage that one mode alone proposed is scored in all of them, as in `Retrieve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from qdrant_client import models
 
-from m3_integrations.core.encoded import Encoded, Mode
+from m3_integrations.core.encoded import Encoded
 from m3_integrations.core.texts import Passage
+from m3_integrations.index.base import Hybrid
 from m3_integrations.index.qdrant_asking import EXACTLY, share, speaking, vector_request, with_ties
 from m3_integrations.index.qdrant_engine import Engine, Scored
 from m3_integrations.index.qdrant_payload import PASSAGE, passage
@@ -25,51 +26,44 @@ class Fused(NamedTuple):
     score: float
 
 
-class Proposing(NamedTuple):
-    """By which modes, how many each, and out of which points."""
+def hybrid(engine: Engine, queries: Encoded, asked: Hybrid, k: int, passing: models.Filter | None) -> list[list[Fused]]:
+    """The best k for each query and those that tie, ties by id; at most a few more.
 
-    modes: Sequence[Mode]
-    candidates: int
-    passing: models.Filter | None
-
-
-def hybrid(
-    engine: Engine, queries: Encoded, weights: Mapping[Mode, float], k: int, proposing: Proposing
-) -> list[list[Fused]]:
-    """The best k for each query, ties by id. A query without tokens in a mode proposes nothing by it, and scores 0."""
-    heard = {mode: set(speaking(mode, queries)) for mode in (*weights, *proposing.modes)}
+    A query without tokens in a mode proposes nothing by it, and scores 0.
+    """
+    heard = {mode: set(speaking(mode, queries)) for mode in (*asked.weights, *asked.propose)}
 
     def ask(row: int, limit: int) -> models.QueryRequest:
-        proposed = [mode for mode in proposing.modes if row in heard[mode]]
-        weighed = {mode: weight for mode, weight in weights.items() if row in heard[mode]} or {proposed[0]: 0.0}
-        return _request(queries, row, weighed, proposing._replace(modes=proposed), limit)
+        propose = {mode: count for mode, count in asked.propose.items() if row in heard[mode]}
+        weights = {mode: weight for mode, weight in asked.weights.items() if row in heard[mode]}
+        return _request(queries, row, Hybrid(propose, weights or {next(iter(propose)): 0.0}), passing, limit)
 
-    rows = sorted({row for mode in proposing.modes for row in heard[mode]})
+    rows = sorted({row for mode in asked.propose for row in heard[mode]})
     answers = with_ties(engine, rows, k, ask)
-    return [_fused(answers.get(row, []), k) for row in range(len(queries))]
+    return [_fused(answers.get(row, [])) for row in range(len(queries))]
 
 
 def _request(
-    queries: Encoded, row: int, weights: Mapping[Mode, float], proposing: Proposing, limit: int
+    queries: Encoded, row: int, asked: Hybrid, passing: models.Filter | None, limit: int
 ) -> models.QueryRequest:
     """One query's passages by the weighted sum; it has something to compare in each of these modes."""
-    count = max(limit, proposing.candidates)
     proposals = [
-        models.Prefetch(**vector_request(mode, queries, row), limit=count, filter=proposing.passing)
-        for mode in proposing.modes
+        models.Prefetch(**vector_request(mode, queries, row), limit=count, filter=passing)
+        for mode, count in asked.propose.items()
     ]
-    union = count * len(proposals)
+    union = sum(asked.propose.values())
     scored = [
         models.Prefetch(**vector_request(mode, queries, row), prefetch=proposals, limit=union, params=EXACTLY)
-        for mode in weights
+        for mode in asked.weights
     ]
-    terms = {f"$score[{i}]": weight * share(mode, queries, row) for i, (mode, weight) in enumerate(weights.items())}
+    weighed = enumerate(asked.weights.items())
+    terms = {f"$score[{i}]": weight * share(mode, queries, row) for i, (mode, weight) in weighed}
     formula = models.SumExpression(sum=[models.MultExpression(mult=[term, score]) for score, term in terms.items()])
     # By shared tokens Qdrant answers only those that have one: the others' score is 0.
     weighted_sum = models.FormulaQuery(formula=formula, defaults=dict.fromkeys(terms, 0.0))
     return models.QueryRequest(prefetch=scored, query=weighted_sum, limit=limit, with_payload=PASSAGE)
 
 
-def _fused(answer: Sequence[Scored], k: int) -> list[Fused]:
+def _fused(answer: Sequence[Scored]) -> list[Fused]:
     found = [Fused(passage(each.payload), each.score) for each in answer]
-    return sorted(found, key=lambda each: (-each.score, each.passage.id))[:k]
+    return sorted(found, key=lambda each: (-each.score, each.passage.id))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 from tqdm import tqdm
 
-from m3_integrations.core.encoded import Mode
+from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import Index, content_hash
 
-_AT_ONCE = 512
+# What is encoded at once, and held until it is written: some 30,000 tokens, 120 MB of BGE-M3's multi-vectors.
+_PASSAGES_AT_ONCE, _CHARACTERS_AT_ONCE = 512, 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +53,69 @@ def ingest(
     an error stays, so that the same call goes on where it stopped.
     """
     report = IngestReport(0, 0, 0)
-    with tqdm(desc="ingest", unit="passage", disable=not show_progress) as bar:
+    with _Writing(index) as writing, tqdm(desc="ingest", unit="passage", disable=not show_progress) as bar:
         for chunk in _chunks(passages):
-            report += _ingest_chunk(encoder, index, chunk, modes)
+            report += _ingest_chunk(encoder, index, writing, chunk, modes)
             bar.update(len(chunk))
     return report
 
 
+class _Writing:
+    """Adds passages to an index on a thread, so that those after them are encoded meanwhile; one addition at a time."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+        self._last: Future[None] | None = None
+        self.hashes: Mapping[str, str] = {}
+        self.modes: frozenset[Mode] = frozenset()
+
+    def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
+        self.wait()
+        self._last = self._thread.submit(self._index.add, passages, encoded)
+        self.hashes = {passage.id: content_hash(passage) for passage in passages}
+        self.modes = encoded.modes
+
+    def wait(self) -> None:
+        """Until what was added is in the index. Raises what the addition raised."""
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> _Writing:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(wait=True)  # what was encoded before an error is kept
+        if error is None:
+            self.wait()
+
+
 def _chunks(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-    stream = iter(passages)
-    while chunk := list(islice(stream, _AT_ONCE)):
+    chunk: list[Passage] = []
+    characters = 0
+    for passage in passages:
+        chunk.append(passage)
+        characters += len(passage.text)
+        if len(chunk) == _PASSAGES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
 def _ingest_chunk(
-    encoder: Encoder, index: Index, passages: Sequence[Passage], modes: Collection[Mode] | None
+    encoder: Encoder,
+    index: Index,
+    writing: _Writing,
+    passages: Sequence[Passage],
+    modes: Collection[Mode] | None,
 ) -> IngestReport:
     latest = {passage.id: passage for passage in passages}
-    kept = index.content_hashes(list(latest))
+    kept = {**index.content_hashes(list(latest)), **_only(writing.hashes, latest)}
     fresh = [passage for id, passage in latest.items() if kept.get(id) != content_hash(passage)]
     if fresh:
-        wanted = modes or (index.modes & encoder.modes) or None
-        index.add(fresh, encoder.encode_passages([passage.text for passage in fresh], wanted))
+        wanted = modes or ((index.modes | writing.modes) & encoder.modes) or None
+        writing.add(fresh, encoder.encode_passages([passage.text for passage in fresh], wanted))
     replaced = sum(passage.id in kept for passage in fresh)
     return IngestReport(
         added=len(fresh) - replaced,
@@ -81,3 +123,7 @@ def _ingest_chunk(
         unchanged=len(latest) - len(fresh),
         superseded=len(passages) - len(latest),
     )
+
+
+def _only(hashes: Mapping[str, str], ids: Collection[str]) -> dict[str, str]:
+    return {id: value for id, value in hashes.items() if id in ids}

@@ -15,7 +15,7 @@ from m3_integrations.core.microbatch import gathered
 from m3_integrations.core.plan import SearchPlan
 from m3_integrations.core.texts import Passage
 from m3_integrations.core.threads import on_thread
-from m3_integrations.index.base import Index, Where
+from m3_integrations.index.base import Found, Hybrid, HybridIndex, Index, Where
 
 _TRIES = 2
 
@@ -41,7 +41,11 @@ class _Usable(NamedTuple):
 
 
 class Retriever:
-    """Hybrid retrieval over any encoder and any index that holds the encoder's vectors."""
+    """Hybrid retrieval over any encoder and any index that holds the encoder's vectors.
+
+    An index far away that puts the modes together itself (`HybridIndex`) is asked for the whole plan at once: one way
+    there and back finds the best by the weighted sum, and a second scores those few mode by mode, for `Match.by_mode`.
+    """
 
     def __init__(self, encoder: Encoder, index: Index, plan: SearchPlan | None = None) -> None:
         self.encoder = encoder
@@ -55,14 +59,14 @@ class Retriever:
 
     def retrieve_many(self, queries: Sequence[str], k: int = 10, where: Where | None = None) -> list[list[Match]]:
         """The best k passages for each question, from one pass through the model."""
-        if len(self.index) == 0:
+        if self._is_new():
             _check_k(k)
             return [[] for _ in queries]
         return self.retrieve_encoded(self.encode(queries), k, where)
 
     async def aretrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
         """`retrieve` while the event loop goes on; questions that are awaited at the same time share a pass."""
-        if await on_thread(len, self.index) == 0:
+        if await on_thread(self._is_new):
             return await on_thread(self.retrieve, query, k, where)
         matches = await on_thread(self.retrieve_encoded, await self.aencode(query), k, where)
         return matches[0]
@@ -78,7 +82,7 @@ class Retriever:
     @property
     def modes(self) -> frozenset[Mode]:
         """The modes that the plan needs of a question here. Raises MissingMode where none of them is to be had."""
-        return self._usable().modes if len(self.index) else self.encoder.modes
+        return self.encoder.modes if self._is_new() else self._usable().modes
 
     def encode(self, queries: Sequence[str]) -> Encoded:
         """Questions in the modes that the plan needs and no others; over an empty index, in all of the encoder's."""
@@ -97,7 +101,7 @@ class Retriever:
         candidates: how many a mode proposes, where that is not the plan's number (or k, where k is higher).
         """
         _check_k(k)
-        if len(self.index) == 0:
+        if self._is_new():
             return [[] for _ in range(len(queries))]
         counts = {mode: max(k, self.plan.candidates) for mode in MODES} | dict(candidates or {})
         for _ in range(_TRIES):
@@ -107,35 +111,39 @@ class Retriever:
                 continue  # a candidate was deleted by another thread or process after it was found: look again
         return self._search(queries, k, where, counts)
 
+    def _is_new(self) -> bool:
+        """Whether the index never held a passage: it remembers that, where a count may be a way there and back."""
+        return not self.index.modes
+
     def _search(self, queries: Encoded, k: int, where: Where | None, counts: Mapping[Mode, int]) -> list[list[Match]]:
         usable = self._usable(queries.modes)
-        candidates = self._propose(queries, usable, counts, where)
-        return self._rank(queries, usable, candidates, k)
+        asked = Hybrid({mode: counts[mode] for mode in usable.propose}, usable.weights)
+        if isinstance(self.index, HybridIndex) and self.index.is_hybrid(queries, asked):
+            return [_best(found, usable.weights, k) for found in self.index.find(queries, asked, k, where)]
+        candidates = self._propose(queries, asked, where)
+        return self._rank(queries, asked.weights, candidates, k)
 
-    def _propose(
-        self, queries: Encoded, usable: _Usable, counts: Mapping[Mode, int], where: Where | None
-    ) -> list[list[str]]:
+    def _propose(self, queries: Encoded, asked: Hybrid, where: Where | None) -> list[list[str]]:
         """For each query the union of what each proposing mode found."""
         found: list[set[str]] = [set() for _ in range(len(queries))]
-        for mode in usable.propose:
-            for ids, hits in zip(found, self.index.search(mode, queries, counts[mode], where), strict=True):
+        for mode, count in asked.propose.items():
+            for ids, hits in zip(found, self.index.search(mode, queries, count, where), strict=True):
                 ids.update(hit.id for hit in hits)
         return [sorted(ids) for ids in found]
 
     def _rank(
-        self, queries: Encoded, usable: _Usable, candidates: Sequence[Sequence[str]], k: int
+        self, queries: Encoded, weights: Mapping[Mode, float], candidates: Sequence[Sequence[str]], k: int
     ) -> list[list[Match]]:
-        scores = {mode: self.index.score(mode, queries, candidates) for mode in usable.weights}
+        scores = {mode: self.index.score(mode, queries, candidates) for mode in weights}
         best = []
         for i, ids in enumerate(candidates):
             by_mode = {mode: each[i].tolist() for mode, each in scores.items()}
             total = [0.0] * len(ids)
-            for mode in usable.weights:  # in the order in which `weighted_sum` adds them
-                weight = usable.weights[mode]
+            for mode, weight in weights.items():  # in the order in which `weighted_sum` adds them
                 total = [score + weight * part for score, part in zip(total, by_mode[mode], strict=True)]
             first = sorted(range(len(ids)), key=lambda j: (-total[j], ids[j]))[:k]
             said = [{mode: by_mode[mode][j] for mode in by_mode} for j in first]
-            best.append([(ids[j], weighted_sum(each, usable.weights)) for j, each in zip(first, said, strict=True)])
+            best.append([(ids[j], weighted_sum(each, weights)) for j, each in zip(first, said, strict=True)])
         return self._matches(best)
 
     def _matches(self, ranked: Sequence[Sequence[tuple[str, tuple[float, Mapping[Mode, float]]]]]) -> list[list[Match]]:
@@ -173,6 +181,12 @@ class Retriever:
                 ModeDropped,
                 stacklevel=4,
             )
+
+
+def _best(found: Sequence[Found], weights: Mapping[Mode, float], k: int) -> list[Match]:
+    """The best k by the weighted sum, ties by id."""
+    matches = [Match(each.passage, *weighted_sum(each.by_mode, weights)) for each in found]
+    return sorted(matches, key=lambda match: (-match.score, match.passage.id))[:k]
 
 
 def _check_k(k: int) -> None:

@@ -131,7 +131,11 @@ class Counting:
     """An engine that remembers how many questions each round trip held."""
 
     def __init__(self, engine):
-        self.engine, self.trips = engine, []
+        self.engine, self.trips, self.counts = engine, [], 0
+
+    def count(self):
+        self.counts += 1
+        return self.engine.count()
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
@@ -158,6 +162,46 @@ def test_hybrid_is_one_round_trip_for_all_queries(pair):
     counting = Counting(index._engine)
     QdrantIndex(counting, Layout(), 0).hybrid(queries, {"dense": 1, "sparse": 0.3, "multi_vector": 1})
     assert counting.trips == [len(queries)]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        SearchPlan(candidates=30),
+        SearchPlan(candidates=30, weights={"sparse": 2.0}),
+        SearchPlan(("dense", "sparse", "multi_vector"), 7, {"dense": 0.5, "multi_vector": 1.0}),
+        SearchPlan(("multi_vector",), 40, {"dense": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("where", [None, Field("i", "<", 250)])
+def test_a_retriever_has_the_whole_plan_carried_out_at_once(pair, plan, where):
+    index, judge, queries = pair
+    counting = Counting(index._engine)
+    answered = Retriever(ENCODER, QdrantIndex(counting, Layout(), 0), plan).retrieve_encoded(queries, 10, where)
+    assert (len(counting.trips), counting.counts) == (2, 1)  # once seen to be large it is not counted again
+    for matches, expected in zip(
+        answered, Retriever(ENCODER, judge, plan).retrieve_encoded(queries, 10, where), strict=True
+    ):
+        assert [match.passage for match in matches] == [match.passage for match in expected]
+        for match, other in zip(matches, expected, strict=True):
+            assert match.by_mode == pytest.approx(other.by_mode, abs=1e-5)
+            assert match.score == sum(match.by_mode.values())
+
+
+async def test_a_retriever_may_be_awaited_over_it(opened):
+    with opened(exact_below=0) as index:
+        fill(index, ["red cat", "blue dog", ""])
+        retriever = Retriever(ENCODER, index)
+        assert await retriever.aretrieve("a red dog", 2) == retriever.retrieve("a red dog", 2)
+
+
+def test_a_retriever_goes_mode_by_mode_for_a_question_that_says_nothing(opened):
+    silent = Encoded(multi_vector=MultiVectors.of([np.zeros((0, 4))]))
+    plan = SearchPlan(("multi_vector",), weights={"multi_vector": 1.0})
+    with opened(exact_below=0) as index:
+        fill(index, ["red", "blue"])
+        found = Retriever(ENCODER, index, plan).retrieve_encoded(silent, 5)[0]
+        assert [(match.passage.id, match.score) for match in found] == [("p0", 0.0), ("p1", 0.0)]
 
 
 def test_hybrid_of_a_query_that_shares_no_token_goes_by_the_other_modes(opened):
