@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from m3_integrations import IngestReport, Passage, ingest
+from m3_integrations import IngestReport, MemoryIndex, Passage, ingest
 from m3_integrations.core.errors import MissingMode
 from m3_integrations.testing import HashEncoder
 
@@ -119,3 +121,59 @@ def test_progress_is_shown_when_asked_for_and_not_otherwise(encoder, index, caps
 def test_reports_add_up():
     assert IngestReport(1, 2, 3) + IngestReport(10, 20, 30) == IngestReport(11, 22, 33)
     assert IngestReport(1, 2, 3).total == 1 + 2 + 3
+
+
+LONG = 1 << 17  # characters: such a passage is encoded and written on its own
+
+
+def test_passages_are_encoded_while_those_before_them_are_written():
+    second_is_encoded = threading.Event()
+
+    class Telling(Counting):
+        def encode_passages(self, texts, modes=None, *, show_progress=False):
+            found = super().encode_passages(texts, modes, show_progress=show_progress)
+            if len(self.encoded) == 2:
+                second_is_encoded.set()
+            return found
+
+    class Waiting(MemoryIndex):
+        def add(self, passages, encoded):
+            assert second_is_encoded.wait(timeout=60)
+            super().add(passages, encoded)
+
+    with Waiting() as index:
+        assert ingest(Telling(), index, [Passage(letter, letter * LONG) for letter in "abc"]).added == 3
+        assert index.ids() == ["a", "b", "c"]
+
+
+def test_an_id_that_comes_again_while_it_is_written_is_told_from_a_new_one(encoder):
+    with MemoryIndex() as index:
+        report = ingest(encoder, index, [Passage("a", letter * LONG) for letter in "aab"])
+        assert (report.added, report.unchanged, report.replaced) == (1, 1, 1)
+        assert [passage.text[0] for passage in index.passages()] == ["b"]
+
+
+def test_an_addition_that_fails_is_raised_and_what_was_added_before_it_stays(encoder):
+    class Full(MemoryIndex):
+        def add(self, passages, encoded):
+            if len(self) == 2:
+                raise OSError("no space left on device")
+            super().add(passages, encoded)
+
+    with Full() as index:
+        with pytest.raises(OSError, match="no space left"):
+            ingest(encoder, index, [Passage(letter, letter * LONG) for letter in "abcd"])
+        assert index.ids() == ["a", "b"]
+
+
+def test_long_passages_are_held_a_few_at_a_time(encoder):
+    sizes = []
+
+    class Watching(MemoryIndex):
+        def add(self, passages, encoded):
+            sizes.append(len(passages))
+            super().add(passages, encoded)
+
+    with Watching() as index:
+        ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(10)])
+    assert sizes == [4, 4, 2]
