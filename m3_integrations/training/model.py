@@ -16,7 +16,7 @@ from m3_integrations.core.errors import MissingMode
 from m3_integrations.core.model import Heads, M3Model, Pooling
 from m3_integrations.core.sequences import TokenSequence
 
-Part = Literal["encoder", "sparse", "token_prior", "multi_vector"]
+Part = Literal["encoder", "layers", "sparse", "token_prior", "multi_vector"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -160,9 +160,10 @@ class TrainableM3(nn.Module):
         for part in parts:
             if part not in there:
                 raise ValueError(f"this model has no {part!r} to train; it has {list(there)}")
-        for part, tensors in there.items():
+        learning = {id(tensor) for part in parts for tensor in there[part]}
+        for tensors in there.values():
             for tensor in tensors:
-                tensor.requires_grad_(part in parts)
+                tensor.requires_grad_(id(tensor) in learning)
 
     def _parts(self) -> dict[Part, list[nn.Parameter]]:
         """The tensors of each part that can learn."""
@@ -171,8 +172,11 @@ class TrainableM3(nn.Module):
             prior = model.token_prior
             del model.token_prior
             model.token_prior = nn.Parameter(prior, requires_grad=False)
+        encoder = list(model.backbone.parameters())
+        vocabulary = {id(tensor) for tensor in model.backbone.get_input_embeddings().parameters()}
         return {
-            "encoder": list(model.backbone.parameters()),
+            "encoder": encoder,
+            "layers": [tensor for tensor in encoder if id(tensor) not in vocabulary],
             "sparse": [] if model.sparse is None else list(model.sparse.parameters()),
             "token_prior": [model.token_prior] if isinstance(model.token_prior, nn.Parameter) else [],
             "multi_vector": [] if model.multi_vector is None else list(model.multi_vector.parameters()),

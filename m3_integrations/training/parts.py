@@ -15,6 +15,8 @@ from m3_integrations.core.extras import need
 from m3_integrations.core.model import Heads
 from m3_integrations.training.model import Part, TrainableM3
 
+ENCODERS: frozenset[Part] = frozenset({"encoder", "layers"})  # the parts that are of the encoder
+
 _FIRST_LEXICAL_WEIGHT = 0.1
 
 
@@ -33,7 +35,7 @@ def with_heads(checkpoint: Checkpoint, width: int | None = None) -> Checkpoint:
 
 def parts_of(modes: Collection[Mode], asked: Collection[Part], model: TrainableM3) -> tuple[Part, ...]:
     """The parts that learn: those asked for that these modes use and the model has."""
-    used: set[Part] = {"encoder"}
+    used: set[Part] = {*ENCODERS}
     if "sparse" in modes:
         used |= {"sparse", "token_prior"}
     if "multi_vector" in modes:

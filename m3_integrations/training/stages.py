@@ -24,6 +24,8 @@ class Stage:
 
     sources: the examples by name. steps: batches to learn from; None takes `epochs` of all sources. modes: what is
     learned; None is all that the model has. parts: what of the model learns; of these, what the modes do not use rests.
+    "layers" is the encoder without its table of tokens, which is most of a small multilingual model: its gradient and
+    AdamW's state cost more than the layers' own.
     low_rank: the rank of an update that the encoder learns in the place of its own weights (LoRA, arXiv 2106.09685);
     None learns the weights. objective: "m3" (arXiv 2402.03216) or "gte" (arXiv 2308.03281). weights: of the summed
     score that teaches; None takes those that the checkpoint recommends.

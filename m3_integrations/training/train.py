@@ -18,7 +18,7 @@ from m3_integrations.core.checkpoint import Checkpoint
 from m3_integrations.core.model import Pooling
 from m3_integrations.core.sequences import Sequencer
 from m3_integrations.training.model import TrainableM3
-from m3_integrations.training.parts import LowRank, parts_of, set_dropout, with_heads
+from m3_integrations.training.parts import ENCODERS, LowRank, parts_of, set_dropout, with_heads
 from m3_integrations.training.sampling import Sampler
 from m3_integrations.training.stages import Stage
 from m3_integrations.training.trainer import Loop, M3Trainer, Outcome
@@ -98,8 +98,8 @@ def _staged(
     needed = with_heads(checkpoint, width) if _wants_heads(stage) else checkpoint
     model = TrainableM3.of(needed)
     parts = parts_of(stage.modes or tuple(model.heads.modes), stage.parts, model)
-    low_rank = stage.low_rank if "encoder" in parts else None
-    model.train_only([part for part in parts if part != "encoder" or low_rank is None])
+    low_rank = stage.low_rank if ENCODERS & set(parts) else None
+    model.train_only([part for part in parts if part not in ENCODERS or low_rank is None])
     update = LowRank(model, low_rank) if low_rank else None
     set_dropout(model, stage.dropout)
     trainer = M3Trainer(model, needed, stage, _sampler(needed, stage), place, validation, loop)

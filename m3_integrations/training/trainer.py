@@ -72,7 +72,8 @@ class Loop:
             load_best_model_at_end=validated,
             metric_for_best_model="best" if validated else None,
             greater_is_better=True if validated else None,
-            use_cpu=self.device == "cpu",
+            # Said where there is nothing else too: transformers refuses bf16 on a processor that it was not told of.
+            use_cpu=self.device == "cpu" or not torch.accelerator.is_available(),
             seed=self.seed,
             disable_tqdm=not self.show_progress,
             report_to=list(self.report_to) or "none",

@@ -107,8 +107,24 @@ def test_only_the_parts_that_were_named_learn(bge_m3, tmp_path):
     assert moved(tmp_path / "model", bge_m3()) == {"sparse.weight", "sparse.bias"}
 
 
-def test_a_low_rank_update_ends_in_the_encoder_s_own_weights(bge_m3, tmp_path):
-    run(bge_m3(), tmp_path / "model", steps=2, low_rank=2, parts=("encoder",))
+def test_the_layers_learn_without_the_table_of_tokens(bge_m3, tmp_path):
+    run(bge_m3(), tmp_path / "model", steps=2, parts=("layers",))
+    changed = moved(tmp_path / "model", bge_m3())
+    assert "embeddings.position_embeddings.weight" in changed
+    assert "encoder.layer.0.attention.self.query.weight" in changed
+    assert not changed & {"embeddings.word_embeddings.weight", "sparse.weight", "multi_vector.weight"}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="asks what is done where there is none")
+def test_half_precision_needs_no_accelerator_and_no_word_about_it(bge_m3, tmp_path):
+    stage = Stage({"places": examples()}, steps=2, precision="bfloat16", sampling=Sampling(rows=6, negatives=1))
+    train(str(bge_m3()), [stage], tmp_path / "model", loop=Loop(log_every=1))
+    assert moved(tmp_path / "model", bge_m3())
+
+
+@pytest.mark.parametrize("part", ["encoder", "layers"])
+def test_a_low_rank_update_ends_in_the_encoder_s_own_weights(bge_m3, tmp_path, part):
+    run(bge_m3(), tmp_path / "model", steps=2, low_rank=2, parts=(part,))
     changed = moved(tmp_path / "model", bge_m3())
     name = "encoder.layer.0.attention.self.query.weight"
     assert name in changed
@@ -238,7 +254,7 @@ def test_parts_that_the_modes_do_not_use_cannot_be_all_that_learns(bge_m3, tmp_p
 
 
 def test_a_trainable_model_knows_its_parts(bge_m3):
-    assert TrainableM3.of(checkpoints.read(str(bge_m3()))).parts == ("encoder", "sparse", "multi_vector")
+    assert TrainableM3.of(checkpoints.read(str(bge_m3()))).parts == ("encoder", "layers", "sparse", "multi_vector")
 
 
 def test_validation_counts_the_plan_of_all_modes_last(bge_m3):
