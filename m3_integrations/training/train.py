@@ -25,6 +25,7 @@ from m3_integrations.training.trainer import Loop, M3Trainer, Outcome
 from m3_integrations.training.watching import Validation
 
 LOG = "training_log.jsonl"
+MODEL = "model"
 ASKED = "asked.json"  # what a run that was stopped was asked for
 
 
@@ -73,17 +74,19 @@ def train(
     if (target / checkpoints.OWN_FILE).is_file():
         raise FileExistsError(f"{target} holds a model already; name a new folder")
     work = target.with_name(f"{target.name}.training")
-    first = checkpoints.read(model, revision=revision, pooling=pooling)
+    current = checkpoints.read(model, revision=revision, pooling=pooling)
     outcomes: list[Outcome] = []
-    current = first
     for number, stage in enumerate(stages, start=1):
         place = work / f"stage-{number}"
         _require_same(place / ASKED, {"model": model, "seed": loop.seed, "width": width, **_asked(stage)})
         current, outcome = _finished(place) or _staged(current, stage, place, validation, loop, width)
         outcomes.append(outcome)
+        with _by_the_first() as mine:
+            if mine and not (place / MODEL).is_dir():
+                _save(current, place / MODEL, outcomes)
     with _by_the_first() as mine:
         if mine:
-            _save(replace(current, name=first.name), target, outcomes)
+            (place / MODEL).rename(target)
             for number in range(1, len(stages) + 1):
                 shutil.rmtree(work / f"stage-{number}")
             work.rmdir()
@@ -93,7 +96,7 @@ def train(
 def _staged(
     checkpoint: Checkpoint, stage: Stage, place: Path, validation: Validation | None, loop: Loop, width: int | None
 ) -> tuple[Checkpoint, Outcome]:
-    """The checkpoint after one stage, kept in `place` until all are done."""
+    """The checkpoint after one stage, whose own checkpoints stand in `place`."""
     set_seed(loop.seed)
     needed = with_heads(checkpoint, width) if _wants_heads(stage) else checkpoint
     model = TrainableM3.of(needed)
@@ -107,11 +110,7 @@ def _staged(
     if update is not None:
         update.merge()
     model.to("cpu").train_only(())
-    learned = model.into(needed)
-    with _by_the_first() as mine:
-        if mine:
-            _save(learned, place / "model", [outcome])
-    return learned, outcome
+    return model.into(needed), outcome
 
 
 @contextmanager
@@ -174,9 +173,10 @@ def _save(checkpoint: Checkpoint, folder: Path, outcomes: Sequence[Outcome]) -> 
 
 def _finished(place: Path) -> tuple[Checkpoint, Outcome] | None:
     """What a stage left that was done before training was stopped."""
-    folder = place / "model"
+    folder = place / MODEL
     if not folder.is_dir():
         return None
-    said = json.loads((folder / LOG).read_text(encoding="utf-8"))
+    *_, latest = (folder / LOG).read_text(encoding="utf-8").splitlines()  # those before it are earlier stages'
+    said = json.loads(latest)
     said.pop("stage")
     return checkpoints.read(str(folder)), Outcome(**said)

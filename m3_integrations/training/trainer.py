@@ -29,6 +29,8 @@ from m3_integrations.training.steps import Asked, Reader, Share, Shares
 from m3_integrations.training.watching import LexicalShare, Means, Validation
 
 _ENCODER = "model.backbone."
+_LOOK = "eval_"  # what transformers calls a figure of a look at the validation questions
+_BEST = f"{_LOOK}best"
 _UNDECAYED = ("bias", "LayerNorm.weight", "layer_norm.weight", "norm.weight", "token_prior")
 
 
@@ -137,11 +139,19 @@ class M3Trainer(Trainer):
         there = self._folder.is_dir()
         last = get_last_checkpoint(str(self._folder)) if there else None  # type: ignore[no-untyped-call]  # theirs
         self.train(resume_from_checkpoint=last)
-        after = self.validated()
+        after = self._best() or self.validated()
         kept = before is None or after is None or _last(after) >= _last(before)
         if not kept:
             self._learner.load_state_dict(self._start, strict=False)
         return Outcome(before, after, kept, [dict(entry) for entry in self.state.log_history])
+
+    def _best(self) -> dict[str, float] | None:
+        """What the model that was gone back to found when it was looked at; None where nobody looked."""
+        looks = [entry for entry in self.state.log_history if _BEST in entry]
+        if not looks:
+            return None
+        best = max(looks, key=lambda entry: entry[_BEST])  # of equals the first, as transformers keeps it
+        return {name.removeprefix(_LOOK): best[name] for name in best if name.startswith(_LOOK) and name != _BEST}
 
     def validated(self) -> dict[str, float] | None:
         """Plan -> metric, measured by the first process and told to the others; None without validation."""
@@ -179,7 +189,7 @@ class M3Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation questions, logged by plan; the last plan's value as "best" too."""
         found = self.validated() or {}
-        metrics = {**{f"eval_{plan}": value for plan, value in found.items()}, "eval_best": _last(found)}
+        metrics = {**{f"{_LOOK}{plan}": value for plan, value in found.items()}, _BEST: _last(found)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
