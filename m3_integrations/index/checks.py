@@ -1,11 +1,14 @@
-"""What every index refuses, said in the same words."""
+"""What every index refuses, said in the same words, and what is left then to be written."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from m3_integrations.core.encoded import MODES, Encoded, Mode, check_modes
 from m3_integrations.core.errors import MissingMode, UnknownId, WrongDimension
+from m3_integrations.core.texts import Passage
+from m3_integrations.index.entries import Entry
 
 
 def list_of_ids(ids: Collection[str], call: str) -> list[str]:
@@ -18,6 +21,12 @@ def list_of_ids(ids: Collection[str], call: str) -> list[str]:
 def last_rows(ids: Sequence[str]) -> dict[str, int]:
     """For each id the last row that it has."""
     return {id: row for row, id in enumerate(ids)}
+
+
+def latest_of(passages: Sequence[Passage], encoded: Encoded) -> tuple[list[Entry], Encoded]:
+    """What is to be kept of passages, and their vectors: of an id that comes twice the last."""
+    entries = {passage.id: Entry.of(passage) for passage in passages}
+    return list(entries.values()), encoded.take(list(last_rows([passage.id for passage in passages]).values()))
 
 
 def width(mode: Mode, encoded: Encoded) -> int:
@@ -79,20 +88,32 @@ def check_queries(kept: Mapping[Mode, int], mode: Mode, queries: Encoded) -> Enc
     return asked
 
 
-def check_pairs(queries: Encoded, ids: Sequence[Sequence[str]]) -> None:
-    """Raises ValueError unless there is one list of ids for each query."""
+def check_score(
+    kept: Mapping[Mode, int], mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]
+) -> tuple[Encoded, list[list[str]]]:
+    """The queries in the mode alone, and a list of ids for each. Raises what `score` raises, beside strangers."""
+    asked = check_queries(kept, mode, queries)
     if len(ids) != len(queries):
         raise ValueError(f"score takes one list of ids for each of {len(queries)} queries, got {len(ids)} lists")
+    return asked, [list_of_ids(each, "score") for each in ids]
 
 
 def unknown(id: str) -> UnknownId:
     return UnknownId(f"the index holds no passage {id!r}; index.ids() lists those that it holds")
 
 
-def check_once(changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
-    """Raises ValueError where two changes replace the vectors of one passage in one mode."""
+class Change(NamedTuple):
+    """Vectors that are to replace others: row i of `encoded` is ids[i]."""
+
+    ids: list[str]
+    encoded: Encoded
+
+
+def check_changes(changes: Sequence[tuple[Sequence[str], Encoded]]) -> list[Change]:
+    """Raises what `set_many` refuses whatever is kept: a bare string, two changes of one passage in one mode."""
+    named = [Change(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
     seen: dict[Mode, set[str]] = {}
-    for ids, encoded in changes:
+    for ids, encoded in named:
         for mode in encoded.modes:
             known = seen.setdefault(mode, set())
             twice = known.intersection(ids)
@@ -102,3 +123,15 @@ def check_once(changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
                     "say in one of them what they are to be"
                 )
             known.update(ids)
+    return named
+
+
+def newest(kept: Mapping[Mode, int], changes: Sequence[Change]) -> list[Change]:
+    """Those that change something, each id once with its last row. Raises what `set_many` refuses of what is kept."""
+    some = [change for change in changes if change.ids]
+    for ids, encoded in some:
+        check_replacement(kept, len(ids), encoded)
+    return [
+        Change(list(latest), encoded.take(list(latest.values())))
+        for latest, encoded in ((last_rows(ids), encoded) for ids, encoded in some)
+    ]

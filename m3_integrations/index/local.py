@@ -19,20 +19,18 @@ from m3_integrations.index.arrays import checksum, damaged, sync_folder
 from m3_integrations.index.base import Hit
 from m3_integrations.index.catalogue import FILE_NAME, Busy, Catalogue, Transaction
 from m3_integrations.index.checks import (
+    check_changes,
     check_count,
-    check_once,
-    check_pairs,
-    check_queries,
-    check_replacement,
+    check_score,
     check_search,
     check_widths,
-    last_rows,
+    latest_of,
     list_of_ids,
+    newest,
     unknown,
     widths,
 )
 from m3_integrations.index.codes import DEFAULT, Precision, checked
-from m3_integrations.index.entries import entries
 from m3_integrations.index.neighbours import Neighbours
 from m3_integrations.index.searching import decide, exact_scores, one_of, propose
 from m3_integrations.index.segments import Longs, map_segment
@@ -103,21 +101,25 @@ class LocalIndex:
     def modes(self) -> frozenset[Mode]:
         return self._read(lambda _, snapshot: frozenset(snapshot.widths))
 
+    @property
+    def encoder(self) -> tuple[str | None, str | None]:
+        """The fingerprint of the encoder that filled it, and what it called itself; None where it was never told."""
+        return self._read(lambda transaction, _: transaction.encoder())
+
     def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
         check_count("passages", len(passages), encoded)
         if not passages:
             return
-        latest = {entry.id: entry for entry in entries(passages)}
-        newest = encoded.take(list(last_rows([passage.id for passage in passages]).values()))
+        latest, vectors = latest_of(passages, encoded)
         with self._write() as write:
             kept = write.snapshot.widths or widths(encoded)
             check_widths(kept, encoded)
             if not write.snapshot.widths:
-                write.fix_modes(newest)
-            write.bury(write.transaction.slots_of(latest).values())
-            slots = write.keep(list(latest.values()))
+                write.fix_modes(vectors)
+            write.bury(write.transaction.slots_of([entry.id for entry in latest]).values())
+            slots = write.keep(latest)
             for mode in kept:
-                write.segment(slots, newest.only((mode,)))
+                write.segment(slots, vectors.only((mode,)))
 
     def delete(self, ids: Collection[str]) -> None:
         wanted = list_of_ids(ids, "delete")
@@ -130,18 +132,15 @@ class LocalIndex:
         self.set_many([(ids, encoded)])
 
     def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
-        named = [(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
-        check_once(named)
+        named = check_changes(changes)
         with self._write() as write:
-            for wanted, encoded in named:
-                latest = last_rows(wanted)
-                slots = np.array(_slots(write.transaction, latest), np.int64)
-                if wanted:
-                    check_replacement(write.snapshot.widths, len(wanted), encoded)
-                    newest = encoded.take(list(latest.values()))
-                    for mode in encoded.modes:
-                        write.outdate(mode, slots)
-                        write.segment(slots, newest.only((mode,)))
+            for change in named:
+                _slots(write.transaction, change.ids)
+            for ids, encoded in newest(write.snapshot.widths, named):
+                slots = np.array(_slots(write.transaction, ids), np.int64)
+                for mode in encoded.modes:
+                    write.outdate(mode, slots)
+                    write.segment(slots, encoded.only((mode,)))
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Hit]]:
@@ -155,9 +154,8 @@ class LocalIndex:
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         def scores(transaction: Transaction, snapshot: Snapshot) -> list[Array]:
-            asked = check_queries(snapshot.widths, mode, queries)
-            check_pairs(asked, ids)
-            rows = [snapshot.rows_named(transaction, list_of_ids(each, "score")) for each in ids]
+            asked, wanted = check_score(snapshot.widths, mode, queries, ids)
+            rows = [snapshot.rows_named(transaction, each) for each in wanted]
             return [exact_scores(snapshot, mode, one_of(asked, i), each)[0] for i, each in enumerate(rows)]
 
         return self._read(scores)

@@ -26,15 +26,14 @@ from m3_integrations.core.encoded import (
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import Hit
 from m3_integrations.index.checks import (
+    check_changes,
     check_count,
-    check_once,
-    check_pairs,
-    check_queries,
-    check_replacement,
+    check_score,
     check_search,
     check_widths,
     last_rows,
     list_of_ids,
+    newest,
     unknown,
     widths,
 )
@@ -89,16 +88,13 @@ class MemoryIndex:
         self.set_many([(ids, encoded)])
 
     def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
-        named = [(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
-        check_once(named)
+        named = check_changes(changes)
         with self._lock:
-            for wanted, encoded in named:
-                self._require(wanted)
-                if wanted:
-                    check_replacement(self._widths, len(wanted), encoded)
-            for wanted, encoded in named:
-                for mode in encoded.modes if wanted else ():
-                    self._log(mode).write(last_rows(wanted), encoded)
+            for change in named:
+                self._require(change.ids)
+            for ids, encoded in newest(self._widths, named):
+                for mode in encoded.modes:
+                    self._log(mode).write(last_rows(ids), encoded)
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         asked = check_search(self._widths, mode, queries, k)
@@ -111,9 +107,7 @@ class MemoryIndex:
         return [settled.search(asked.take([i]), k, allowed) for i in range(len(asked))]
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
-        asked = check_queries(self._widths, mode, queries)
-        check_pairs(asked, ids)
-        wanted = [list_of_ids(each, "score") for each in ids]
+        asked, wanted = check_score(self._widths, mode, queries, ids)
         with self._lock:
             for each in wanted:
                 self._require(each)

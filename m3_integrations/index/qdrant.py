@@ -19,19 +19,18 @@ from m3_integrations.core.texts import Passage
 from m3_integrations.core.threads import awaited
 from m3_integrations.index.base import Found, Hit, Hybrid
 from m3_integrations.index.checks import (
+    check_changes,
     check_count,
-    check_once,
-    check_pairs,
-    check_queries,
-    check_replacement,
+    check_score,
     check_search,
     check_widths,
     last_rows,
+    latest_of,
     list_of_ids,
+    newest,
     unknown,
     widths,
 )
-from m3_integrations.index.entries import entries
 from m3_integrations.index.where import Where
 
 if not TYPE_CHECKING:
@@ -153,15 +152,14 @@ class QdrantIndex:
         check_count("passages", len(passages), encoded)
         if not passages:
             return
-        latest = {entry.id: entry for entry in entries(passages)}
-        newest = encoded.take(list(last_rows([each.id for each in passages]).values()))
+        latest, vectors = latest_of(passages, encoded)
         with self._gate.writing():
             kept = self._widths() or widths(encoded)
             check_widths(kept, encoded)
             self._create(kept)
             check_widths(self._widths(), encoded)  # another process may have been quicker, with other vectors
-            said = [payload(entry) for entry in latest.values()]
-            self._write(self._engine.upsert, list(latest), newest.only(self._widths()), said)
+            ids, said = [entry.id for entry in latest], [payload(entry) for entry in latest]
+            self._write(self._engine.upsert, ids, vectors.only(self._widths()), said)
 
     def delete(self, ids: Collection[str]) -> None:
         points = [point_id(id) for id in list_of_ids(ids, "delete")]
@@ -175,16 +173,11 @@ class QdrantIndex:
 
     def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
         """As of every index. On a server a failure half-way raises PartlyWritten; setting the same again mends it."""
-        named = [(list_of_ids(ids, "set_vectors"), encoded) for ids, encoded in changes]
-        check_once(named)
+        named = check_changes(changes)
         with self._gate.writing():
-            self._require({id for ids, _ in named for id in ids})
-            for ids, encoded in named:
-                if ids:
-                    check_replacement(self._widths(), len(ids), encoded)
-            for ids, encoded in named:
-                latest = last_rows(ids)
-                self._write(self._engine.replace, list(latest), encoded.take(list(latest.values())))
+            self._require({id for change in named for id in change.ids})
+            for ids, encoded in newest(self._widths(), named):
+                self._write(self._engine.replace, ids, encoded)
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         with self._gate.reading():
@@ -241,9 +234,7 @@ class QdrantIndex:
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         with self._gate.reading():
-            asked = check_queries(self._widths(), mode, queries)
-            check_pairs(asked, ids)
-            wanted = [list_of_ids(each, "score") for each in ids]
+            asked, wanted = check_score(self._widths(), mode, queries, ids)
             if not any(wanted):
                 return [np.zeros(0, np.float32) for _ in wanted]
             if self._is_exact():

@@ -84,12 +84,7 @@ def copy_index(source: Index, target: Index) -> Copied:
 
 def filled_by(index: Index) -> Remembered | None:
     """The encoder that an index remembers."""
-    fingerprint, label = None, None
-    if isinstance(index, QdrantIndex):
-        fingerprint, label = index.encoder
-    elif isinstance(index, LocalIndex):
-        with index._catalogue.reading() as transaction:
-            fingerprint, label = transaction.encoder()
+    fingerprint, label = index.encoder if isinstance(index, (QdrantIndex, LocalIndex)) else (None, None)
     return None if fingerprint is None else Remembered(fingerprint, label or "an encoder")
 
 
