@@ -26,7 +26,7 @@ from m3_integrations.core.explain import Explanation, explain
 from m3_integrations.core.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.core.gathering import Gathering, StateArrays, not_finite, on_cpu, replace_texts
 from m3_integrations.core.model import Heads, M3Model, Pooling, States
-from m3_integrations.core.onednn import quicken
+from m3_integrations.core.quickening import quicken
 from m3_integrations.core.sequences import Sequencer, Span, TokenSequence
 
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]

@@ -20,6 +20,7 @@ from m3_integrations.core.sequences import Ids, TokenSequence
 # Full attention in every layer, and positions that are looked up: what stands beside a text does not reach it.
 _PACKABLE = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
 _ATTENTION = "m3_packed"
+_LONG = 1024
 _SCORES = 1 << 17  # a head's attention scores at once: those of a dozen heads stay in a processor's cache
 
 
@@ -121,6 +122,9 @@ def _attend(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others
             ),
         )
+    if len(runs) == 1:  # a long text is its own row: no second copy of its states
+        answer = _attention(_texts(query, runs[0]), _texts(key, runs[0]), _texts(value, runs[0]), scaling)
+        return answer.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
     answers = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for run in runs:
         answer = _attention(_texts(query, run), _texts(key, run), _texts(value, run), scaling)
@@ -136,9 +140,10 @@ def _texts(row: Tensor, run: Run) -> Tensor:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """(texts, heads, length, width), all four."""
-    if query.dtype is not torch.bfloat16 or query.device.type != "cpu":
+    if query.dtype is not torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > _LONG:
         return functional.scaled_dot_product_attention(query, key, value, scale=scaling)
-    # On a CPU torch's fused attention computes bfloat16 no faster than float32; two products and a softmax do.
+    # On a CPU torch's fused attention computes bfloat16 no faster than float32; two products and a softmax do, as long
+    # as what they pass on stays in the cache.
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     some = max(1, _SCORES // (query.shape[0] * key.shape[2]))
     parts = [torch.softmax(part @ key.transpose(2, 3), dim=-1) @ value for part in torch.split(query, some, dim=2)]

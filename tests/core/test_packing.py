@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, XLMRobertaConfig, XLMRobertaModel
 
-from m3_integrations.core.onednn import is_to_be_had, quicken
 from m3_integrations.core.packing import as_batch, as_row, packs, pool_of, prepare, runs_of
+from m3_integrations.core.quickening import is_to_be_had, quicken
 from m3_integrations.core.sequences import TokenSequence
 
 CLS, PAD, EOS = 0, 1, 2
@@ -49,6 +49,20 @@ def one_by_one(model: nn.Module, texts: list[TokenSequence]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_a_text_longer_than_a_chunk_is_computed_as_whole(kind):
+    model, texts = backbone(kind), sequences([1150])
+    alone = one_by_one(model, texts)
+    prepare(model)
+    quicken(model)
+    with torch.inference_mode():
+        chunked = model(**as_row(model, texts).arguments).last_hidden_state[0]
+    torch.testing.assert_close(chunked, alone, rtol=0, atol=1e-5)
+    with torch.no_grad():  # no chunks, and torch's own linear layers
+        whole = model(**as_row(model, texts).arguments).last_hidden_state[0]
+    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
 def test_a_row_gives_what_each_text_gives_alone(kind):
     model, texts = backbone(kind), sequences(LENGTHS)
     alone = one_by_one(model, texts)
@@ -61,6 +75,7 @@ def test_a_row_gives_what_each_text_gives_alone(kind):
     assert inputs.ids.tolist() == np.concatenate([each.ids for each in texts]).tolist()
 
 
+@settings(deadline=None, max_examples=25)
 @given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_no_text_in_a_row_hears_of_the_others(lengths, seed):
     model, texts = backbone("xlm-roberta"), sequences(lengths, seed)
