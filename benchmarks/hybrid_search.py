@@ -15,30 +15,21 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import scipy.sparse
+from synthetic import BATCH, DIM, ENTRIES, Synthetic, World
 
-from m3_integrations import Encoded, LocalIndex, MemoryIndex, MultiVectors, Passage, Retriever, SearchPlan
+from m3_integrations import Encoded, LocalIndex, MemoryIndex, Retriever, SearchPlan
 from m3_integrations.core.encoded import MODES, Array, entries_of
 from m3_integrations.index.base import Index
 
-DIM, COLUMNS, TOPICS = 384, 250_002, 1000
-ENTRIES, QUERY_ENTRIES, QUERY_VECTORS = 120, 12, 12
-BATCH, QUERIES, K = 2000, 100, 10
+QUERIES, K = 100, 10
 AT_ONCE, PEER, PEER_RUNS = 20, BATCH, 5
 CLOCK: Callable[[], float] = time.perf_counter
-
-
-class Synthetic:
-    """The encoder that a retriever is told of; its questions come encoded."""
-
-    modes = frozenset(MODES)
-    weights: ClassVar = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
 
 
 def main() -> None:
@@ -156,41 +147,6 @@ def theirs(encoded: Encoded) -> dict[str, Any]:
         "lexical_weights": weights,
         "colbert_vecs": list(map(np.array, encoded.multi_vector)),
     }
-
-
-class World:
-    """Passages around topics, the same for the same seed."""
-
-    def __init__(self, vectors: int, seed: int = 0) -> None:
-        self._random = np.random.default_rng(seed)
-        self._vectors = vectors
-        self._topics = np.random.default_rng(0).standard_normal((TOPICS, DIM), np.float32)
-
-    def passages(self, total: int) -> Iterator[tuple[list[Passage], Encoded]]:
-        for start in range(0, total, BATCH):
-            count = min(BATCH, total - start)
-            yield [Passage(f"p{start + i:08d}", "") for i in range(count)], self._encoded(count, ENTRIES, self._vectors)
-
-    def queries(self, count: int) -> Encoded:
-        return self._encoded(count, QUERY_ENTRIES, QUERY_VECTORS)
-
-    def _encoded(self, count: int, entries: int, vectors: int) -> Encoded:
-        topics = self._random.integers(0, TOPICS, count)
-        late = self._around(np.repeat(topics, vectors))
-        return Encoded(
-            self._around(topics), self._sparse(count, entries), MultiVectors(late, np.arange(count + 1) * vectors)
-        )
-
-    def _around(self, topics: np.ndarray) -> Array:
-        near = self._topics[topics] + self._random.standard_normal((len(topics), DIM), np.float32)
-        return near / np.linalg.norm(near, axis=1, keepdims=True)
-
-    def _sparse(self, count: int, entries: int) -> scipy.sparse.csr_array:
-        drawn = (self._random.zipf(1.1, (count, 4 * entries)) - 1) % COLUMNS
-        columns = [list(dict.fromkeys(row))[:entries] for row in drawn.tolist()]  # distinct ones
-        offsets = np.cumsum([0, *map(len, columns)])
-        weights = self._random.random(offsets[-1], np.float32) + np.float32(0.01)
-        return scipy.sparse.csr_array((weights, np.concatenate(columns), offsets), shape=(count, COLUMNS))
 
 
 def fill(index: Index, world: World, total: int) -> None:

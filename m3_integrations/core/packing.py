@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from m3_integrations.core.sequences import Ids, TokenSequence
 # Full attention in every layer, and positions that are looked up: what stands beside a text does not reach it.
 _PACKABLE = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
 _ATTENTION = "m3_packed"
-_LONG = 1024
+_LONG, _HEADS = 1024, 4
 _SCORES = 1 << 17  # a head's attention scores at once: those of a dozen heads stay in a processor's cache
 
 
@@ -122,25 +122,29 @@ def _attend(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others
             ),
         )
-    if len(runs) == 1:  # a long text is its own row: no second copy of its states
-        answer = _attention(_texts(query, runs[0]), _texts(key, runs[0]), _texts(value, runs[0]), scaling)
-        return answer.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
     answers = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    for run in runs:
-        answer = _attention(_texts(query, run), _texts(key, run), _texts(value, run), scaling)
-        answers[0, run.tokens] = answer.transpose(1, 2).flatten(0, 1)
+    for run, heads in _parts(runs, query.shape[1]):
+        answer = _attention(*(_texts(part, run, heads) for part in (query, key, value)), scaling=scaling)
+        answers[0, run.tokens, heads] = answer.transpose(1, 2).flatten(0, 1)
     return answers, None
 
 
-def _texts(row: Tensor, run: Run) -> Tensor:
+def _parts(runs: Sequence[Run], heads: int) -> Iterator[tuple[Run, slice]]:
+    """What is attended at once: of a long text some heads, since torch copies what it attends; of others all."""
+    for run in runs:
+        some = _HEADS if run.length > _LONG else heads
+        yield from ((run, slice(start, start + some)) for start in range(0, heads, some))
+
+
+def _texts(row: Tensor, run: Run, heads: slice) -> Tensor:
     """The part of (1, heads, tokens, width) that a run holds, as (texts, heads, length, width)."""
-    _, heads, _, width = row.shape
-    return row[0, :, run.tokens].reshape(heads, run.texts, run.length, width).transpose(0, 1)
+    part = row[0, heads, run.tokens]
+    return part.reshape(len(part), run.texts, run.length, -1).transpose(0, 1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None) -> Tensor:
     """(texts, heads, length, width), all four."""
-    if query.dtype is not torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > _LONG:
+    if query.dtype is not torch.bfloat16 or query.shape[2] > _LONG:
         return functional.scaled_dot_product_attention(query, key, value, scale=scaling)
     # On a CPU torch's fused attention computes bfloat16 no faster than float32; two products and a softmax do, as long
     # as what they pass on stays in the cache.

@@ -1,0 +1,145 @@
+"""How a folder grows: the time of a question, the rate of adding, the recall of the graph, from 2,000 to 1,000,000.
+
+python benchmarks/growth.py [--sizes 2000 10000 100000 300000 1000000] [--picture docs/growth.svg]
+
+One folder is filled on and on with synthetic vectors (dense 64, 30 sparse entries, 2 vectors of 64 a passage) and asked
+at each size: dense and sparse search propose 100 passages each, their union is scored in all three modes. Up to 200,000
+passages dense search scans all, beyond it asks a graph (HNSW), which is built at the first question and timed apart;
+its recall is of the 100 nearest. The picture needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from synthetic import BATCH, Synthetic, World
+
+from m3_integrations import Encoded, LocalIndex, Passage, Retriever, SearchPlan
+
+SIZES = (2_000, 10_000, 100_000, 300_000, 1_000_000)
+VECTORS, DIM, ENTRIES, QUERIES, NEAREST = 2, 64, 30, 60, 100
+EXACT_BELOW = 200_000
+
+
+class Row(NamedTuple):
+    """One size: passages added a second since the size before, milliseconds, seconds, a share."""
+
+    size: int
+    rate: float
+    hybrid: float
+    dense: float
+    sparse: float
+    built: float
+    recall: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    questions = World(VECTORS, seed=1, dim=DIM, entries=ENTRIES).queries(QUERIES)
+    singles = [questions.take([i]) for i in range(QUERIES)]
+    rows: list[Row] = []
+    print(
+        f"{'passages':>10}{'added/s':>10}{'hybrid ms':>11}{'dense ms':>10}{'sparse ms':>11}{'graph s':>9}{'recall':>8}"
+    )
+    with tempfile.TemporaryDirectory() as folder, LocalIndex.open(Path(folder) / "index") as index:
+        batches = World(VECTORS, dim=DIM, entries=ENTRIES).passages(max(options.sizes))
+        dense: list[np.ndarray] = []
+        for size in options.sizes:
+            rate = add(index, batches, size, dense)
+            rows.append(ask(index, singles, np.concatenate(dense), rate))
+            row = rows[-1]
+            print(
+                f"{row.size:10}{row.rate:10.0f}{row.hybrid:11.2f}{row.dense:10.2f}{row.sparse:11.2f}{row.built:9.0f}"
+                f"{row.recall:8.3f}",
+                flush=True,
+            )
+    if options.picture:
+        draw(rows, options.picture)
+
+
+def add(
+    index: LocalIndex, batches: Iterator[tuple[list[Passage], Encoded]], size: int, dense: list[np.ndarray]
+) -> float:
+    """Fill the index up to a size; passages a second, without the time to make them up."""
+    before, spent = len(index), 0.0
+    for passages, encoded in islice(batches, -(-(size - before) // BATCH)):
+        began = time.perf_counter()
+        index.add(passages, encoded)
+        spent += time.perf_counter() - began
+        dense.append(encoded.dense)
+    return (len(index) - before) / spent
+
+
+def ask(index: LocalIndex, questions: list[Encoded], dense: np.ndarray, rate: float) -> Row:
+    retriever = Retriever(Synthetic(), index, SearchPlan())
+    began = time.perf_counter()
+    retriever.retrieve_encoded(questions[0])
+    built = time.perf_counter() - began
+    hybrid = [milliseconds(lambda q=q: retriever.retrieve_encoded(q)) for q in questions]
+    modes = {
+        mode: [milliseconds(lambda q=q, m=mode: index.search(m, q, NEAREST)) for q in questions]
+        for mode in ("dense", "sparse")
+    }
+    recalls = [recall(index, question, dense) for question in questions]
+    graph = built if len(index) > EXACT_BELOW else 0.0
+    return Row(
+        len(index),
+        rate,
+        median(hybrid),
+        median(modes["dense"]),
+        median(modes["sparse"]),
+        graph,
+        float(np.mean(recalls)),
+    )
+
+
+def recall(index: LocalIndex, question: Encoded, dense: np.ndarray) -> float:
+    """The share of the passages that score highest which a search finds."""
+    found = {hit.id for hit in index.search("dense", question, NEAREST)[0]}
+    best = np.argpartition(-(dense @ question.dense[0]), min(NEAREST, len(dense) - 1))[:NEAREST]
+    return len(found & {f"p{i:08d}" for i in best}) / len(best)
+
+
+def milliseconds(call: object) -> float:
+    began = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - began)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    sizes = [row.size for row in rows]
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for name, label in (("hybrid", "hybrid, three modes"), ("dense", "dense search"), ("sparse", "sparse search")):
+        axes.loglog(sizes, [getattr(row, name) for row in rows], marker="o", label=label)
+    linear = [rows[0].hybrid * size / rows[0].size for size in sizes]
+    axes.loglog(sizes, linear, linestyle=":", color="grey", label="if it grew as the folder does")
+    axes.axvline(EXACT_BELOW, linestyle="--", color="grey", linewidth=0.8)
+    axes.annotate(
+        "a graph from here on", (EXACT_BELOW, axes.get_ylim()[1] / 2), xytext=(4, 0), textcoords="offset points"
+    )
+    axes.set(xlabel="passages", ylabel="median milliseconds a question")
+    axes.set_ylim(top=max(20 * rows[-1].hybrid, 10))
+    axes.legend(loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"drawn: {path}")
+
+
+if __name__ == "__main__":
+    main()
