@@ -24,7 +24,7 @@ from m3_integrations.training.sampling import Sampling
 from m3_integrations.training.stages import Stage, contrastive, unified, warm_up
 from m3_integrations.training.train import LOG, train
 from m3_integrations.training.trainer import Loop
-from m3_integrations.training.watching import LexicalShare
+from m3_integrations.training.watching import LexicalShare, Validation
 from tests.training.loops import examples, run, validation
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +161,23 @@ def test_the_best_model_that_was_seen_is_kept(bge_m3, tmp_path):
     seen = [entry["eval_best"] for entry in stage.log if "eval_best" in entry]
     assert len(seen) == 4
     assert stage.after["all"] == pytest.approx(max(seen)) or not stage.kept
+
+
+def test_validation_questions_are_asked_before_and_at_each_look_and_no_more(bge_m3, tmp_path):
+    class Counted(Validation):
+        asked = 0
+
+        def __call__(self, checkpoint, device):
+            self.asked += 1
+            return super().__call__(checkpoint, device)
+
+    counted = Counted(validation().collection)
+    stage = Stage({"places": examples()}, steps=4, dropout=0.0, sampling=Sampling(rows=6, negatives=1))
+    loop = Loop(evaluate_every=2, device="cpu")
+    (outcome,) = train(str(bge_m3()), [stage], tmp_path / "model", validation=counted, loop=loop).stages
+    assert counted.asked == 1 + 4 / 2
+    assert list(outcome.after) == list(outcome.before)
+    assert outcome.after["all"] == max(entry["eval_best"] for entry in outcome.log if "eval_best" in entry)
 
 
 def test_a_model_that_only_got_worse_is_left_as_it_began(bge_m3, tmp_path):
