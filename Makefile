@@ -20,9 +20,14 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.dev
-	$(BIN)/python benchmarks/local_index.py
-	$(BIN)/python benchmarks/modes.py examples/world
+# With DATA, a folder of BEIR folders, passages of scifact and jaquad_ja are encoded; without it those of the demo.
+bench: .venv-parity/.bench
+	$(PARITY)/python benchmarks/encoding.py $(if $(DATA),$(DATA)/scifact $(DATA)/jaquad_ja,examples/world --passages 200)
+	$(PARITY)/python benchmarks/encoding_memory.py
+	$(PARITY)/python benchmarks/modes.py examples/world
+	$(PARITY)/python benchmarks/local_index.py
+	$(PARITY)/python benchmarks/hybrid_search.py
+	$(PARITY)/python benchmarks/growth.py
 
 parity: .venv-parity/.parity
 	$(PARITY)/python -m pytest tests/parity -o addopts= -q -m parity
@@ -41,6 +46,10 @@ parity: .venv-parity/.parity
 	test -x $(PARITY)/python || $(PYTHON) -m venv .venv-parity
 	$(PARITY)/python -m pip install --quiet $(TORCH)
 	$(PARITY)/python -m pip install --quiet --editable '.[parity]'
+	touch $@
+
+.venv-parity/.bench: .venv-parity/.parity
+	$(PARITY)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 clean:

@@ -163,9 +163,9 @@ def compare(index, judge, texts, queries, encoder, options) -> None:
     ]
     print(f"hybrid: top {K} equal for {np.mean(same):.1%} of queries")
     print(f"hybrid: {1000 * np.median(hybrid):.1f} ms a query (median), {trips:.2f} round trips")
-    stepwise = Retriever(encoder, over, plan)
-    steps = seconds(lambda i: stepwise.retrieve_encoded(queries.take([i]), K), min(50, len(queries)))
-    print(f"Retriever, mode by mode: {1000 * np.median(steps):.1f} ms a query (median)")
+    at_once = Retriever(encoder, over, plan)
+    steps = seconds(lambda i: at_once.retrieve_encoded(queries.take([i]), K), min(50, len(queries)))
+    print(f"Retriever, with each mode of the winners: {1000 * np.median(steps):.1f} ms a query (median)")
     for mode in MODES[:2]:
         alone, right = over.search(mode, queries, CANDIDATES), judge.search(mode, queries, CANDIDATES)
         shares = [shared(one, other) for one, other in zip(alone, right, strict=True)]
