@@ -123,7 +123,8 @@ class ExportedModel:
         path = Path(folder if self._temporary is None else self._temporary.name).expanduser()  # type: ignore[arg-type]
         if not path.is_dir() or not any(path.iterdir()):
             export(checkpoint, backend, self.dtype, path)
-        require_exported(checkpoint, backend, self.dtype, path)
+        else:
+            require_exported(checkpoint, backend, self.dtype, path)
         self._modes = [mode for mode in MODES if mode in checkpoint.heads.modes]
         self._engine = _engines(backend).load(path, self.dtype, self._modes)
 
