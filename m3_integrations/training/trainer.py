@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from m3_integrations.core.checkpoint import Checkpoint
@@ -131,14 +133,12 @@ class M3Trainer(Trainer):
                 yield name, parameter.detach()
 
     def run(self) -> Outcome:
-        """Train, from the folder's last checkpoint if there is one, to the best model that was seen.
+        """Train, from the folder's last whole checkpoint if there is one, to the best model that was seen.
 
         Without a checkpoint that does better than the beginning, the model is left as it began.
         """
         before = self.validated()
-        there = self._folder.is_dir()
-        last = get_last_checkpoint(str(self._folder)) if there else None  # type: ignore[no-untyped-call]  # theirs
-        self.train(resume_from_checkpoint=last)
+        self.train(resume_from_checkpoint=_last_whole(self._folder, self.args.world_size))
         after = self._best() or self.validated()
         kept = before is None or after is None or _last(after) >= _last(before)
         if not kept:
@@ -244,6 +244,28 @@ class Outcome:
     after: Mapping[str, float] | None
     kept: bool
     log: list[dict[str, float]]
+
+
+def _last_whole(folder: Path, processes: int) -> str | None:
+    """The last checkpoint that was written to its end: of one that a kill cut short, the state is not there yet.
+
+    transformers writes a checkpoint file by file, the state last of all, and goes on from the highest number that it
+    finds, whole or not.
+    """
+    whole = [
+        (state["global_step"], str(each))
+        for each in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (state := _state(each)) and len(list(each.glob("rng_state*.pth"))) >= processes
+    ]
+    return max(whole)[1] if whole else None
+
+
+def _state(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return state
 
 
 def _optimizer(model: TrainableM3, stage: Stage) -> torch.optim.AdamW:

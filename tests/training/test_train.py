@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,17 +73,37 @@ def whole(bge_m3, tmp_path_factory):
     return folder
 
 
-def test_a_run_that_was_killed_and_begun_again_ends_where_one_does_that_was_not(bge_m3, whole, tmp_path):
-    folder = tmp_path / "model"
-    first = program(bge_m3(), folder, steps=6, learning_rate=LATER)
-    while first.poll() is None and not list(tmp_path.glob("model.training/stage-1/checkpoint-2/trainer_state.json")):
+def killed(model, folder):
+    """A run that was killed at some instant after its first checkpoint; the folder where its checkpoints stand."""
+    stage = folder.with_name(f"{folder.name}.training") / "stage-1"
+    process = program(model, folder, steps=6, learning_rate=LATER)
+    while process.poll() is None and not (stage / "checkpoint-2" / "trainer_state.json").is_file():
         time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert not folder.exists()
-    run(bge_m3(), folder, learning_rate=LATER)
-    assert furthest(folder, whole) == 0
-    assert moved(folder, bge_m3())
+    return stage
+
+
+def test_a_run_that_was_killed_and_begun_again_ends_where_one_does_that_was_not(bge_m3, whole, tmp_path):
+    killed(bge_m3(), tmp_path / "model")
+    run(bge_m3(), tmp_path / "model", learning_rate=LATER)
+    assert furthest(tmp_path / "model", whole) == 0
+    assert moved(tmp_path / "model", bge_m3())
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 6, "log_his'])
+def test_a_run_goes_on_from_its_last_whole_checkpoint(bge_m3, whole, tmp_path, state):
+    stage = killed(bge_m3(), tmp_path / "model")
+    last = max(stage.glob("checkpoint-*/trainer_state.json")).parent
+    torn = stage / "checkpoint-6"
+    if last != torn:
+        shutil.copytree(last, torn, dirs_exist_ok=True)
+        (torn / "trainer_state.json").unlink()
+        if state is not None:
+            (torn / "trainer_state.json").write_text(state)
+    run(bge_m3(), tmp_path / "model", learning_rate=LATER)
+    assert furthest(tmp_path / "model", whole) == 0
 
 
 @pytest.mark.parametrize("objective", ["m3", "gte"])
