@@ -122,7 +122,10 @@ def _attend(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others
             ),
         )
-    answers = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    # Nobody reads a text's queries again: under inference its answers take their place, and a long text less memory.
+    rows = query.transpose(1, 2)
+    mine = torch.is_inference_mode_enabled() and rows.is_contiguous()
+    answers = rows if mine else torch.empty_like(rows, memory_format=torch.contiguous_format)
     for run, heads in _parts(runs, query.shape[1]):
         answer = _attention(*(_texts(part, run, heads) for part in (query, key, value)), scaling=scaling)
         answers[0, run.tokens, heads] = answer.transpose(1, 2).flatten(0, 1)
