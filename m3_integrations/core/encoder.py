@@ -99,6 +99,7 @@ class M3Encoder:
         cls_every: int | None = None,
         backend: Backend = "torch",
         exported: str | Path | None = None,
+        token_pooling: int = 1,
     ) -> None:
         stated = checkpoint.conventions
         if max_length is not None and max_length > stated.max_length:
@@ -117,7 +118,13 @@ class M3Encoder:
             raise ValueError(
                 f"cls_every needs a checkpoint that pools by its cls token; {checkpoint.name!r} pools by mean"
             )
+        if not isinstance(token_pooling, int) or token_pooling < 1:
+            raise ValueError(
+                f"token_pooling is a whole number from 1, got {token_pooling!r}; write token_pooling=1 to keep every "
+                "token's vector, token_pooling=2 to keep about half as many"
+            )
         self.checkpoint = checkpoint
+        self.token_pooling = token_pooling
         self.conventions = replace(
             stated,
             max_length=stated.max_length if max_length is None else max_length,
@@ -152,6 +159,7 @@ class M3Encoder:
         cls_every: int | None = None,
         backend: Backend = "torch",
         exported: str | Path | None = None,
+        token_pooling: int = 1,
     ) -> M3Encoder:
         """Read a checkpoint: "m3-mini" (embedded), a local folder, or a hub id such as "BAAI/bge-m3".
 
@@ -163,6 +171,8 @@ class M3Encoder:
         so many tokens (256 in arXiv 2402.03216), the dense vector being the mean of their states.
         backend: "onnx" runs ONNX Runtime (dtype float32 or int8), "openvino" OpenVINO (float32 or bfloat16), both on
         the CPU. exported: the folder of that engine's model, written where it is empty or absent; None keeps none.
+        token_pooling: a passage keeps at most one vector for so many tokens, means of tokens alike (arXiv 2409.14683);
+        1 keeps every token's. Questions keep theirs.
         Raises CheckpointError where there is no such checkpoint, more must be said about it, or `exported` is of
         another one; MissingExtra where the backend's library is not installed.
         """
@@ -178,6 +188,7 @@ class M3Encoder:
             cls_every=cls_every,
             backend=backend,
             exported=exported,
+            token_pooling=token_pooling,
         )
 
     @property
@@ -215,6 +226,8 @@ class M3Encoder:
     def fingerprint(self) -> str:
         conventions = {key: value for key, value in asdict(self.conventions).items() if key != "weights"}
         reading = {**conventions, "windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
+        if self.token_pooling != 1:
+            reading["token_pooling"] = self.token_pooling
         stated = json.dumps(reading, sort_keys=True)
         return hashlib.sha256(f"{self.checkpoint.hash_weights()}{stated}".encode()).hexdigest()
 
@@ -232,7 +245,13 @@ class M3Encoder:
         self, texts: Sequence[str], modes: Collection[Mode] | None = None, *, show_progress: bool = False
     ) -> Encoded:
         """Encode texts to be found, likewise."""
-        return self._encode(texts, self._asked(modes), self.conventions.passage_prefix, show_progress)
+        return self._encode(
+            texts, self._asked(modes), self.conventions.passage_prefix, show_progress, self.token_pooling
+        )
+
+    def encode_tokens(self, texts: Sequence[str], modes: Collection[Mode] | None = None) -> Encoded:
+        """Encode texts to be found, with a vector for each token that `passage_spans` names: before token pooling."""
+        return self._encode(texts, self._asked(modes), self.conventions.passage_prefix, show_progress=False)
 
     def iter_encode(
         self, texts: Iterable[str], modes: Collection[Mode] | None = None, *, chunk: int = 1024
@@ -257,7 +276,10 @@ class M3Encoder:
         return self.sequencer.spans(text, self.conventions.query_prefix)
 
     def passage_spans(self, text: str) -> list[Span]:
-        """The tokens of a passage in the order of its multi-vectors."""
+        """The tokens of a passage in the order of the vectors that `encode_tokens` gives it.
+
+        With token pooling a multi-vector of `encode_passages` stands for several: `explain` tells which.
+        """
         return self.sequencer.spans(text, self.conventions.passage_prefix)
 
     def explain(self, query: str, passage: str, weights: Mapping[Mode, float] | None = None) -> Explanation:
@@ -299,7 +321,14 @@ class M3Encoder:
             )
         return check_modes(modes, MODES)
 
-    def _encode(self, texts: Sequence[str], modes: frozenset[Mode], prefix: str, show_progress: bool) -> Encoded:
+    def _encode(
+        self,
+        texts: Sequence[str],
+        modes: frozenset[Mode],
+        prefix: str,
+        show_progress: bool,
+        token_pooling: int = 1,
+    ) -> Encoded:
         sequences, cut = self.sequencer.sequences(_checked(texts), prefix)
         if cut:
             warnings.warn(
@@ -314,6 +343,7 @@ class M3Encoder:
             widths=self._widths(modes),
             silent=self.checkpoint.special.silent,
             normalise=self.conventions.normalise,
+            token_pooling=token_pooling,
         )
         with tqdm(total=len(sequences), desc="encode", unit="text", disable=not show_progress) as bar:
             for batch, states in self._forward_all(sequences, modes):

@@ -12,6 +12,7 @@ import scipy.sparse
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, MultiVectors
 from m3_integrations.core.model import States
 from m3_integrations.core.sequences import TokenSequence
+from m3_integrations.core.token_pooling import pool_tokens
 
 StateArrays: TypeAlias = dict[Mode, Array]
 _ENTRY = np.dtype([("text", np.int64), ("token", np.int32), ("weight", np.float32)])
@@ -46,7 +47,7 @@ class Gathering:
     """Takes the states of sequences in any order and gives one Encoded.
 
     widths: mode -> the width of a dense vector, the number of sparse columns, the width of a multi-vector's vectors.
-    silent: token ids that have no lexical weight.
+    silent: token ids that have no lexical weight. token_pooling: tokens a vector of a multi-vector stands for, about.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Gathering:
         widths: Mapping[Mode, int],
         silent: Sequence[int],
         normalise: bool,
+        token_pooling: int = 1,
     ) -> None:
         self._sequences = sequences
         self._texts = texts
         self._widths = widths
         self._silent = np.array(silent)
         self._normalise = normalise
+        self._token_pooling = token_pooling
         self._sums = np.zeros((texts, widths.get("dense", 0)), np.float32)
         self._entries: list[npt.NDArray[np.void]] = [np.empty(0, _ENTRY)]
         if "multi_vector" in widths:
@@ -123,4 +126,5 @@ class Gathering:
 
     def _multi_vector(self) -> MultiVectors:
         ends = np.searchsorted([each.text for each in self._sequences], np.arange(self._texts), side="right")
-        return MultiVectors(self._values, np.concatenate([[0], self._starts[ends]]))
+        whole = MultiVectors(self._values, np.concatenate([[0], self._starts[ends]]))
+        return pool_tokens(whole, self._token_pooling)

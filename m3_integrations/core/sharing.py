@@ -27,6 +27,7 @@ class EncoderOptions:
     revision: str | None = None
     backend: Any = "torch"
     exported: str | None = None
+    token_pooling: int = 1
 
     def load(self) -> M3Encoder:
         """The encoder of these options: the one in use, where there is one, else read now."""

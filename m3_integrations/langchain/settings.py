@@ -38,6 +38,7 @@ class EncoderSettings(BaseModel):
     revision: str | None = None
     backend: str = "torch"
     exported: str | None = None
+    token_pooling: int = 1
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     def __init__(self, model: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:

@@ -36,6 +36,9 @@ class EncoderSettings(BaseComponent):
     revision: str | None = Field(default=None, description="The revision of a hub id.")
     backend: str = Field(default="torch", description="torch, onnx or openvino.")
     exported: str | None = Field(default=None, description="The folder of another engine's model; None keeps none.")
+    token_pooling: int = Field(
+        default=1, description="Tokens of a passage that share a vector of late interaction; 1 keeps one each."
+    )
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     def __init__(self, model_name: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
@@ -62,6 +65,7 @@ class EncoderSettings(BaseComponent):
             revision=self.revision,
             backend=self.backend,
             exported=self.exported,
+            token_pooling=self.token_pooling,
         )
 
     def __getstate__(self) -> dict[str, Any]:

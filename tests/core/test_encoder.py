@@ -455,6 +455,7 @@ def test_a_checkpoint_may_be_saved_over_itself(copied):
         {"max_length": 64},
         {"cls_every": 16},
         {"window_overlap": 8},
+        {"token_pooling": 2},
     ],
     ids=str,
 )

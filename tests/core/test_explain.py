@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from m3_integrations import M3Encoder, score
+from m3_integrations.core.token_pooling import groups_of
 
 QUERY, PASSAGE = "where the bridge", "The Brücke: the bridge"
 WEIGHTS = {"dense": 0.5, "sparse": 0.25, "multi_vector": 2.0}
@@ -77,6 +78,32 @@ def test_empty_texts_are_explained_too(encoder, query, passage):
     explanation = encoder.explain(query, passage)
     assert explanation.lexical == ()
     assert np.isfinite(explanation.score)
+
+
+@pytest.fixture(scope="module", params=[{}, {"max_length": 16, "window_overlap": 4}], ids=["whole", "windows"])
+def pooling(request, bge_m3):
+    return M3Encoder.from_pretrained(str(bge_m3(seed=4)), token_pooling=3, device="cpu", **request.param)
+
+
+def test_what_is_explained_of_pooled_tokens_adds_up_to_what_an_index_scores(pooling):
+    passage = f"{PASSAGE} " * 5
+    found = pooling.explain(QUERY, passage, WEIGHTS)
+    expected = score(pooling.encode_queries([QUERY]), pooling.encode_passages([passage]), WEIGHTS)[0, 0]
+    assert found.score == pytest.approx(expected, abs=1e-5)
+    assert 2.0 * sum(match.score for match in found.late) == pytest.approx(found.by_mode["multi_vector"])
+
+
+def test_of_pooled_tokens_the_nearest_one_of_the_matched_group_is_named(pooling):
+    passage = f"{PASSAGE} " * 5
+    asked = pooling.encode_queries([QUERY]).multi_vector[0]
+    tokens = pooling.encode_tokens([passage]).multi_vector[0]
+    groups = groups_of(tokens, 3)
+    best = np.argmax(asked @ pooling.encode_passages([passage]).multi_vector[0].T, axis=1)
+    spans = pooling.passage_spans(passage)
+    for q, match in enumerate(pooling.explain(QUERY, passage).late):
+        members = np.flatnonzero(groups == best[q])
+        nearest = spans[members[np.argmax(tokens[members] @ asked[q])]]
+        assert match.passage_at == (nearest.start, nearest.stop)
 
 
 def test_a_text_read_in_windows_has_a_span_for_each_vector(bge_m3):

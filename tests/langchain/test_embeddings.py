@@ -53,6 +53,13 @@ def test_a_pickled_copy_gives_the_same_vectors_and_carries_no_weights(bge_m3):
     assert embeddings.embed_query("cat") == vector
 
 
+def test_token_pooling_is_the_encoders_and_travels(bge_m3):
+    embeddings = M3Embeddings(str(bge_m3()), token_pooling=3)
+    copy = pickle.loads(pickle.dumps(embeddings))
+    assert embeddings.encoder.token_pooling == copy.encoder.token_pooling == 3
+    assert M3Embeddings(str(bge_m3())).encoder.fingerprint != embeddings.encoder.fingerprint
+
+
 def test_a_copy_without_its_encoder_fails_rather_than_take_another_model(hash_encoder):
     copy = pickle.loads(pickle.dumps(M3Embeddings(encoder=hash_encoder)))
     with pytest.raises(CheckpointError, match="there is no folder 'encoder:"):

@@ -70,6 +70,13 @@ def test_a_question_and_a_passage_have_the_prefixes_of_their_kind(bge_m3):
     assert np.allclose(swapped.get_text_embedding("cat"), plain.get_text_embedding("blue cat"), atol=1e-5)
 
 
+def test_token_pooling_is_the_encoders_and_travels(bge_m3):
+    embedding = M3Embedding(str(bge_m3()), token_pooling=3)
+    copy = M3Embedding.from_dict(embedding.to_dict())
+    assert embedding.encoder.token_pooling == copy.encoder.token_pooling == 3
+    assert M3Embedding(str(bge_m3())).encoder.fingerprint != embedding.encoder.fingerprint
+
+
 def test_a_copy_made_from_its_dict_gives_the_same_vectors(mini):
     embedding = M3Embedding(max_length=64, embed_batch_size=7)
     said = embedding.to_dict()
