@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ class Checkpoint:
     token_names: Mapping[str, str]
     conventions: Conventions
     folder: Path | None  # None for m3-mini
+    narrow_head: nn.Linear | None = None  # in float32: the multi-vector head where it is not that of the folder
 
     def hash_weights(self) -> str:
         """64 hex digits over the weights as stored and the tokenizer, whatever file or precision they are loaded in."""
@@ -105,7 +106,22 @@ class Checkpoint:
         if self.backbone.dtype == torch.float32:
             return self.backbone, self.heads
         again = read_mini() if self.folder is None else _read_folder(self.name, self.folder, self.conventions.pooling)
-        return again.backbone, again.heads
+        if self.narrow_head is None:
+            return again.backbone, again.heads
+        return again.backbone, replace(again.heads, multi_vector=self.narrow_head)
+
+    def narrowed(self, directions: npt.NDArray[np.float64]) -> Checkpoint:
+        """The same weights, shared, with a multi-vector head that ends in a projection.
+
+        directions: (narrower, width). One linear head: directions @ weight and directions @ bias, in float32.
+        """
+        backbone, heads = self.stored()
+        assert heads.multi_vector is not None  # the encoder asks for modes that the checkpoint has
+        projection = torch.from_numpy(directions)
+        head = _state(_as_linear(heads.multi_vector, int(backbone.config.hidden_size)))
+        projected = {name: (projection @ value.double()).float() for name, value in head.items()}
+        # Two of them: the one among the heads goes to the encoder's precision, the other stays as it is stored.
+        return replace(self, heads=replace(self.heads, multi_vector=_linear(projected)), narrow_head=_linear(projected))
 
     def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
         backbone, heads = self.stored()

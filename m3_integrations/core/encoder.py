@@ -26,6 +26,7 @@ from m3_integrations.core.explain import Explanation, explain
 from m3_integrations.core.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.core.gathering import Gathering, StateArrays, not_finite, on_cpu, replace_texts
 from m3_integrations.core.model import Heads, M3Model, Pooling, States
+from m3_integrations.core.narrowing import principal_directions
 from m3_integrations.core.quickening import quicken
 from m3_integrations.core.sequences import Sequencer, Span, TokenSequence
 
@@ -35,6 +36,8 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_LATE: tuple[Mode, ...] = ("multi_vector",)
+_TEXTS_AT_ONCE = 256
 _BATCH_TOKENS: Mapping[str, int] = {"cpu": 4096, "mps": 16384, "cuda": 65536}
 _HEAD_FILES: Mapping[Mode, str] = {"sparse": checkpoints.SPARSE_HEAD, "multi_vector": checkpoints.MULTI_VECTOR_HEAD}
 
@@ -285,6 +288,37 @@ class M3Encoder:
     def explain(self, query: str, passage: str, weights: Mapping[Mode, float] | None = None) -> Explanation:
         """Which tokens matched, and how much each mode gave to the score."""
         return explain(self, query, passage, self.weights if weights is None else weights)
+
+    def narrowed(self, texts: Sequence[str], width: int) -> M3Encoder:
+        """An encoder over the same weights whose late-interaction vectors are `width` wide, for these passages.
+
+        They are projected on the principal directions of the passages' token vectors (the eigenvectors of the
+        uncentred second moment) and brought back to length 1; the projection goes into the head, so `save_pretrained`
+        writes it. texts: some hundred passages of those to be found. This encoder stays as it is; the backbone is
+        shared, settings are taken over, and another engine's model is exported anew and not kept.
+        Raises MissingMode without a multi-vector head, ValueError unless 1 <= width <= the width now, without texts,
+        and where they have fewer tokens than `width`.
+        """
+        modes = self._asked(_LATE)
+        if not 1 <= width <= self.width:
+            raise ValueError(f"width must be from 1 to {self.width}, which the vectors have now, got {width}")
+        if not len(texts):
+            raise ValueError("there are no texts to tell which directions matter; give some hundred of the passages")
+        some = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(_checked(texts)), _TEXTS_AT_ONCE))
+        vectors = (self.encode_tokens(each, modes).multi_vector.values for each in some)
+        return M3Encoder(
+            self.checkpoint.narrowed(principal_directions(vectors, width)),
+            device=str(self.device),
+            dtype=self.dtype,
+            max_length=self.max_length,
+            batch_tokens=self.batch_tokens,
+            query_prefix=self.conventions.query_prefix,
+            passage_prefix=self.conventions.passage_prefix,
+            window_overlap=self.sequencer.window_overlap,
+            cls_every=self.sequencer.cls_every,
+            backend=self.backend,
+            token_pooling=self.token_pooling,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder in BGE-M3's layout, which FlagEmbedding and `from_pretrained` load.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from m3_integrations import M3Encoder, score
 
@@ -121,6 +122,25 @@ def test_a_saved_folder_loads_in_flag_embedding_with_the_same_outputs(ours, thei
     assert before["lexical_weights"] == after["lexical_weights"]
     for was, now in zip(before["colbert_vecs"], after["colbert_vecs"], strict=True):
         np.testing.assert_array_equal(was, now)
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
+def test_a_narrowed_head_loads_in_flag_embedding_with_the_same_outputs(ours, tmp_path):
+    narrow = ours.narrowed(TEXTS, 6)
+    narrow.save_pretrained(tmp_path)
+    assert_agree(narrow.encode_passages(TEXTS), encode(judge(tmp_path, 6)))
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
+def test_narrowed_hidden_states_load_in_flag_embedding_with_the_same_outputs(bge_m3, tmp_path):
+    M3Encoder.from_pretrained(str(bge_m3()), device="cpu").save_pretrained(tmp_path / "identity")
+    head = {"weight": torch.eye(32), "bias": torch.zeros(32)}
+    torch.save(head, tmp_path / "identity" / "colbert_linear.pt")
+    narrow = M3Encoder.from_pretrained(str(tmp_path / "identity"), max_length=MAX_LENGTH, device="cpu").narrowed(
+        TEXTS, 6
+    )
+    narrow.save_pretrained(tmp_path / "narrow")
+    assert_agree(narrow.encode_passages(TEXTS), encode(judge(tmp_path / "narrow", 6)))
 
 
 @pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
