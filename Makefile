@@ -25,6 +25,7 @@ bench: .venv-parity/.bench
 	$(PARITY)/python benchmarks/encoding.py $(if $(DATA),$(DATA)/scifact $(DATA)/jaquad_ja,examples/world --passages 200)
 	$(PARITY)/python benchmarks/encoding_memory.py
 	$(PARITY)/python benchmarks/modes.py examples/world
+	$(PARITY)/python benchmarks/lexical.py $(if $(DATA),$(DATA)/scifact,examples/world)
 	$(PARITY)/python benchmarks/local_index.py
 	$(PARITY)/python benchmarks/hybrid_search.py
 	$(PARITY)/python benchmarks/growth.py

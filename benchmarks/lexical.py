@@ -1,0 +1,97 @@
+"""The lexical floor: BM25 (bm25s) beside our sparse mode and all modes together, in quality and in time.
+
+python benchmarks/lexical.py DATA/scifact DATA/xquad/{en,de} [--model m3-mini] [--dtype float32] [--rounds 5]
+
+BM25 gets bm25s's words, English stop words left out; Chinese, Japanese and Thai are not cut into words by it. Each
+round asks both for the best 100 passages of every question, one by one; printed are nDCG@10, the medians of the
+milliseconds a question and the median of the rounds' ratios. What tokenising and encoding a question takes is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import bm25s
+
+from m3_integrations import LocalIndex, M3Encoder, Passage, Query, ingest
+from m3_integrations.core.errors import TextsTruncated
+from m3_integrations.core.metrics import evaluate
+from m3_integrations.evaluation.beir import read_beir
+from m3_integrations.evaluation.judging import judge, plans_of
+
+METRIC, TOP = "ndcg@10", 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="BEIR folders")
+    parser.add_argument("--model", default="m3-mini")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", TextsTruncated)
+    encoder = M3Encoder.from_pretrained(options.model, dtype=options.dtype)
+    print(f"{encoder!r}; {METRIC}; milliseconds a question; how many times as long BM25 takes")
+    print(f"{'':24}{'BM25':>8}{'sparse':>8}{'all':>8}{'BM25 ms':>10}{'sparse ms':>10}{'ratio':>8}")
+    for folder in options.folders:
+        row(encoder, folder, options.rounds)
+
+
+def row(encoder: M3Encoder, folder: Path, rounds: int) -> None:
+    collection = read_beir(folder, "test")
+    with tempfile.TemporaryDirectory() as place, LocalIndex.open(place, encoder) as index:
+        ingest(encoder, index, collection.passages)
+        plans = {name: plan for name, plan in plans_of(encoder.weights).items() if name in ("sparse", "all")}
+        ours = judge(encoder, index, collection.queries, plans, [METRIC])
+        bm25 = Bm25(collection.passages)
+        floor = evaluate({query.id: bm25.ids(query) for query in collection.queries}, collection.queries, [METRIC])
+        words = [bm25.words(query) for query in collection.queries]
+        encoded = encoder.encode_queries([query.text for query in collection.queries], ("sparse",))
+        singles = [encoded.take([i]) for i in range(len(words))]
+        slow, fast = [], []
+        for _ in range(rounds):
+            slow.append(seconds(lambda: [bm25.search(each) for each in words]) / len(words))
+            fast.append(seconds(lambda: [index.search("sparse", each, TOP) for each in singles]) / len(words))
+    ratio = median(theirs / mine for theirs, mine in zip(slow, fast, strict=True))
+    print(
+        f"{'/'.join(folder.parts[-2:]):24}{floor[METRIC]:8.4f}{ours['sparse'][METRIC]:8.4f}{ours['all'][METRIC]:8.4f}"
+        f"{1000 * median(slow):10.3f}{1000 * median(fast):10.3f}{ratio:8.2f}",
+        flush=True,
+    )
+
+
+class Bm25:
+    """bm25s over passages."""
+
+    def __init__(self, passages: list[Passage]) -> None:
+        self._ids = [passage.id for passage in passages]
+        self._index = bm25s.BM25()
+        self._index.index(
+            bm25s.tokenize([passage.text for passage in passages], show_progress=False), show_progress=False
+        )
+
+    def words(self, query: Query) -> list[list[str]]:
+        return bm25s.tokenize([query.text], return_ids=False, show_progress=False)
+
+    def search(self, words: list[list[str]]) -> list[int]:
+        best, _ = self._index.retrieve(words, k=min(TOP, len(self._ids)), show_progress=False)
+        return best[0].tolist()
+
+    def ids(self, query: Query) -> list[str]:
+        return [self._ids[i] for i in self.search(self.words(query))]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
