@@ -13,10 +13,10 @@ Directions = npt.NDArray[np.float64]
 
 
 def principal_directions(vectors: Iterable[Array], width: int) -> Directions:
-    """(width, of the vectors): the orthonormal rows that keep most of these vectors' inner products with themselves.
+    """(width, of the vectors): the orthonormal rows whose span these vectors lie nearest to (Eckart and Young 1936).
 
     They are the eigenvectors of the second moment, from the largest down. It is not centred: scores are inner products,
-    which what all vectors share belongs to. vectors: (tokens, of the vectors), array by array. Raises ValueError where
+    to which belongs what all vectors share. vectors: (tokens, of the vectors), array by array. Raises ValueError where
     there are fewer of them than `width`.
     """
     moment, tokens = np.zeros((1, 1)), 0

@@ -1,7 +1,8 @@
 """Fewer vectors a passage: tokens that say nearly the same are grouped, and a group keeps one vector, its mean.
 
 Token pooling of Clavié et al. 2024, "Reducing the Footprint of Multi-Vector Retrieval with Minimal Performance Impact
-via Token Pooling" (arXiv 2409.14683): hierarchical clustering by Ward's criterion.
+via Token Pooling" (arXiv 2409.14683): hierarchical clustering by Ward's criterion. Where two ways to group are equally
+good, what a batch or a precision rounds decides between them.
 """
 
 from __future__ import annotations
