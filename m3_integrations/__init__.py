@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m3_integrations.core.encoded import Encoded, Mode, MultiVectors, score
     from m3_integrations.core.encoder import Encoder, M3Encoder
+    from m3_integrations.core.encoder_pool import EncoderPool
     from m3_integrations.core.plan import SearchPlan
     from m3_integrations.core.texts import Passage, Query
     from m3_integrations.index.base import Hit, Index, Where
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "core.encoded": ("Encoded", "Mode", "MultiVectors", "score"),
     "core.encoder": ("Encoder", "M3Encoder"),
+    "core.encoder_pool": ("EncoderPool",),
     "core.plan": ("SearchPlan",),
     "core.texts": ("Passage", "Query"),
     "index.base": ("Hit", "Index", "Where"),
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Encoded",
     "Encoder",
+    "EncoderPool",
     "Field",
     "Hit",
     "Index",
