@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import cached_property, partial
 from itertools import count
 from time import monotonic
@@ -374,7 +375,7 @@ def _try(lane: Lane, hearing: _Hearing, work: Callable[[], Any]) -> Any:
 
 def _send_error(lane: Lane, error: Exception, heard: list[M3Warning]) -> None:
     try:
-        _send(lane, error, heard)
+        _send(lane, copy(error), heard)  # what cannot be copied cannot be read at the other end
     except OSError:  # of the lane
         raise
     except Exception:  # one that does not travel, by whatever it holds

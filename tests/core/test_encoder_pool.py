@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from m3_integrations import Encoder, EncoderPool, M3Encoder, MemoryIndex, Passage, Retriever, ingest
 from m3_integrations.core.encoded import MODES
-from m3_integrations.core.encoder_crew import EncoderInTurn, WorkerLost
+from m3_integrations.core.encoder_crew import EncoderInTurn, WorkerLost, _opened, _received, _send_error
 from m3_integrations.core.encoder_pool import _parcels
 from m3_integrations.core.errors import CheckpointError, MissingMode, NonFiniteVector, TextsTruncated
 from tests.checkpoints import WORDS
@@ -309,6 +309,39 @@ def is_there(process):
 
 
 # What runs in a process
+
+
+class OfTwo(Exception):
+    """Is pickled, and cannot be made again."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+class OfALock(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, message):
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (NonFiniteVector("first in row 3"), NonFiniteVector, "^first in row 3$"),
+        (FileNotFoundError(2, "no file"), FileNotFoundError, "no file"),
+        (OfTwo("this", "that"), RuntimeError, "^OfTwo: this and that$"),
+        (OfALock("not me"), RuntimeError, "^OfALock: not me$"),
+    ],
+    ids=repr,
+)
+def test_an_error_that_does_not_travel_is_told_and_others_come_as_they_are(error, expected, message):
+    here, there = multiprocessing.Pipe()
+    with here, there:
+        _send_error(there, error, [])
+        with pytest.raises(expected, match=message):
+            _opened(_received(here))
 
 
 class Watched(EncoderInTurn):
