@@ -272,7 +272,7 @@ class M3Encoder:
 
     def token_count(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each passage has whole, prefix and special tokens among them; `max_length` are read."""
-        return self.sequencer.count(_checked(texts), self.conventions.passage_prefix)
+        return self.sequencer.count(check_texts(texts), self.conventions.passage_prefix)
 
     def query_spans(self, text: str) -> list[Span]:
         """The tokens of a question in the order of its multi-vectors."""
@@ -304,7 +304,7 @@ class M3Encoder:
             raise ValueError(f"width must be from 1 to {self.width}, which the vectors have now, got {width}")
         if not len(texts):
             raise ValueError("there are no texts to tell which directions matter; give some hundred of the passages")
-        some = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(_checked(texts)), _TEXTS_AT_ONCE))
+        some = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(check_texts(texts)), _TEXTS_AT_ONCE))
         vectors = (self.encode_tokens(each, modes).multi_vector.values for each in some)
         return M3Encoder(
             self.checkpoint.narrowed(principal_directions(vectors, width)),
@@ -363,7 +363,7 @@ class M3Encoder:
         show_progress: bool,
         token_pooling: int = 1,
     ) -> Encoded:
-        sequences, cut = self.sequencer.sequences(_checked(texts), prefix)
+        sequences, cut = self.sequencer.sequences(check_texts(texts), prefix)
         if cut:
             warnings.warn(
                 f"{cut} of {len(texts)} texts are longer than {self.max_length} tokens and were cut; split them, or "
@@ -457,7 +457,8 @@ class M3Encoder:
             return model.read(inputs, pool, modes)
 
 
-def _checked(texts: Sequence[str]) -> Sequence[str]:
+def check_texts(texts: Sequence[str]) -> Sequence[str]:
+    """The same texts. Raises TypeError for what is no text, or one alone; ValueError where one cannot be encoded."""
     if isinstance(texts, str):
         raise TypeError(f"expected a sequence of texts, got one text; write [{texts[:40]!r}]")
     for position, text in enumerate(texts):

@@ -213,6 +213,7 @@ class Facts(NamedTuple):
     width: int
     vocab_size: int
     max_length: int
+    batch_tokens: int
 
     @classmethod
     def of(cls, encoder: M3Encoder) -> Facts:

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from m3_integrations.core.encoded import Encoded, Mode, MultiVectors
-from m3_integrations.core.encoder import Dtype, _checked
+from m3_integrations.core.encoder import Dtype, check_texts
 from m3_integrations.core.encoder_crew import Crew, EncoderInTurn, Facts, Reply, started
 from m3_integrations.core.errors import M3Warning
 from m3_integrations.core.exported import Backend
@@ -112,6 +112,11 @@ class EncoderPool:
         return self._facts.max_length
 
     @property
+    def batch_tokens(self) -> int:
+        """The tokens of a forward pass, those of all devices."""
+        return self._facts.batch_tokens * len(self.devices)
+
+    @property
     def dim(self) -> int:
         return self._facts.dim
 
@@ -169,7 +174,7 @@ class EncoderPool:
         modes: Collection[Mode] | None,
         show_progress: bool,
     ) -> Encoded:
-        given = list(_checked(texts))
+        given = list(check_texts(texts))
         parcels = _parcels(given, len(self.devices))
         asked = self._crew.ask([methodcaller(method, [given[i] for i in rows], modes) for rows in parcels])
         try:

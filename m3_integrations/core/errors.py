@@ -9,6 +9,7 @@ M3Error
 ├── UnknownId(KeyError)            an id that the index does not hold
 ├── UnsupportedFilter(ValueError)  a filter that cannot be said in `Where`
 ├── TrainingDiverged(ValueError)   a loss that is NaN or infinite
+├── WorkerLost                     a process of an EncoderPool that ended by itself: in core/encoder_crew.py
 ├── QdrantUnreachable, WrongCollection, PartlyWritten: in index/qdrant_errors.py
 └── IndexFolderError               a folder that is no index, is damaged, is locked, or is of another model
     ├── WrongEncoder

@@ -13,8 +13,10 @@ from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.base import Index, content_hash
 
-# What is encoded at once, and held until it is written: some 30,000 tokens, 120 MB of BGE-M3's multi-vectors.
+# What is encoded at once, and held until it is written: some 30,000 tokens, 120 MB of BGE-M3's multi-vectors, or two
+# batches of an encoder whose batches are large, as an accelerator's are.
 _PASSAGES_AT_ONCE, _CHARACTERS_AT_ONCE = 512, 1 << 17
+_PASSAGES_A_TOKEN, _CHARACTERS_A_TOKEN = 1 / 32, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def ingest(
     """
     report = IngestReport(0, 0, 0)
     with _Writing(index) as writing, tqdm(desc="ingest", unit="passage", disable=not show_progress) as bar:
-        for chunk in _chunks(passages):
+        for chunk in _chunks(passages, getattr(encoder, "batch_tokens", 0)):
             report += _ingest_chunk(encoder, index, writing, chunk, modes)
             bar.update(len(chunk))
     return report
@@ -90,13 +92,16 @@ class _Writing:
             self.wait()
 
 
-def _chunks(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+def _chunks(passages: Iterable[Passage], batch_tokens: int) -> Iterator[list[Passage]]:
+    """The stream in parts. batch_tokens: what the encoder computes at once; 0 where it does not say."""
+    most = max(_PASSAGES_AT_ONCE, int(batch_tokens * _PASSAGES_A_TOKEN))
+    room = max(_CHARACTERS_AT_ONCE, batch_tokens * _CHARACTERS_A_TOKEN)
     chunk: list[Passage] = []
     characters = 0
     for passage in passages:
         chunk.append(passage)
         characters += len(passage.text)
-        if len(chunk) == _PASSAGES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+        if len(chunk) == most or characters >= room:
             yield chunk
             chunk, characters = [], 0
     if chunk:

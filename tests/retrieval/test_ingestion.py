@@ -166,14 +166,26 @@ def test_an_addition_that_fails_is_raised_and_what_was_added_before_it_stays(enc
         assert index.ids() == ["a", "b"]
 
 
+class Watching(MemoryIndex):
+    """Remembers how many passages came at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def add(self, passages, encoded):
+        self.sizes.append(len(passages))
+        super().add(passages, encoded)
+
+
 def test_long_passages_are_held_a_few_at_a_time(encoder):
-    sizes = []
-
-    class Watching(MemoryIndex):
-        def add(self, passages, encoded):
-            sizes.append(len(passages))
-            super().add(passages, encoded)
-
     with Watching() as index:
         ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(10)])
-    assert sizes == [4, 4, 2]
+    assert index.sizes == [4, 4, 2]
+
+
+def test_an_encoder_of_large_batches_gets_two_of_them_at_once(encoder):
+    encoder.batch_tokens = LONG // 4  # of 4 characters, two of which are twice the characters that others get
+    with Watching() as index:
+        ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(10)])
+    assert index.sizes == [8, 2]
