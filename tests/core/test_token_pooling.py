@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tracemalloc
-from dataclasses import asdict
 from itertools import combinations
 from math import ceil
 
@@ -21,6 +20,7 @@ from m3_integrations.core.token_pooling import groups_of, means, pool_tokens
 from tests.checkpoints import WORDS
 
 TEXTS = ["the bridge", "Die Brücke über die Wolga " * 5, "", "мост", "what is a passage?"]
+CONVENTIONS = ("pooling", "normalise", "max_length", "query_prefix", "passage_prefix")  # of the first fingerprints
 
 
 def load(folder, **options):
@@ -128,7 +128,7 @@ def test_a_factor_of_1_changes_no_bit_and_no_fingerprint(bge_m3):
     ):
         assert one.multi_vector.values.tolist() == other.multi_vector.values.tolist()
         assert one.multi_vector.offsets.tolist() == other.multi_vector.offsets.tolist()
-    conventions = {key: value for key, value in asdict(plain.conventions).items() if key != "weights"}
+    conventions = {key: getattr(plain.conventions, key) for key in CONVENTIONS}
     stated = json.dumps({**conventions, "windows": None, "cls_every": None}, sort_keys=True)
     expected = hashlib.sha256(f"{plain.checkpoint.hash_weights()}{stated}".encode()).hexdigest()
     assert plain.fingerprint == encoder.fingerprint == expected
