@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from m3_integrations.core import mini
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.errors import CheckpointError
+from m3_integrations.core.lexical import LexicalLength
 from m3_integrations.core.model import Heads, Pooling
 from m3_integrations.core.plan import SearchPlan
 
@@ -47,7 +48,10 @@ _POOLING_OF: Mapping[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_
 
 @dataclass(frozen=True)
 class Conventions:
-    """How texts become vectors beside the weights: all that a checkpoint says, or leaves to be said."""
+    """How texts become vectors beside the weights: all that a checkpoint says, or leaves to be said.
+
+    lexical_length: how lexical weights are made to fit a text's length; None leaves them, as BGE-M3 does.
+    """
 
     pooling: Pooling
     normalise: bool = True
@@ -55,12 +59,15 @@ class Conventions:
     query_prefix: str = ""
     passage_prefix: str = ""
     weights: Mapping[Mode, float] = field(default_factory=lambda: dict(BGE_M3_WEIGHTS))
+    lexical_length: LexicalLength | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_length, int) or self.max_length < 8:
             raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length!r}")
         if not isinstance(self.query_prefix, str) or not isinstance(self.passage_prefix, str):
             raise ValueError(f"prefixes are strings, got {self.query_prefix!r} and {self.passage_prefix!r}")
+        if self.lexical_length is not None:
+            self.lexical_length.checked()
         SearchPlan(weights=self.weights)  # refuses weights that no plan could have
 
 
@@ -153,7 +160,11 @@ def read_mini(*, trained: bool = True) -> Checkpoint:
         special=_special_ids(parts.tokenizer, parts.special_tokens),
         token_names=parts.special_tokens,
         conventions=Conventions(
-            pooling="mean", query_prefix="query: ", passage_prefix="passage: ", weights=mini.WEIGHTS
+            pooling="mean",
+            query_prefix="query: ",
+            passage_prefix="passage: ",
+            weights=mini.WEIGHTS,
+            lexical_length=mini.LEXICAL_LENGTH if trained else None,
         ),
         folder=None,
     )
@@ -204,7 +215,7 @@ def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint
         tokenizer=_bare(tokenizer),
         special=_special_ids(tokenizer.backend_tokenizer, token_names),
         token_names=token_names,
-        conventions=Conventions(**{**asdict(conventions), "max_length": longest}),
+        conventions=replace(conventions, max_length=longest),
         folder=folder,
     )
 
@@ -221,6 +232,8 @@ def _conventions(name: str, folder: Path, pooling: Pooling | None) -> Convention
     if stated["pooling"] not in ("cls", "mean"):
         raise CheckpointError(f"{name!r} pools by {stated['pooling']!r}; this package reads 'cls' and 'mean'")
     try:
+        if stated.get("lexical_length") is not None:
+            stated = {**stated, "lexical_length": LexicalLength(**stated["lexical_length"])}
         return Conventions(**{"max_length": _UNBOUNDED, **stated})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / OWN_FILE} has settings that this version cannot use: {error}") from error
@@ -421,7 +434,10 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None
         torch.save(_state(_as_linear(heads.multi_vector, hidden)), folder / f"{MULTI_VECTOR_HEAD}.pt")
     if heads.token_prior is not None:
         save_file({"weight": heads.token_prior.float().cpu().contiguous()}, folder / f"{TOKEN_PRIOR}.safetensors")
-    (folder / OWN_FILE).write_text(json.dumps(asdict(conventions), indent=2) + "\n", encoding="utf-8")
+    stated = asdict(conventions)
+    if conventions.lexical_length is not None:
+        stated["lexical_length"] = conventions.lexical_length._asdict()
+    (folder / OWN_FILE).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 
 def _make_room(folder: Path) -> None:

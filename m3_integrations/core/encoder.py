@@ -227,8 +227,10 @@ class M3Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        conventions = {key: value for key, value in asdict(self.conventions).items() if key != "weights"}
-        reading = {**conventions, "windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
+        reading = {key: value for key, value in asdict(self.conventions).items() if key != "weights"}
+        reading |= {"windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
+        if self.conventions.lexical_length is None:
+            del reading["lexical_length"]  # indexes were filled before there was such a thing
         if self.token_pooling != 1:
             reading["token_pooling"] = self.token_pooling
         stated = json.dumps(reading, sort_keys=True)
@@ -323,17 +325,23 @@ class M3Encoder:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder in BGE-M3's layout, which FlagEmbedding and `from_pretrained` load.
 
-        Warns PartNotExported where the checkpoint has a token prior: only this package reads it, and to FlagEmbedding
-        such tokens weigh nothing.
+        Warns PartNotExported where the checkpoint has a token prior, or fits lexical weights to a text's length: only
+        this package reads that, and FlagEmbedding gives other lexical weights.
         """
         checkpoints.save(self.checkpoint, Path(folder), self.conventions)
-        if self.checkpoint.heads.token_prior is not None:
+        if lost := " and ".join(self._beyond_layout()):
             warnings.warn(
-                f"{self.name!r} has a lexical weight for each token ({checkpoints.TOKEN_PRIOR}.safetensors), which "
-                "BGE-M3's layout cannot hold: this package loads the folder whole, FlagEmbedding without that part",
+                f"{self.name!r} has {lost}, which BGE-M3's layout cannot hold: this package loads the folder whole, "
+                "FlagEmbedding without that part",
                 PartNotExported,
                 stacklevel=2,
             )
+
+    def _beyond_layout(self) -> Iterator[str]:
+        if self.checkpoint.heads.token_prior is not None:
+            yield f"a lexical weight for each token ({checkpoints.TOKEN_PRIOR}.safetensors)"
+        if self.conventions.lexical_length is not None:
+            yield f"lexical weights that are fitted to a text's length ({checkpoints.OWN_FILE})"
 
     def __repr__(self) -> str:
         return (
@@ -377,6 +385,7 @@ class M3Encoder:
             widths=self._widths(modes),
             silent=self.checkpoint.special.silent,
             normalise=self.conventions.normalise,
+            lexical_length=self.conventions.lexical_length,
             token_pooling=token_pooling,
         )
         with tqdm(total=len(sequences), desc="encode", unit="text", disable=not show_progress) as bar:

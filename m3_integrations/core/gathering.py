@@ -10,6 +10,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, MultiVectors
+from m3_integrations.core.lexical import LexicalLength
 from m3_integrations.core.model import States
 from m3_integrations.core.sequences import TokenSequence
 from m3_integrations.core.token_pooling import pool_tokens
@@ -47,7 +48,8 @@ class Gathering:
     """Takes the states of sequences in any order and gives one Encoded.
 
     widths: mode -> the width of a dense vector, the number of sparse columns, the width of a multi-vector's vectors.
-    silent: token ids that have no lexical weight. token_pooling: tokens a vector of a multi-vector stands for, about.
+    silent: token ids that have no lexical weight. lexical_length: how the others are made to fit a text's length; None
+    leaves them. token_pooling: tokens a vector of a multi-vector stands for, about.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Gathering:
         widths: Mapping[Mode, int],
         silent: Sequence[int],
         normalise: bool,
+        lexical_length: LexicalLength | None = None,
         token_pooling: int = 1,
     ) -> None:
         self._sequences = sequences
@@ -65,6 +68,7 @@ class Gathering:
         self._widths = widths
         self._silent = np.array(silent)
         self._normalise = normalise
+        self._lexical_length = lexical_length
         self._token_pooling = token_pooling
         self._sums = np.zeros((texts, widths.get("dense", 0)), np.float32)
         self._entries: list[npt.NDArray[np.void]] = [np.empty(0, _ENTRY)]
@@ -122,7 +126,15 @@ class Gathering:
         best = entries[np.append(changes, True)] if len(entries) else entries
         offsets = np.cumsum([0, *np.bincount(best["text"], minlength=self._texts)])
         shape = (self._texts, self._widths["sparse"])
-        return scipy.sparse.csr_array((best["weight"], best["token"], offsets), shape=shape)
+        return scipy.sparse.csr_array((self._fitted(best), best["token"], offsets), shape=shape)
+
+    def _fitted(self, best: npt.NDArray[np.void]) -> Array:
+        """The weights of these entries, fitted to the length of their texts."""
+        weights: Array = best["weight"]
+        if self._lexical_length is None:
+            return weights
+        norms = np.sqrt(np.bincount(best["text"], weights.astype(np.float64) ** 2, self._texts))
+        return np.asarray(weights * self._lexical_length.share(norms)[best["text"]], np.float32)
 
     def _multi_vector(self) -> MultiVectors:
         ends = np.searchsorted([each.text for each in self._sequences], np.arange(self._texts), side="right")

@@ -13,6 +13,7 @@ from torch.nn import functional
 from m3_integrations.core.checkpoint import Checkpoint
 from m3_integrations.core.encoded import MODES, Mode, check_modes
 from m3_integrations.core.errors import MissingMode
+from m3_integrations.core.lexical import LexicalLength
 from m3_integrations.core.model import Heads, M3Model, Pooling
 from m3_integrations.core.sequences import TokenSequence
 
@@ -111,6 +112,27 @@ def speaking(ids: Tensor, kept: Tensor, silent: Tensor) -> Tensor:
     return kept & ~torch.isin(ids, silent)
 
 
+def by_token(weights: Tensor, ids: Tensor, columns: Tensor) -> Tensor:
+    """(texts, columns): the largest weight of each of these token ids, which rise, in each text; 0 where it is not.
+
+    weights: (texts, length), >= 0, of the tokens `ids`.
+    """
+    place = torch.searchsorted(columns, ids)
+    column = columns[place.clamp(max=max(0, len(columns) - 1))] if len(columns) else torch.full_like(ids, -1)
+    # What is in no column goes to a last one that is cut off.
+    place = torch.where(column == ids, place, len(columns))
+    table = weights.new_zeros(len(weights), len(columns) + 1)
+    return table.scatter_reduce(1, place, weights, "amax")[:, :-1]
+
+
+def fitted(weights: Tensor, ids: Tensor, length: LexicalLength) -> Tensor:
+    """(texts, length): lexical weights fitted to the length of their texts, as the encoder fits them."""
+    columns = torch.unique(ids[weights.detach() > 0])
+    # Of texts without weights the norm is 0, where its gradient is one too.
+    norms: Tensor = torch.linalg.vector_norm(by_token(weights, ids, columns), dim=1)
+    return weights * length.share(norms)[:, None]
+
+
 class TrainableM3(nn.Module):
     """The model of a checkpoint with the conventions that turn its states into scored vectors.
 
@@ -120,11 +142,20 @@ class TrainableM3(nn.Module):
 
     silent: Tensor
 
-    def __init__(self, model: M3Model, *, pooling: Pooling, normalise: bool, silent: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: M3Model,
+        *,
+        pooling: Pooling,
+        normalise: bool,
+        silent: Sequence[int],
+        lexical_length: LexicalLength | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
         self.normalise = normalise
+        self.lexical_length = lexical_length
         self.register_buffer("silent", torch.tensor(silent, dtype=torch.int64), persistent=False)
 
     @classmethod
@@ -136,6 +167,7 @@ class TrainableM3(nn.Module):
             pooling=conventions.pooling,
             normalise=conventions.normalise,
             silent=checkpoint.special.silent,
+            lexical_length=conventions.lexical_length,
         )
 
     @property
@@ -200,6 +232,8 @@ class TrainableM3(nn.Module):
         if dense is not None and self.normalise:
             dense = functional.normalize(dense, dim=-1)
         sparse = None if states.sparse is None else states.sparse * speaking(batch.ids, batch.kept, self.silent)
+        if sparse is not None and self.lexical_length is not None:
+            sparse = fitted(sparse, batch.ids, self.lexical_length)
         return Representations(dense, sparse, states.multi_vector, batch.ids, batch.kept)
 
     def _pool(self, mask: Tensor) -> Tensor | None:

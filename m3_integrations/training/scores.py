@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m3_integrations.core.encoded import MODES, Mode
 from m3_integrations.core.errors import WrongDimension
-from m3_integrations.training.model import Representations
+from m3_integrations.training.model import Representations, by_token
 
 _TOKEN_PAIRS = 1 << 18  # 1 MB of float32: what late interaction compares at once, though a whole query at least
 
@@ -117,17 +117,7 @@ def sparse_scores(queries: Tensor, query_ids: Tensor, passages: Tensor, passage_
     Only tokens that some query weighs become columns: nothing is as wide as the vocabulary.
     """
     columns = torch.unique(query_ids[queries.detach() > 0])
-    return _by_token(queries, query_ids, columns) @ _by_token(passages, passage_ids, columns).T
-
-
-def _by_token(weights: Tensor, ids: Tensor, columns: Tensor) -> Tensor:
-    """(texts, columns): the largest weight of each of these token ids, which rise, in each text; 0 where it is not."""
-    place = torch.searchsorted(columns, ids)
-    column = columns[place.clamp(max=max(0, len(columns) - 1))] if len(columns) else torch.full_like(ids, -1)
-    # What is in no query goes to a last column that is cut off.
-    place = torch.where(column == ids, place, len(columns))
-    table = weights.new_zeros(len(weights), len(columns) + 1)
-    return table.scatter_reduce(1, place, weights, "amax")[:, :-1]
+    return by_token(queries, query_ids, columns) @ by_token(passages, passage_ids, columns).T
 
 
 def multi_vector_scores(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from m3_integrations import M3Encoder
+from m3_integrations.core import checkpoint as checkpoints
 from m3_integrations.core.encoded import MODES, score_mode
 from m3_integrations.core.errors import MissingMode, WrongDimension
+from m3_integrations.core.lexical import LexicalLength
 from m3_integrations.training import scores as training_scores
-from m3_integrations.training.model import TokenBatch, TrainableM3
+from m3_integrations.training.model import TokenBatch, TrainableM3, fitted
 from m3_integrations.training.scores import Layout, multi_vector_scores, sparse_scores
 
 QUERIES = ["where is the bridge", "мост через волгу", "", "a a a the the the", "橋", "query query passage"]
@@ -26,12 +30,15 @@ PASSAGES = [
 PREFIXES = {"query_prefix": "query: ", "passage_prefix": "passage: the "}
 
 
-@pytest.fixture(scope="module", params=[{}, PREFIXES], ids=["bare", "prefixed"])
+FITTED = {"lexical_length": LexicalLength(0.5, 1.5)}
+
+
+@pytest.fixture(scope="module", params=[{}, PREFIXES, FITTED], ids=["bare", "prefixed", "fitted"])
 def encoder(request, bge_m3):
-    folder = bge_m3(hidden=16, colbert_width=8, layers=2)
-    encoder = M3Encoder.from_pretrained(str(folder), max_length=64, device="cpu", **request.param)
-    encoder.checkpoint.heads.sparse.bias += 1  # a random head weighs half of the tokens with nothing
-    return encoder
+    checkpoint = checkpoints.read(str(bge_m3(hidden=16, colbert_width=8, layers=2)))
+    checkpoint.heads.sparse.bias.data += 1  # a random head weighs half of the tokens with nothing
+    stated = replace(checkpoint.conventions, **request.param)
+    return M3Encoder(replace(checkpoint, conventions=stated), max_length=64, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,20 @@ def test_an_empty_text_scores_nothing_lexically(both):
     sparse = training_scores.scores(*both, MODES)["sparse"]
     assert not sparse[QUERIES.index("")].any()
     assert not sparse[:, PASSAGES.index("")].any()
+
+
+def test_a_text_without_lexical_weights_spoils_no_gradient_of_those_that_are_fitted():
+    weights = torch.tensor([[0.3, 0.4], [0.0, 0.0]], requires_grad=True)
+    found = fitted(weights, torch.tensor([[5, 6], [5, 6]]), LexicalLength(0.5, 1.5))
+    found.sum().backward()
+    np.testing.assert_allclose(found.detach()[0], torch.tensor([0.3, 0.4]) / (0.5 + 0.5 * 0.5 / 1.5))
+    assert torch.isfinite(weights.grad).all()
+
+
+def test_a_token_that_comes_twice_counts_once_in_the_length_of_its_text():
+    weights, ids = torch.tensor([[0.3, 0.1, 0.4]]), torch.tensor([[5, 5, 6]])
+    found = fitted(weights, ids, LexicalLength(1.0, 0.5))
+    np.testing.assert_allclose(found, weights)  # the length of 0.3 and 0.4 is the pivot
 
 
 def random_texts(texts, length, seed, vocabulary=9):
