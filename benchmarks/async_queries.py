@@ -21,6 +21,7 @@ from langchain_core.documents import Document
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore
+from timing import median_ratio
 
 from m3_integrations import M3Encoder, MemoryIndex, Passage, ingest, llama_index
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
@@ -119,7 +120,7 @@ async def measure(
         fast.append(end - middle)
         pairs = zip(map(numbers, alone), map(numbers, together), strict=True)
         furthest = max(furthest, *(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))
-    return median(slow), median(fast), median(a / b for a, b in zip(slow, fast, strict=True)), furthest
+    return median(slow), median(fast), median_ratio(slow, fast), furthest
 
 
 def print_row(name: str, slow: float, fast: float, ratio: float, furthest: float) -> None:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from timing import ratios, side_by_side
 
 from m3_integrations import M3Encoder
 from m3_integrations.core.errors import M3Warning
@@ -52,20 +53,14 @@ def main() -> None:
         lengths = M3Encoder.from_pretrained(str(model)).token_count(texts)
         tokens = int(np.minimum(lengths, MAX_LENGTH).sum())
         print(f"{len(texts)} passages, {tokens} tokens, {options.threads} threads, {options.rounds} rounds")
-        seconds: dict[str, list[float]] = {name: [] for name in encoders}
-        vectors: dict[str, np.ndarray] = {}
-        for number in range(options.rounds):
-            for name, encode in encoders.items():
-                began = time.perf_counter()
-                vectors[name] = encode(texts)
-                seconds[name].append(time.perf_counter() - began)
-                print(f"  round {number + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
+        calls = {name: partial(encode, texts) for name, encode in encoders.items()}
+        found = side_by_side(calls, options.rounds, show=True)
     print(f"{'':24}{'seconds':>10}{'tokens/s':>10}{'ratio':>8}{'least':>8}{'lowest cosine':>15}")
-    for name, took in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(seconds[PEER], took, strict=True)]
-        cosine = float(np.sum(vectors[name] * vectors[PEER], axis=1).min())
+    for name, (took, vectors) in found.items():
+        against = ratios(found[PEER][0], took)
+        cosine = float(np.sum(vectors * found[PEER][1], axis=1).min())
         print(
-            f"{name:24}{median(took):10.1f}{tokens / median(took):10.0f}{median(ratios):8.2f}{min(ratios):8.2f}"
+            f"{name:24}{median(took):10.1f}{tokens / median(took):10.0f}{median(against):8.2f}{min(against):8.2f}"
             f"{cosine:15.6f}"
         )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from synthetic import BATCH, Synthetic, World
+from timing import timed
 
 from m3_integrations import Encoded, LocalIndex, Passage, Retriever, SearchPlan
 
@@ -74,21 +74,17 @@ def add(
     """Fill the index up to a size; passages a second, without the time to make them up."""
     before, spent = len(index), 0.0
     for passages, encoded in islice(batches, -(-(size - before) // BATCH)):
-        began = time.perf_counter()
-        index.add(passages, encoded)
-        spent += time.perf_counter() - began
+        spent += timed(lambda p=passages, e=encoded: index.add(p, e))[0]
         dense.append(encoded.dense)
     return (len(index) - before) / spent
 
 
 def ask(index: LocalIndex, questions: list[Encoded], dense: np.ndarray, rate: float) -> Row:
     retriever = Retriever(Synthetic(), index, SearchPlan())
-    began = time.perf_counter()
-    retriever.retrieve_encoded(questions[0])
-    built = time.perf_counter() - began
-    hybrid = [milliseconds(lambda q=q: retriever.retrieve_encoded(q)) for q in questions]
+    built = timed(lambda: retriever.retrieve_encoded(questions[0]))[0]
+    hybrid = [1000 * timed(lambda q=q: retriever.retrieve_encoded(q))[0] for q in questions]
     modes = {
-        mode: [milliseconds(lambda q=q, m=mode: index.search(m, q, NEAREST)) for q in questions]
+        mode: [1000 * timed(lambda q=q, m=mode: index.search(m, q, NEAREST))[0] for q in questions]
         for mode in ("dense", "sparse")
     }
     recalls = [recall(index, question, dense) for question in questions]
@@ -109,12 +105,6 @@ def recall(index: LocalIndex, question: Encoded, dense: np.ndarray) -> float:
     found = {hit.id for hit in index.search("dense", question, NEAREST)[0]}
     best = np.argpartition(-(dense @ question.dense[0]), min(NEAREST, len(dense) - 1))[:NEAREST]
     return len(found & {f"p{i:08d}" for i in best}) / len(best)
-
-
-def milliseconds(call: object) -> float:
-    began = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - began)
 
 
 def draw(rows: list[Row], path: Path) -> None:

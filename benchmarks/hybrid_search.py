@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import timing
 from synthetic import BATCH, DIM, ENTRIES, Synthetic, World
 
 from m3_integrations import Encoded, LocalIndex, MemoryIndex, Retriever, SearchPlan
@@ -169,9 +170,7 @@ def bytes_needed(index: MemoryIndex, query: Encoded) -> int:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = CLOCK()
-    answer = call()
-    return CLOCK() - start, answer
+    return timing.timed(call, CLOCK)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import bm25s
+from timing import median_ratio, side_by_side
 
 from m3_integrations import LocalIndex, M3Encoder, Passage, Query, ingest
 from m3_integrations.core.errors import TextsTruncated
@@ -54,14 +53,15 @@ def row(encoder: M3Encoder, folder: Path, rounds: int) -> None:
         words = [bm25.words(query) for query in collection.queries]
         encoded = encoder.encode_queries([query.text for query in collection.queries], ("sparse",))
         singles = [encoded.take([i]) for i in range(len(words))]
-        slow, fast = [], []
-        for _ in range(rounds):
-            slow.append(seconds(lambda: [bm25.search(each) for each in words]) / len(words))
-            fast.append(seconds(lambda: [index.search("sparse", each, TOP) for each in singles]) / len(words))
-    ratio = median(theirs / mine for theirs, mine in zip(slow, fast, strict=True))
+        calls = {
+            "BM25": lambda: [bm25.search(each) for each in words],
+            "sparse": lambda: [index.search("sparse", each, TOP) for each in singles],
+        }
+        slow, fast = (seconds for seconds, _ in side_by_side(calls, rounds).values())
     print(
         f"{'/'.join(folder.parts[-2:]):24}{floor[METRIC]:8.4f}{ours['sparse'][METRIC]:8.4f}{ours['all'][METRIC]:8.4f}"
-        f"{1000 * median(slow):10.3f}{1000 * median(fast):10.3f}{ratio:8.2f}",
+        f"{1000 * median(slow) / len(words):10.3f}{1000 * median(fast) / len(words):10.3f}"
+        f"{median_ratio(slow, fast):8.2f}",
         flush=True,
     )
 
@@ -85,12 +85,6 @@ class Bm25:
 
     def ids(self, query: Query) -> list[str]:
         return [self._ids[i] for i in self.search(self.words(query))]
-
-
-def seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

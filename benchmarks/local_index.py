@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import gc
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse
+from timing import timed
 
 from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.texts import Passage
@@ -61,16 +60,8 @@ def fill(index: Index, total: int) -> float:
     """Seconds spent in `add`."""
     spent = 0.0
     for passages, vectors in batches(total):
-        start = time.perf_counter()
-        index.add(passages, vectors)
-        spent += time.perf_counter() - start
+        spent += timed(partial(index.add, passages, vectors))[0]
     return spent
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    answer = call()
-    return time.perf_counter() - start, answer
 
 
 def searched(index: Index, mode: Mode, queries: Encoded, where: Where | None) -> tuple[float, float, list[list[Hit]]]:
