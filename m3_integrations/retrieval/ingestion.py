@@ -72,10 +72,11 @@ class _Writing:
         self.hashes: Mapping[str, str] = {}
         self.modes: frozenset[Mode] = frozenset()
 
-    def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
+    def add(self, passages: Sequence[Passage], encoded: Encoded, hashes: Mapping[str, str]) -> None:
+        """hashes: passage id -> content_hash, of these passages and maybe of others that are in the index already."""
         self.wait()
         self._last = self._thread.submit(self._index.add, passages, encoded)
-        self.hashes = {passage.id: content_hash(passage) for passage in passages}
+        self.hashes = hashes
         self.modes = encoded.modes
 
     def wait(self) -> None:
@@ -117,10 +118,11 @@ def _ingest_chunk(
 ) -> IngestReport:
     latest = {passage.id: passage for passage in passages}
     kept = {**index.content_hashes(list(latest)), **_only(writing.hashes, latest)}
-    fresh = [passage for id, passage in latest.items() if kept.get(id) != content_hash(passage)]
+    hashes = {id: content_hash(passage) for id, passage in latest.items()}
+    fresh = [passage for id, passage in latest.items() if kept.get(id) != hashes[id]]
     if fresh:
         wanted = modes or ((index.modes | writing.modes) & encoder.modes) or None
-        writing.add(fresh, encoder.encode_passages([passage.text for passage in fresh], wanted))
+        writing.add(fresh, encoder.encode_passages([passage.text for passage in fresh], wanted), hashes)
     replaced = sum(passage.id in kept for passage in fresh)
     return IngestReport(
         added=len(fresh) - replaced,
