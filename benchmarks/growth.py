@@ -120,9 +120,7 @@ def draw(rows: list[Row], path: Path) -> None:
     linear = [rows[0].hybrid * size / rows[0].size for size in sizes]
     axes.loglog(sizes, linear, linestyle=":", color="grey", label="if it grew as the folder does")
     axes.axvline(EXACT_BELOW, linestyle="--", color="grey", linewidth=0.8)
-    axes.annotate(
-        "a graph from here on", (EXACT_BELOW, axes.get_ylim()[1] / 2), xytext=(4, 0), textcoords="offset points"
-    )
+    axes.text(1.03 * EXACT_BELOW, 0.03, "a graph from here on", transform=axes.get_xaxis_transform())
     axes.set(xlabel="passages", ylabel="median milliseconds a question")
     axes.set_ylim(top=max(20 * rows[-1].hybrid, 10))
     axes.legend(loc="upper left")
