@@ -66,8 +66,6 @@ class Conventions:
             raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length!r}")
         if not isinstance(self.query_prefix, str) or not isinstance(self.passage_prefix, str):
             raise ValueError(f"prefixes are strings, got {self.query_prefix!r} and {self.passage_prefix!r}")
-        if self.lexical_length is not None:
-            self.lexical_length.checked()
         SearchPlan(weights=self.weights)  # refuses weights that no plan could have
 
 
@@ -434,10 +432,7 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: Conventions) -> None
         torch.save(_state(_as_linear(heads.multi_vector, hidden)), folder / f"{MULTI_VECTOR_HEAD}.pt")
     if heads.token_prior is not None:
         save_file({"weight": heads.token_prior.float().cpu().contiguous()}, folder / f"{TOKEN_PRIOR}.safetensors")
-    stated = asdict(conventions)
-    if conventions.lexical_length is not None:
-        stated["lexical_length"] = conventions.lexical_length._asdict()
-    (folder / OWN_FILE).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+    (folder / OWN_FILE).write_text(json.dumps(asdict(conventions), indent=2) + "\n", encoding="utf-8")
 
 
 def _make_room(folder: Path) -> None:
