@@ -97,11 +97,11 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(bge_m3, whole, tmp_path, s
     stage = killed(bge_m3(), tmp_path / "model")
     last = max(stage.glob("checkpoint-*/trainer_state.json")).parent
     torn = stage / "checkpoint-6"
-    if last != torn:
+    if last != torn:  # else nothing whole is left, and the run begins anew
         shutil.copytree(last, torn, dirs_exist_ok=True)
-        (torn / "trainer_state.json").unlink()
-        if state is not None:
-            (torn / "trainer_state.json").write_text(state)
+    (torn / "trainer_state.json").unlink()
+    if state is not None:
+        (torn / "trainer_state.json").write_text(state)
     run(bge_m3(), tmp_path / "model", learning_rate=LATER)
     assert furthest(tmp_path / "model", whole) == 0
 
