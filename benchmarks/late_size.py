@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from precision import BATCH, filled, judged
+from timing import timed
 
 from m3_integrations import Encoded, LocalIndex, M3Encoder, Passage
 from m3_integrations.core.encoded import MultiVectors
@@ -114,9 +115,8 @@ def copy_reduced(
         for start in range(0, len(collection.passages), BATCH):
             some = collection.passages[start : start + BATCH]
             narrow = reduced(source.vectors([passage.id for passage in some]), directions, 1)
-            begin = time.perf_counter()
-            left = reduced(narrow, None, pooling)
-            spent += time.perf_counter() - begin
+            seconds, left = timed(partial(reduced, narrow, None, pooling))
+            spent += seconds
             index.add(some, left)
     return spent / len(collection.passages)
 
