@@ -99,7 +99,8 @@ class LocalIndex:
 
     @property
     def modes(self) -> frozenset[Mode]:
-        return self._read(lambda _, snapshot: frozenset(snapshot.widths))
+        fixed = self._newest.widths  # by the first passages, for ever
+        return frozenset(fixed or self._read(lambda _, snapshot: snapshot.widths))
 
     @property
     def encoder(self) -> tuple[str | None, str | None]:

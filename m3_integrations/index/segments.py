@@ -93,7 +93,7 @@ def add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Ar
 
 def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Array) -> None:
     terms, offsets = segment.arrays["terms"], segment.arrays["term_offsets"]
-    places = np.searchsorted(terms, query.indices)
+    places = np.searchsorted(terms, query.indices.astype(terms.dtype))  # another type would turn all terms into it
     for place, term, weight in zip(places.tolist(), query.indices.tolist(), query.data, strict=True):
         if place < len(terms) and terms[place] == term:
             begin, end = offsets[place], offsets[place + 1]
