@@ -5,8 +5,9 @@ The operator is one that torch keeps to itself (its compiler calls it), so it is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +36,31 @@ class InPlaceGelu(GELUActivation):
         return functional.gelu(input)
 
 
-class InChunks:
+class FeedForwardInChunks:
     """A layer whose widest states are computed for some tokens at a time, where nothing is to be learned.
 
     They are four times as wide as the others: so they stay in a processor's cache, and a long text takes less memory.
+    What they make of a token's state, which nobody reads again, takes its place.
     """
 
     def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
-        whole = super().feed_forward_chunk  # type: ignore[misc]  # a layer of BERT's kin has it
-        if not torch.is_inference_mode_enabled() or attention_output.shape[1] <= _TOKENS:
-            return cast("Tensor", whole(attention_output))
-        return torch.cat([whole(part) for part in torch.split(attention_output, _TOKENS, dim=1)], dim=1)
+        return _in_place(super().feed_forward_chunk, attention_output)  # type: ignore[misc]  # of BERT's kin
+
+
+class AttentionOutputInChunks:
+    """What follows attention in a layer, likewise: its answers are read here alone."""
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        return _in_place(super().forward, hidden_states, input_tensor)  # type: ignore[misc]
+
+
+def _in_place(whole: Callable[..., Tensor], states: Tensor, *others: Tensor) -> Tensor:
+    """What `whole` makes of states (1, tokens, width), written over them where they are many and nothing is learned."""
+    if not torch.is_inference_mode_enabled() or states.shape[1] <= _TOKENS:
+        return whole(states, *others)
+    for parts in zip(*(torch.split(each, _TOKENS, dim=1) for each in (states, *others)), strict=True):
+        parts[0].copy_(whole(*parts))
+    return states
 
 
 def quicken(model: nn.Module) -> None:
@@ -55,15 +70,23 @@ def quicken(model: nn.Module) -> None:
             module.__class__ = OneDnnLinear
         elif type(module) is GELUActivation and module.act is functional.gelu:
             module.__class__ = InPlaceGelu
-        elif hasattr(module, "feed_forward_chunk") and not isinstance(module, InChunks):
-            kind: Any = type(module)
-            module.__class__ = _in_chunks(kind)
+        elif hasattr(module, "feed_forward_chunk"):
+            _let(module, FeedForwardInChunks)
+        elif type(module).__name__.endswith("SelfOutput"):
+            _let(module, AttentionOutputInChunks)
+
+
+def _let(module: nn.Module, way: type) -> None:
+    """Let a module go that way."""
+    if not isinstance(module, way):
+        kind: Any = type(module)
+        module.__class__ = _going(kind, way)
 
 
 @cache
-def _in_chunks(layer: Any) -> Any:
-    """That layer, in chunks."""
-    return type(layer.__name__, (InChunks, layer), {})
+def _going(kind: Any, way: type) -> Any:
+    """That kind of module, going that way."""
+    return type(kind.__name__, (way, kind), {})
 
 
 @cache
