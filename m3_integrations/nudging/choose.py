@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from m3_integrations.nudging.gamma import Sweep
 from m3_integrations.nudging.judged import Floats, Ints
 
 FOLDS = 5
+SPLITS = 10  # ways to make folds: which queries are left out together is luck too
 SEED = 0
 ROUNDING = 1e-9
 ERRORS = 1.645  # standard errors by which a gain must stand out: 95 %, one-sided
@@ -79,17 +80,23 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
     )
 
 
-def split(n: int) -> list[tuple[Ints, Ints]]:
+def split(n: int, seed: int = SEED) -> list[tuple[Ints, Ints]]:
     """FOLDS parts of 0 to n - 1, each with the rest, ascending."""
-    order = np.random.default_rng(SEED).permutation(n)
+    order = np.random.default_rng(seed).permutation(n)
     held = [np.sort(part) for part in np.array_split(order, FOLDS) if len(part)]
     return [(part, np.setdiff1d(order, part)) for part in held]
 
 
+def splits(n: int) -> Iterator[tuple[Ints, Ints]]:
+    """Parts of 0 to n - 1, each with the rest: SPLITS times those of `split`, each number being in SPLITS parts."""
+    for seed in range(SEED, SEED + SPLITS):
+        yield from split(n, seed)
+
+
 def unseen_gains(sweeps: Sequence[Sweep]) -> Floats:
-    """(queries,): what each query gains by the choice that is made without its fold."""
+    """(queries,): what each query gains by the choice that is made without its fold, the mean over the splits."""
     gains = np.zeros(len(sweeps[0].start))
-    for held, rest in split(len(gains)):
+    for held, rest in splits(len(gains)):
         which, gamma = best_of([sweep.only(rest) for sweep in sweeps])
-        gains[held] = (sweeps[which].at(gamma) - sweeps[which].start)[held]
+        gains[held] += (sweeps[which].at(gamma) - sweeps[which].start)[held] / SPLITS
     return gains

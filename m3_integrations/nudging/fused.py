@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.nudging.choose import mean_and_error, split, stands_out
+from m3_integrations.nudging.choose import SPLITS, mean_and_error, splits, stands_out
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.ladders import Ladder, Pairs
 from m3_integrations.nudging.rank_metric import RankMetric
@@ -50,7 +50,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A setting, and its gain cross-validated: each fold of the judges judges the choice that is made without it."""
+    """A setting, and its gain cross-validated: each fold of the judges judges the choice that is made without it.
+
+    The mean over several ways to make the folds.
+    """
 
     setting: Setting
     gain: float
@@ -102,8 +105,8 @@ class Board:
         """The best setting, found from `start` one coordinate at a time; `weigh`: whether weights are chosen too."""
         n = len(self.judges)
         gains = np.zeros(n)
-        for held, rest in split(n):
-            gains[held] = (self.metrics(self._climb(start, rest, weigh)) - self.metrics(start))[held]
+        for held, rest in splits(n):
+            gains[held] += (self.metrics(self._climb(start, rest, weigh)) - self.metrics(start))[held] / SPLITS
         gain, error = mean_and_error(gains, self.judges.weights)
         return Chosen(self._climb(start, np.arange(n), weigh), gain, error)
 

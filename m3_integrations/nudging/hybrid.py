@@ -30,11 +30,11 @@ from m3_integrations.nudging.ladders import (
 )
 from m3_integrations.nudging.late import MovedVectors, turned
 from m3_integrations.nudging.panels import Panels, answers_of_alike
-from m3_integrations.nudging.plans import CENTRES, SPARSE_CENTRES, WAYS, Method, Plan, plans, require_known
+from m3_integrations.nudging.plans import LATE_CENTRES, SPARSE_CENTRES, WAYS, Method, Plan, plans, require_known
 from m3_integrations.nudging.rank_metric import RankMetric
 from m3_integrations.nudging.spread import Spread
 
-TURNS = np.array([0, 0.03, 0.07, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.9])  # angles of late interaction, radians
+TURNS = np.array([0, 0.03, 0.07, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.9, 1.2])  # angles of late interaction, radians
 PUSHES = np.array([0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2])  # of a typical sparse row's length
 CANDIDATES = 50  # that a judge ranks of each proposing mode: metrics look at the first few
 LATE: Method = "n"
@@ -46,7 +46,7 @@ class Moved:
     """What a nudge moved in one mode. rows: (moved,) ascending.
 
     values: where they are then: (moved, dim) dense, a csr_array (moved, vocab), or MovedVectors of late interaction.
-    spread, centre: as in `Nudged`.
+    spread, centre: as in `Nudged`; of sparse rows the power by which terms that many queries say are passed over.
     """
 
     rows: Ints
@@ -164,7 +164,9 @@ class _Scene:
             return [Curved(each, WAYS["m"], gammas_) for each in lines]
         angles = TURNS if moves else TURNS[:1]
         chords = 4 * np.sin(angles / 2) ** 2
-        return [*late_ladders(self.corpus, self.panels, self.pairs, chords, CENTRES if moves else CENTRES[:1])]
+        return [
+            *late_ladders(self.corpus, self.panels, self.pairs, chords, LATE_CENTRES if moves else LATE_CENTRES[:1])
+        ]
 
     def _curve(self, mode: Mode, setting: Setting, who: Ints) -> Curve:
         ladder = dict(setting.strengths).get(mode, REST).ladder
@@ -177,7 +179,7 @@ class _Scene:
             return dense_move(self.corpus, self.panels.train, self.plans[strength.ladder], strength.gamma)
         if mode == "sparse":
             return sparse_move(self.corpus, self.panels.train, strength.gamma, SPARSE_CENTRES[strength.ladder])
-        return late_move(self.corpus, self.panels.train, strength.gamma, CENTRES[strength.ladder])
+        return late_move(self.corpus, self.panels.train, strength.gamma, LATE_CENTRES[strength.ladder])
 
 
 def dense_move(corpus: Corpus, train: Judged, plan: Plan, gamma: float) -> Moved:
@@ -260,7 +262,7 @@ def _scores(corpus: Corpus, judges: Judged, mode: Mode) -> Floats:
     n = len(corpus)
     every = Pairs(np.repeat(np.arange(len(judges)), n), np.tile(np.arange(n), len(judges)))
     still = Panels(judges.take([]), judges, np.zeros(len(judges), np.int64), [np.empty(0, np.int64)])
-    return late_ladders(corpus, still, every, np.zeros(1), CENTRES[:1])[0].at(0.0).reshape(len(judges), n)
+    return late_ladders(corpus, still, every, np.zeros(1), LATE_CENTRES[:1])[0].at(0.0).reshape(len(judges), n)
 
 
 def _typical_length(rows: scipy.sparse.csr_array) -> float:

@@ -116,17 +116,15 @@ def sparse_pulls(pullers: Judged, centre: float = 0.0) -> tuple[Ints, scipy.spar
     """The rows that some query pulls, ascending (m,), and the unit directions of their pulls (m, vocab).
 
     A pull is the sum of the queries' sparse rows, by weight and grade, of which the TERMS strongest terms are kept.
-    centre: how many mean queries are taken from each first, as far as a term is there: what every question says, such
-    as "what" and "who", then pulls nobody.
+    centre: the power of 1 + the number of queries that say a term, by which it is divided first: what every question
+    says, such as "what" and "who", then pulls hardly at all.
     """
     rows, shares = shares_of_rows(pullers)
     queries = pullers.in_modes.sparse
     sums = scipy.sparse.csr_array(shares @ queries)
-    if centre and queries.shape[0]:
-        mean = np.asarray(queries.sum(axis=0)).ravel() / queries.shape[0]
-        strengths = np.repeat(np.asarray(shares.sum(axis=1)).ravel(), np.diff(sums.indptr))
-        sums.data = np.maximum(sums.data - centre * strengths * mean[sums.indices], 0)
-        sums.eliminate_zeros()
+    if centre:
+        saying = 1 + np.bincount(queries.indices, minlength=queries.shape[1])
+        sums.data = (sums.data * saying[sums.indices] ** -centre).astype(sums.dtype)
     return rows, _unit_rows(_strongest(sums, TERMS))
 
 

@@ -125,12 +125,14 @@ def test_a_sparse_pull_keeps_its_strongest_terms_and_is_never_negative():
     assert (pushed.values.data >= 0).all()
 
 
-def test_a_term_of_every_question_pulls_nobody_once_pulls_are_centred():
+def test_a_term_that_many_questions_say_pulls_less_once_pulls_are_centred():
     sparse = scipy.sparse.csr_array(np.array([[1, 1, 0], [1, 0, 1]], np.float32))  # the first term is in both
     asked = Judged.of(Encoded(sparse=sparse), [{0: 1.0}, {1: 1.0}])
     rows, pulls = sparse_pulls(asked, centre=1.0)
     assert rows.tolist() == [0, 1]
-    assert pulls.toarray().tolist() == [[0, 1, 0], [0, 0, 1]]
+    both, own = 1 / 3, 1 / 2
+    expected = np.array([[both, own, 0], [both, 0, own]]) / np.hypot(both, own)
+    np.testing.assert_allclose(pulls.toarray(), expected, rtol=1e-6)
 
 
 @given(st.floats(0, 1.2))
