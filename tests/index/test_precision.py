@@ -130,6 +130,14 @@ def test_a_coded_vector_is_near_the_encoded_one(precision, most):
     assert np.linalg.norm(coding.decode(coding.encode(vectors)) - vectors, axis=1).max() < most
 
 
+def test_int4_scores_what_is_like_a_vector_as_the_vector_did():
+    vectors = drawn(384)[5:]
+    coding = coding_of("int4", centre_of(vectors))
+    squares = np.sum(vectors * coding.decode(coding.encode(vectors)), axis=1)
+    assert np.abs(squares - 1).max() < 4e-3  # a scale has 8 bits
+    assert abs(squares.mean() - 1) < 1e-3
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_rotation_keeps_lengths_and_turns_back_and_leaves_its_argument_alone(width):
     for count in (1, 9):
@@ -292,6 +300,22 @@ def test_an_old_folder_that_held_nothing_is_filled_as_float32(tmp_path):
     with LocalIndex.open(tmp_path) as index:
         add(index, Passage("a", "red"))
         assert same_vectors(index.vectors(["a"]), encode(["red"]))
+
+
+@pytest.mark.parametrize("precision", ["float32", *CODED])
+def test_a_folder_of_format_2_is_read_unless_its_int4_meant_other_levels(tmp_path, precision):
+    with LocalIndex.open(tmp_path, precision=in_codes(precision)) as index:
+        add(index, Passage("a", "red"))
+        kept = index.vectors(["a"])
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    if precision == "int4":
+        with pytest.raises(IndexFolderError, match="ingest the passages into a new folder"):
+            LocalIndex.open(tmp_path)
+        return
+    with LocalIndex.open(tmp_path) as index:
+        assert same_vectors(index.vectors(["a"]), kept)
 
 
 def test_a_precision_that_there_is_not_is_refused_with_what_to_write(tmp_path):
