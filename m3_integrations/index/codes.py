@@ -288,7 +288,10 @@ def _scaled(values: Array, scales: Scales) -> Array:
 
 def _levels(numbers: Array) -> Array:
     """What the numbers stand for in units of their scale, in their place."""
-    numbers *= 1 + np.float32(_BEND) * numbers * numbers
+    bends = numbers * numbers
+    bends *= np.float32(_BEND)
+    bends += 1
+    numbers *= bends
     return numbers
 
 
