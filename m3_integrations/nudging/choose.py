@@ -94,9 +94,9 @@ def splits(n: int) -> Iterator[tuple[Ints, Ints]]:
 
 
 def unseen_gains(sweeps: Sequence[Sweep]) -> Floats:
-    """(queries,): what each query gains by the choice that is made without its fold, the mean over the splits."""
+    """(queries,): what each query gains by the choice that is made without its fold."""
     gains = np.zeros(len(sweeps[0].start))
-    for held, rest in splits(len(gains)):
+    for held, rest in split(len(gains)):
         which, gamma = best_of([sweep.only(rest) for sweep in sweeps])
-        gains[held] += (sweeps[which].at(gamma) - sweeps[which].start)[held] / SPLITS
+        gains[held] = (sweeps[which].at(gamma) - sweeps[which].start)[held]
     return gains

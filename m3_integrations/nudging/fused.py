@@ -99,7 +99,8 @@ class Board:
 
     def mean(self, setting: Setting, who: Ints) -> float:
         """The metric of these judges, by weight."""
-        return float(np.average(self.metrics(setting)[who], weights=self.judges.weights[who]))
+        weights = self.judges.weights[who]
+        return float(self.metrics(setting)[who] @ weights / weights.sum())
 
     def choose(self, start: Setting, *, weigh: bool) -> Chosen:
         """The best setting, found from `start` one coordinate at a time; `weigh`: whether weights are chosen too."""
