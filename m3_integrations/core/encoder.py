@@ -138,7 +138,7 @@ class M3Encoder:
         self.device = torch.device(device or (_best_device() if backend == "torch" else "cpu"))
         self._exported = None if backend == "torch" else ExportedModel(checkpoint, backend, dtype, exported)
         self.dtype: Dtype = dtype or "float32"
-        self.batch_tokens = _BATCH_TOKENS.get(self.device.type, 2048) if batch_tokens is None else batch_tokens
+        self.batch_tokens = _BATCH_TOKENS.get(self.device.type, 4096) if batch_tokens is None else batch_tokens
         self.sequencer = Sequencer(checkpoint.tokenizer, checkpoint.special, self.max_length, window_overlap, cls_every)
         held = _DTYPES[self.dtype] if backend == "torch" else torch.float32
         self._model = self._made(checkpoint.backbone, checkpoint.heads, held)

@@ -1,7 +1,7 @@
 """Multi-vectors in fewer bits: of each vector one scale and a small number a dimension, around the centre of them all.
 
-A value is centre + scale · number. What was decoded is encoded again to the same bytes, so that the coded values are
-the vectors: they can be copied, moved and put back without wearing off.
+A value is centre + scale · level, int8's levels being its numbers. What was decoded is encoded again to the same bytes,
+so that the coded values are the vectors: they can be copied, moved and put back without wearing off.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Bytes:
 class Nibbles:
     """int4: levels of the numbers -7.5, -6.5 .. 7.5, of the vectors after a fixed rotation: no dimension stands out.
 
-    The scale is such that the inner product of a vector with what it is decoded to is its own square: what is like it
-    then scores as it did (the estimator of RaBitQ, arXiv 2405.12497).
+    The scale is such that the inner product of a vector with what it is decoded to is its own square, as far as a
+    tenth more or less of it does that: what is like it then scores as it did (as RaBitQ estimates, arXiv 2405.12497).
     Byte j holds number j in its lower half and number j + (width + 1) // 2 in its upper.
     """
 
@@ -264,7 +264,7 @@ def _size(values: Array) -> float:
 def _scales(scales: Array, least: float) -> Scales:
     """As they are kept; 0 for those below the least, or too small for float32."""
     kept: Scales = ((scales * _MARGIN).view(np.uint32) >> 16).astype(np.uint16)
-    kept[scales < max(least, 1e-37)] = 0
+    kept[_floats(kept) < max(least, 1e-37)] = 0
     return kept
 
 

@@ -81,9 +81,9 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
 
 
 def split(n: int, seed: int = SEED) -> list[tuple[Ints, Ints]]:
-    """FOLDS parts of 0 to n - 1, each with the rest, ascending."""
+    """FOLDS parts of 0 to n - 1, each with the rest, ascending; none where there would be no rest."""
     order = np.random.default_rng(seed).permutation(n)
-    held = [np.sort(part) for part in np.array_split(order, FOLDS) if len(part)]
+    held = [np.sort(part) for part in np.array_split(order, FOLDS) if 0 < len(part) < n]
     return [(part, np.setdiff1d(order, part)) for part in held]
 
 

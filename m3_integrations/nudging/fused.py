@@ -18,6 +18,7 @@ from m3_integrations.nudging.rank_metric import RankMetric
 FACTORS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0)  # of the weight that a mode begins with
 ROUNDS = 4
 BETTER = 5e-4  # what a change must gain to be worth it
+KEPT = 1 << 24  # metrics, of all judges at all settings, that are remembered
 
 
 class Strength(NamedTuple):
@@ -79,6 +80,8 @@ class Board:
         """(judges,): the metric of each at this setting."""
         known = self._metrics.get(setting)
         if known is None:
+            if (1 + len(self._metrics)) * len(self.judges) > KEPT:
+                self._metrics.clear()
             known = self._metrics[setting] = self._ranking.metrics(self.scores(setting))
         return known
 

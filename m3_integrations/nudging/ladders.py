@@ -124,7 +124,7 @@ def sparse_pulls(pullers: Judged, centre: float = 0.0) -> tuple[Ints, scipy.spar
     sums = scipy.sparse.csr_array(shares @ queries)
     if centre:
         saying = 1 + np.bincount(queries.indices, minlength=queries.shape[1])
-        sums.data = (sums.data * saying[sums.indices] ** -centre).astype(sums.dtype)
+        sums.data = (sums.data * saying[sums.indices] ** -float(centre)).astype(sums.dtype)
     return rows, _unit_rows(_strongest(sums, TERMS))
 
 

@@ -34,7 +34,7 @@ def in_steps(curve: Curve) -> bool:
 
 
 class Move(NamedTuple):
-    """How one mode moved. gamma: a squared chord in method "n", a length in "m"; spread, centre: as in `Nudged`.
+    """How one mode moved. gamma: a squared chord in method "n", a length in "m"; spread, centre: as in `Moved`.
 
     lengths: (moved,) how far each passage moved: of dense and sparse rows the length of the difference, in late
     interaction the mean over the vectors that moved.

@@ -111,6 +111,18 @@ def test_what_was_decoded_is_encoded_alike_however_it_is_spread(seed, precision,
     assert np.array_equal(coding.decode(coding.encode(decoded)), decoded)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 12), ("int4", 9)])
+def test_what_was_decoded_near_the_centre_is_encoded_alike(seed, precision, bits):
+    # A vector that is nearer than some bits of it becomes the centre: the scale that is kept decides.
+    random = np.random.default_rng(seed)
+    centre = random.standard_normal(17).astype(np.float32)
+    coding = coding_of(precision, centre)
+    apart = random.uniform(-1, 1, (20_000, 17)) * np.linspace(0.8, 2.5, 20_000)[:, None] * 2.0**-bits
+    decoded = coding.decode(coding.encode((centre + apart * np.abs(centre).max()).astype(np.float32)))
+    assert np.array_equal(coding.decode(coding.encode(decoded)), decoded)
+
+
 @pytest.mark.parametrize("precision", CODED)
 def test_a_vector_is_coded_alike_whatever_is_coded_beside_it(precision):
     vectors = drawn(384, 1300)

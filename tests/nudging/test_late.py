@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from nudging_problems import encoded_problem, unit
 
 from m3_integrations.core.encoded import Encoded, MultiVectors, multi_vector_scores, score_mode
+from m3_integrations.nudging.choose import SPLITS, splits
 from m3_integrations.nudging.corpus import EncodedCorpus
+from m3_integrations.nudging.engine import nudge
 from m3_integrations.nudging.hybrid import dense_move, late_move, put, sparse_move
 from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.ladders import (
@@ -98,6 +100,22 @@ def test_the_dense_ladder_is_the_score_of_the_moved_passages(method, spread):
         moved = put(passages, {"dense": dense_move(corpus, train, plan, gamma)})
         exact = score_mode("dense", validation.in_modes, moved)
         np.testing.assert_allclose(ladder.at(gamma).reshape(exact.shape), exact, atol=2e-6)
+
+
+def test_each_number_is_left_out_once_in_every_split_and_never_beside_itself():
+    left_out = np.zeros(23, int)
+    for held, rest in splits(23):
+        assert sorted([*held, *rest]) == list(range(23))
+        left_out[held] += 1
+    assert (left_out == SPLITS).all()
+    assert list(splits(1)) == []  # there is nobody else to choose
+
+
+def test_one_question_proves_nothing():
+    passages, train, validation = encoded_problem(0)
+    nudged = nudge(passages, train.take([0]), validation.take([0]))
+    assert not nudged.moved
+    assert (nudged.choice.gain, nudged.choice.error) == (0, 0)
 
 
 def test_a_panel_is_not_pulled_by_its_own_questions():
