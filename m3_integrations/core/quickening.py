@@ -55,7 +55,7 @@ class AttentionOutputInChunks:
 
 
 def _in_place(whole: Callable[..., Tensor], states: Tensor, *others: Tensor) -> Tensor:
-    """What `whole` makes of (texts, tokens, width) states, written over them where tokens are many and none is learned."""
+    """What `whole` makes of states (texts, tokens, width); many are written over them, where nothing is learned."""
     if not torch.is_inference_mode_enabled() or states.shape[1] <= _TOKENS:
         return whole(states, *others)
     for parts in zip(*(torch.split(each, _TOKENS, dim=1) for each in (states, *others)), strict=True):
