@@ -107,7 +107,7 @@ class Found(NamedTuple):
 
 @runtime_checkable
 class HybridIndex(Protocol):
-    """An index far away, which puts the modes together where they lie: each question costs a way there and back."""
+    """An index that puts the modes together where they lie: one far away, or one that reads its state once for all."""
 
     def is_hybrid(self, queries: Encoded, asked: Hybrid) -> bool:
         """Whether `find` answers here what the modes would, asked one by one."""

@@ -16,7 +16,7 @@ from m3_integrations.core.encoded import Array, Encoded, Mode, check_modes
 from m3_integrations.core.errors import IndexFolderError, WrongEncoder
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.arrays import checksum, damaged, sync_folder
-from m3_integrations.index.base import Hit
+from m3_integrations.index.base import Found, Hit, Hybrid
 from m3_integrations.index.catalogue import FILE_NAME, Busy, Catalogue, Transaction
 from m3_integrations.index.checks import (
     check_changes,
@@ -32,7 +32,7 @@ from m3_integrations.index.checks import (
 )
 from m3_integrations.index.codes import DEFAULT, Precision, checked
 from m3_integrations.index.neighbours import Neighbours
-from m3_integrations.index.searching import decide, exact_scores, one_of, propose
+from m3_integrations.index.searching import best_found, choose, decide, exact_scores_of_each, propose
 from m3_integrations.index.segments import Longs, map_segment
 from m3_integrations.index.snapshot import Snapshot
 from m3_integrations.index.where import Where
@@ -153,11 +153,35 @@ class LocalIndex:
 
         return self._read(found)
 
+    def is_hybrid(self, queries: Encoded, asked: Hybrid) -> bool:
+        return True
+
+    def find(self, queries: Encoded, asked: Hybrid, k: int, where: Where | None = None) -> list[list[Found]]:
+        """What `search` and `score` answer together, to the bit, from one state of the folder."""
+
+        def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Found]]:
+            modes = (*asked.propose, *asked.weights)
+            alone = {mode: check_search(snapshot.widths, mode, queries, k) for mode in modes}
+            if not snapshot.living:
+                return [[] for _ in range(len(queries))]
+            allowed, chosen = snapshot.allowed(transaction, where), []
+            for mode, count in asked.propose.items():
+                proposed = self._propose(snapshot, mode, alone[mode], count, allowed)
+                chosen.append(choose(transaction, snapshot, mode, alone[mode], count, proposed))
+            rows = [np.unique(np.concatenate(by_mode)) for by_mode in zip(*chosen, strict=True)]
+            scores = {mode: exact_scores_of_each(snapshot, mode, alone[mode], rows) for mode in asked.weights}
+            return [
+                best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
+                for i, some in enumerate(rows)
+            ]
+
+        return self._read(found)
+
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         def scores(transaction: Transaction, snapshot: Snapshot) -> list[Array]:
             asked, wanted = check_score(snapshot.widths, mode, queries, ids)
             rows = [snapshot.rows_named(transaction, each) for each in wanted]
-            return [exact_scores(snapshot, mode, one_of(asked, i), each)[0] for i, each in enumerate(rows)]
+            return exact_scores_of_each(snapshot, mode, asked, rows)
 
         return self._read(scores)
 

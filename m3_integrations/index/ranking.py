@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from m3_integrations.core.encoded import Array, Ints
 from m3_integrations.index.base import Hit
 
 
-def contenders(scores: Array, k: int, slack: float = 0.0) -> Ints:
+def contenders(scores: npt.NDArray[np.floating[Any]], k: int, slack: float = 0.0) -> Ints:
     """The positions that can be among the best k where each score is off by at most half the slack.
 
     scores: (n,). Every tie with the k-th is among them, so there may be more than k; in ascending order.

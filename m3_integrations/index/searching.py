@@ -11,9 +11,9 @@ from itertools import groupby
 
 import numpy as np
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, dense_scores, entries_of, shared_weights
+from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, dense_scores, entries_of, shared_weights
 from m3_integrations.index.arrays import damaged
-from m3_integrations.index.base import Hit
+from m3_integrations.index.base import Found, Hit
 from m3_integrations.index.catalogue import Transaction
 from m3_integrations.index.ranking import contenders, rank
 from m3_integrations.index.segments import Longs, Segment, add_token_scores, late_scores, sparse_rows
@@ -42,6 +42,17 @@ def decide(
     ]
 
 
+def choose(
+    transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
+) -> list[Longs]:
+    """The rows of what `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
+    return [
+        _chosen(transaction, snapshot, *_matching(mode, scores, rows), k)
+        for rows, asking in _sharing(proposed)
+        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows)
+    ]
+
+
 def one_of(queries: Encoded, i: int) -> Encoded:
     """One query alone."""
     return _some_of(queries, [i])
@@ -57,6 +68,32 @@ def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) 
     steps = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
     blocks = [_exact_scores(list(snapshot.lying(mode, step)), mode, queries) for step in steps]
     return np.concatenate([np.zeros((len(queries), 0), np.float32), *blocks], axis=1)
+
+
+def exact_scores_of_each(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Sequence[Longs]) -> list[Array]:
+    """For each query the scores of its own rows."""
+    return [exact_scores(snapshot, mode, one_of(queries, i), each)[0] for i, each in enumerate(rows)]
+
+
+def best_found(
+    transaction: Transaction,
+    snapshot: Snapshot,
+    scores: Mapping[Mode, Array],
+    weights: Mapping[Mode, float],
+    k: int,
+    rows: Longs,
+) -> list[Found]:
+    """The best k of these rows by the weighted sum, and all that tie with the last. scores: (rows,) of each mode."""
+    totals = np.zeros(len(rows))
+    for mode in MODES:  # in the order in which `weighted_sum` adds them
+        if mode in weights:
+            totals += weights[mode] * scores[mode].astype(np.float64)
+    best = contenders(totals, k)
+    passages = transaction.passages(snapshot.slots[rows[best]].tolist())
+    return [
+        Found(passage, {mode: float(scores[mode][place]) for mode in weights})
+        for passage, place in zip(passages, best.tolist(), strict=True)
+    ]
 
 
 def _exact_scores(lying: Sequence[tuple[Segment, Longs, Longs]], mode: Mode, queries: Encoded) -> Array:
@@ -96,10 +133,22 @@ def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
 
 
 def _best(transaction: Transaction, snapshot: Snapshot, mode: Mode, scores: Array, k: int, rows: Longs) -> list[Hit]:
-    if mode == "sparse":
-        rows, scores = rows[scores > 0], scores[scores > 0]
+    scores, rows = _matching(mode, scores, rows)
     best = contenders(scores, k)
     return rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
+
+
+def _chosen(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Longs, k: int) -> Longs:
+    best = contenders(scores, k)
+    if len(best) <= k:
+        return rows[best]
+    hits = rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
+    return snapshot.rows_named(transaction, [hit.id for hit in hits])
+
+
+def _matching(mode: Mode, scores: Array, rows: Longs) -> tuple[Array, Longs]:
+    """Those that a mode finds: sparse search none that share nothing with the query."""
+    return (scores[scores > 0], rows[scores > 0]) if mode == "sparse" else (scores, rows)
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:

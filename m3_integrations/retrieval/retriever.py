@@ -43,8 +43,8 @@ class _Usable(NamedTuple):
 class Retriever:
     """Hybrid retrieval over any encoder and any index that holds the encoder's vectors.
 
-    An index far away that puts the modes together itself (`HybridIndex`) is asked for the whole plan at once: one way
-    there and back finds the best by the weighted sum, and a second scores those few mode by mode, for `Match.by_mode`.
+    An index that puts the modes together itself (`HybridIndex`) is asked for the whole plan at once; one far away is
+    asked twice: the best by the weighted sum, then the scores of those few mode by mode, for `Match.by_mode`.
     """
 
     def __init__(self, encoder: Encoder, index: Index, plan: SearchPlan | None = None) -> None:

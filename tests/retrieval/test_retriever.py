@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from m3_integrations import MemoryIndex, Passage, Retriever, SearchPlan, ingest, score
+from m3_integrations import LocalIndex, MemoryIndex, Passage, Retriever, SearchPlan, ingest, score
 from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import MissingMode, ModeDropped
 from m3_integrations.index.where import Field
@@ -217,3 +217,34 @@ def test_it_says_which_modes_a_question_is_asked_in(filled, index, hash_encoder)
     assert Retriever(hash_encoder, filled, plan).modes == {"sparse", "multi_vector"}
     assert Retriever(hash_encoder, MemoryIndex(), plan).modes == frozenset(MODES)
     assert Retriever(hash_encoder, filled, plan).encode([QUERY]).modes == {"sparse", "multi_vector"}
+
+
+class OneByOne:
+    """An index that is asked for one mode after the other, though it can put them together."""
+
+    def __init__(self, index):
+        self._index = index
+
+    def __getattr__(self, name):
+        if name in ("find", "is_hybrid"):
+            raise AttributeError(name)
+        return getattr(self._index, name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "plan", [SearchPlan(), SearchPlan(("sparse",), candidates=3), SearchPlan(weights={"dense": 1})]
+)
+@pytest.mark.parametrize("where", [None, Field("even", "==", True)])
+def test_a_folder_finds_at_once_what_it_finds_mode_by_mode(tmp_path, hash_encoder, precision, plan, where):
+    words = ["red", "green", "blue", "grey"]
+    texts = [f"{a} {b}" for a in words for b in words] * 3  # each text three times: ties, by id
+    with LocalIndex.open(tmp_path, hash_encoder, precision={"multi_vector": precision}) as index:
+        for start in range(0, len(texts), 7):
+            some = enumerate(texts[start : start + 7], start)
+            ingest(hash_encoder, index, [Passage(f"p{i}", text, {"even": i % 2 == 0}) for i, text in some])
+        index.delete(["p3", "p20"])
+        queries = hash_encoder.encode_queries(["red", "blue green", "", "unheard of", *words])
+        at_once, one_by_one = (Retriever(hash_encoder, each, plan) for each in (index, OneByOne(index)))
+        for k in (1, 5, 100):
+            assert at_once.retrieve_encoded(queries, k, where) == one_by_one.retrieve_encoded(queries, k, where)
