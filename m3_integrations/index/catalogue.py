@@ -28,7 +28,8 @@ from m3_integrations.index.entries import Entry, from_json, to_json
 FILE_NAME = "catalogue.sqlite"
 SEGMENT_NAME = re.compile(r"(dense|sparse|multi_vector)-[0-9]{8,19}-[0-9a-f]{16}\.segment", re.ASCII)
 _APPLICATION = 0x4D334958
-_FORMAT = 3
+_FORMAT = 4
+_WITHOUT_COPIES = 3  # dense segments had no coarse copies; they are read without
 _WITH_EVEN_LEVELS = 2  # int4 meant others; all else is as now
 _WITHOUT_PRECISION = 1
 _MOST_SEGMENTS = 1 << 31
@@ -175,7 +176,7 @@ class Transaction:
             return True
         if application != _APPLICATION:
             raise IndexFolderError(f"the {FILE_NAME} there was written by another program; choose another folder")
-        if version not in (_FORMAT, _WITH_EVEN_LEVELS, _WITHOUT_PRECISION):
+        if version not in (_FORMAT, _WITHOUT_COPIES, _WITH_EVEN_LEVELS, _WITHOUT_PRECISION):
             raise _newer(f"format {version}")
         if version == _WITH_EVEN_LEVELS and self.precision() == "int4":
             raise IndexFolderError(

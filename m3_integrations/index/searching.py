@@ -15,14 +15,17 @@ from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, dense_scor
 from m3_integrations.index.arrays import damaged
 from m3_integrations.index.base import Found, Hit
 from m3_integrations.index.catalogue import Transaction
+from m3_integrations.index.coarse import NOBODY, Likely, likely
+from m3_integrations.index.columns import Mask
 from m3_integrations.index.ranking import contenders, rank
 from m3_integrations.index.segments import Longs, Segment, add_token_scores, late_scores, sparse_rows
-from m3_integrations.index.snapshot import Snapshot
+from m3_integrations.index.snapshot import Current, Snapshot
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _SCORES_AT_ONCE = 1 << 25
 _SCANNED_AT_ONCE = 1 << 16
 _FEW_QUERIES = 4
+_LIKELY = 4
 _ROWS_AT_ONCE = 4096
 
 
@@ -154,9 +157,41 @@ def _matching(mode: Mode, scores: Array, rows: Longs) -> tuple[Array, Longs]:
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
     if len(allowed) <= max(k, _ROWS_AT_ONCE):
         return [allowed] * len(queries)
+    if len(queries) <= _FEW_QUERIES:
+        return [_propose_dense_one(snapshot, query, k, allowed) for query in queries.dense]
     step = max(1, _SCORES_AT_ONCE // snapshot.count)
     blocks = (queries.dense[start : start + step] for start in range(0, len(queries), step))
     return [rows for block in blocks for rows in _propose_dense_block(snapshot, block, k, allowed)]
+
+
+def _propose_dense_one(snapshot: Snapshot, query: Array, k: int, allowed: Longs) -> Longs:
+    """By the coarse copies; by the vectors where a segment has none, or where too many of them look alike."""
+    lying = [current for current in snapshot.segments("dense") if len(current.mine)]
+    count = _LIKELY * k * snapshot.count // len(allowed)
+    while count < len(allowed) // _LIKELY and all(current.segment.is_copied for current in lying):
+        found = NOBODY
+        for current in lying:
+            some = found.join(_likely(current, query, count, found.kth(k)))
+            some = some.take(_are_allowed(snapshot, some.rows, allowed))
+            found = some.take(np.greater_equal(some.highest, some.kth(k)))
+        if found.rest < found.kth(k):
+            return np.sort(found.rows)
+        count *= _LIKELY
+    return _propose_dense_block(snapshot, query[None], k, allowed)[0]
+
+
+def _likely(current: Current, query: Array, count: int, least: float) -> Likely:
+    """What a segment's copy says, by rows of the snapshot; -1 for those that are no longer anyone's vectors."""
+    arrays = current.segment.arrays
+    found = likely(arrays, float(arrays["longest"].max(initial=0)), query, count, least)
+    return found._replace(rows=current.rows_of(found.rows))
+
+
+def _are_allowed(snapshot: Snapshot, rows: Longs, allowed: Longs) -> Mask:
+    if len(allowed) == snapshot.count:
+        return rows >= 0
+    places = np.minimum(np.searchsorted(allowed, rows), len(allowed) - 1)
+    return np.equal(allowed[places], rows)
 
 
 def _propose_dense_block(snapshot: Snapshot, queries: Array, k: int, allowed: Longs) -> list[Longs]:

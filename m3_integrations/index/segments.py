@@ -23,6 +23,7 @@ from m3_integrations.core.encoded import (
     late_interactions,
 )
 from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
+from m3_integrations.index.coarse import COARSE, coarse_copy, is_coarse_copy
 from m3_integrations.index.codes import Codes, Coding
 
 Longs: TypeAlias = npt.NDArray[np.int64]
@@ -47,6 +48,11 @@ class Segment(NamedTuple):
         """(rows,) the generation in which each row's vectors were made; merging does not change it."""
         return self.arrays["written"]
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether its dense vectors have a coarse copy beside them: before format 4 they had none."""
+        return "copy" in self.arrays
+
     def __len__(self) -> int:
         return len(self.slots)
 
@@ -69,7 +75,7 @@ def map_segment(path: Path, mode: Mode, width: int, length: int, coding: Coding 
     """Raises FileNotFoundError, and DamagedFolder where the file is no such segment."""
     arrays = map_arrays(path, length)
     found = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
-    if found != (_SHAPES[mode] if coding is None else _shape_coded(coding)):
+    if found not in (_SHAPES[mode] if coding is None else [_shape_coded(coding)]):
         raise damaged(
             path, f"is no {mode} segment of {coding.precision if coding else 'float32'}: it holds {sorted(found)}"
         )
@@ -132,7 +138,8 @@ def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDAr
 
 def _lay_out_dense(encoded: Encoded) -> Arrays:
     lengths = np.linalg.norm(encoded.dense, axis=1)
-    return {"values": encoded.dense, "longest": lengths.max(initial=0, keepdims=True)}
+    longest = lengths.max(initial=0, keepdims=True)
+    return {"values": encoded.dense, "longest": longest, **coarse_copy(encoded.dense)}
 
 
 def _lay_out_sparse(encoded: Encoded) -> Arrays:
@@ -195,7 +202,10 @@ def _counts(offsets: Longs, rows: Longs) -> Longs:
 def _fault_dense(segment: Segment) -> str:
     wanted = (len(segment), segment.width)
     shape = segment.arrays["values"].shape
-    return "" if shape == wanted else f"holds dense vectors of shape {shape} instead of {wanted}"
+    if shape != wanted:
+        return f"holds dense vectors of shape {shape} instead of {wanted}"
+    copied = not segment.is_copied or is_coarse_copy(segment.arrays, *wanted)
+    return "" if copied else "holds a copy of dense vectors that is of others"
 
 
 def _fault_sparse(segment: Segment) -> str:
@@ -222,19 +232,21 @@ def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
 _NONE = np.empty(0, np.int64)
 _FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
 _EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
-_SHAPES: Mapping[Mode, Mapping[str, tuple[str, int]]] = {
-    "dense": {**_EACH, "values": (_FLOATS, 2), "longest": (_FLOATS, 1)},
-    "sparse": {
-        **_EACH,
-        "offsets": (_LONGS, 1),
-        "columns": (_INTS, 1),
-        "weights": (_FLOATS, 1),
-        "terms": (_INTS, 1),
-        "term_offsets": (_LONGS, 1),
-        "posted": (_INTS, 1),
-        "posted_weights": (_FLOATS, 1),
-    },
-    "multi_vector": {**_EACH, "offsets": (_LONGS, 1), "values": (_FLOATS, 2)},
+_DENSE = {**_EACH, "values": (_FLOATS, 2), "longest": (_FLOATS, 1)}
+_SPARSE = {
+    **_EACH,
+    "offsets": (_LONGS, 1),
+    "columns": (_INTS, 1),
+    "weights": (_FLOATS, 1),
+    "terms": (_INTS, 1),
+    "term_offsets": (_LONGS, 1),
+    "posted": (_INTS, 1),
+    "posted_weights": (_FLOATS, 1),
+}
+_SHAPES: Mapping[Mode, Sequence[Mapping[str, tuple[str, int]]]] = {
+    "dense": [{**_DENSE, **COARSE}, _DENSE],
+    "sparse": [_SPARSE],
+    "multi_vector": [{**_EACH, "offsets": (_LONGS, 1), "values": (_FLOATS, 2)}],
 }
 
 

@@ -41,6 +41,16 @@ class Current(NamedTuple):
     rows: Longs
     run: slice | None
 
+    def rows_of(self, mine: Longs) -> Longs:
+        """The rows of the snapshot of these rows of the segment; -1 for those that are not current."""
+        rows: Longs
+        if self.run is not None:
+            rows = mine + self.run.start
+        else:
+            places = np.minimum(np.searchsorted(self.mine, mine), len(self.mine) - 1)
+            rows = np.where(self.mine[places] == mine, self.rows[places], -1)
+        return rows
+
 
 class Placed:
     """A segment, and the row of the snapshot that each of its rows belongs to; -1 for those that died before."""
