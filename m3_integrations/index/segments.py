@@ -98,13 +98,17 @@ def add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Ar
 
 
 def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Array) -> None:
-    terms, offsets = segment.arrays["terms"], segment.arrays["term_offsets"]
-    places = np.searchsorted(terms, query.indices.astype(terms.dtype))  # another type would turn all terms into it
-    for place, term, weight in zip(places.tolist(), query.indices.tolist(), query.data, strict=True):
-        if place < len(terms) and terms[place] == term:
-            begin, end = offsets[place], offsets[place + 1]
-            listed, weights = segment.arrays["posted"][begin:end], segment.arrays["posted_weights"][begin:end]
-            np.add.at(scores, listed, weight * weights)  # twice as fast as +=, which reads and then writes
+    arrays = segment.arrays
+    terms, offsets = arrays["terms"], arrays["term_offsets"]
+    if not len(terms):
+        return
+    tokens = query.indices.astype(terms.dtype)  # another type would turn all terms into it
+    places = np.minimum(np.searchsorted(terms, tokens), len(terms) - 1)
+    shared = np.flatnonzero(terms[places] == tokens)
+    begins, ends = (offsets[places[shared] + i].tolist() for i in (0, 1))
+    for begin, end, weight in zip(begins, ends, query.data[shared], strict=True):
+        listed, weights = arrays["posted"][begin:end], arrays["posted_weights"][begin:end]
+        np.add.at(scores, listed, weight * weights)  # twice as fast as +=, which reads and then writes
 
 
 def late_scores(lying: Sequence[tuple[Segment, Longs]], query: Array) -> Array:
@@ -129,11 +133,15 @@ def _passages(segment: Segment, rows: Longs) -> Iterator[Array]:
 
 def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDArray[np.int32], Array]:
     """The offsets, columns and weights of these rows of these segments, as a csr_array has them."""
-    picked = [(segment.arrays, *_ragged(segment.arrays["offsets"], rows)) for segment, rows in lying]
-    counts = np.concatenate([_NONE, *(np.diff(offsets) for _, _, offsets in picked)])
-    columns = np.concatenate([_NONE.astype(np.int32), *(arrays["columns"][places] for arrays, places, _ in picked)])
-    weights = np.concatenate([_NONE.astype(np.float32), *(arrays["weights"][places] for arrays, places, _ in picked)])
-    return np.concatenate([[0], np.cumsum(counts)]), columns, weights
+    counts = [_counts(segment.arrays["offsets"], rows) for segment, rows in lying]
+    columns, weights = [_NONE.astype(np.int32)], [_NONE.astype(np.float32)]
+    for segment, rows in lying:  # slices: to pick by places takes half as long again
+        offsets = segment.arrays["offsets"]
+        spans = [slice(*span) for span in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
+        columns += [segment.arrays["columns"][span] for span in spans]
+        weights += [segment.arrays["weights"][span] for span in spans]
+    begins = np.concatenate([[0], np.cumsum(np.concatenate([_NONE, *counts]))])
+    return begins, np.concatenate(columns), np.concatenate(weights)
 
 
 def _lay_out_dense(encoded: Encoded) -> Arrays:
