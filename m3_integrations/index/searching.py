@@ -38,22 +38,14 @@ def decide(
     transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
 ) -> list[list[Hit]]:
     """The best k of the rows proposed for each query, by their exact scores."""
-    return [
-        _best(transaction, snapshot, mode, scores, k, rows)
-        for rows, asking in _sharing(proposed)
-        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows)
-    ]
+    return [_best(transaction, snapshot, *each, k) for each in _scored(snapshot, mode, queries, proposed)]
 
 
 def choose(
     transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
 ) -> list[Longs]:
     """The rows of what `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
-    return [
-        _chosen(transaction, snapshot, *_matching(mode, scores, rows), k)
-        for rows, asking in _sharing(proposed)
-        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows)
-    ]
+    return [_chosen(transaction, snapshot, *each, k) for each in _scored(snapshot, mode, queries, proposed)]
 
 
 def one_of(queries: Encoded, i: int) -> Encoded:
@@ -135,8 +127,16 @@ def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
         yield from ((rows, asking[start : start + step]) for start in range(0, len(asking), step))
 
 
-def _best(transaction: Transaction, snapshot: Snapshot, mode: Mode, scores: Array, k: int, rows: Longs) -> list[Hit]:
-    scores, rows = _matching(mode, scores, rows)
+def _scored(
+    snapshot: Snapshot, mode: Mode, queries: Encoded, proposed: Sequence[Longs]
+) -> Iterator[tuple[Array, Longs]]:
+    """For each query the exact scores of what was proposed that the mode finds, and the rows of these."""
+    for rows, asking in _sharing(proposed):
+        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows):
+            yield _matching(mode, scores, rows)
+
+
+def _best(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Longs, k: int) -> list[Hit]:
     best = contenders(scores, k)
     return rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
 
