@@ -23,7 +23,7 @@ from m3_integrations.core.errors import DamagedFolder
 _MAGIC = b"M3ARRAY1"
 _ALIGNMENT = 64
 _LONGEST_HEADER = 1 << 16
-_DTYPES = ("<f4", "<i4", "<i8", "<u2", "|i1", "|u1")
+_DTYPES = ("<f4", "<f8", "<i4", "<i8", "<u2", "|i1", "|u1")
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -184,6 +184,13 @@ class Transaction:
             )
         return False
 
+    def _renew(self) -> None:
+        """Bring the catalogue of an older folder to this format, before what only this format has is named in it."""
+        if self._format() == _WITHOUT_PRECISION:
+            self._do("ALTER TABLE state ADD COLUMN precision TEXT NOT NULL DEFAULT 'float32'")
+            self._do("ALTER TABLE modes ADD COLUMN centre BLOB")
+        self._do(f"PRAGMA user_version = {_FORMAT}")
+
     def _format(self) -> int:
         return _integer(self._found("PRAGMA user_version")[0])
 
@@ -221,6 +228,8 @@ class Transaction:
         return _integer(row[0]) + 1 if row else 1
 
     def name_segment(self, mode: Mode, file: str, stamp: Stamp, rows: int) -> None:
+        if self._format() != _FORMAT:
+            self._renew()
         insert = "INSERT INTO segments (mode, file, length, checksum, rows, dead) VALUES (?, ?, ?, ?, ?, 0)"
         self._do(insert, mode, file, stamp.length, stamp.checksum, rows)
 

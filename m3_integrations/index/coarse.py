@@ -1,7 +1,8 @@
 """A copy of dense vectors in bytes, a quarter of their size: it tells quickly which of them may score highest.
 
 Each dimension is kept in 255 even steps of its own. What the copy leaves out, and what a query rounded like it does,
-bounds how far their inner product is from the true one: nothing is missed, and others score exactly what is found.
+bounds how far their inner product is from the true one, so that nothing is missed; `searching` scores exactly what is
+found.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from m3_integrations.index.arrays import Arrays
 
 faiss: Any = typed_faiss  # its own hints lack what SWIG makes
 
-COARSE = {"copy": ("|u1", 2), "steps": ("<f4", 1), "left_out": ("<f4", 1), "reach": ("<f4", 1)}
+COARSE = {"copy": ("|u1", 2), "steps": ("<f4", 1), "left_out": ("<f8", 1), "reach": ("<f8", 1)}
+WIDEST = 133_000  # times 127 times 127 is below 2**31, up to where FAISS counts
 _MOST = 127
 _ZERO = 128  # how FAISS keeps signed bytes
 _EVEN = 16  # dimensions, which FAISS multiplies at once
-_MORE_THAN_ALL = 1e9  # than any inner product of two rows of bytes
+_MORE_THAN_ALL = 2.0**31  # than any inner product of two rows of bytes
 _ROWS_AT_ONCE = 4096
 _EPSILON = float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -49,7 +51,9 @@ class Likely(NamedTuple):
         lowest, highest = (
             np.concatenate(both) for both in ((self.lowest, other.lowest), (self.highest, other.highest))
         )
-        return Likely(np.concatenate([self.rows, other.rows]), lowest, highest, max(self.rest, other.rest))
+        return Likely(
+            np.concatenate([self.rows, other.rows]), lowest, highest, float(np.maximum(self.rest, other.rest))
+        )
 
 
 NOBODY = Likely(np.empty(0, np.int64), np.empty(0), np.empty(0), -np.inf)
@@ -62,7 +66,7 @@ def coarse_copy(values: Array) -> Arrays:
     leaves out. reach: (1,) how long at most is the copy of a vector, counted in steps.
     """
     width = values.shape[1]
-    steps = np.abs(values).max(axis=0, initial=0) / np.float32(_MOST)
+    steps = np.maximum(values.max(axis=0, initial=0), -values.min(axis=0, initial=0)) / np.float32(_MOST)
     steps[steps < _TINY] = 1
     copy = np.full((len(values), _even(width)), _ZERO, np.uint8)
     left_out = reach = 0.0
@@ -70,32 +74,33 @@ def coarse_copy(values: Array) -> Arrays:
         some = slice(start, start + _ROWS_AT_ONCE)
         counted = np.rint(values[some] / steps).clip(-_MOST, _MOST)
         copy[some, :width] = counted + _ZERO
-        left_out = max(left_out, _longest(values[some] - counted.astype(np.float64) * steps))
-        reach = max(reach, _longest(counted))
-    return {"copy": copy, "steps": steps, "left_out": _above(left_out), "reach": _above(reach)}
+        left_out = max(left_out, longest_of(values[some] - counted.astype(np.float64) * steps))
+        reach = max(reach, longest_of(counted))
+    return {"copy": copy, "steps": steps, "left_out": np.array([left_out]), "reach": np.array([reach])}
 
 
 def is_coarse_copy(arrays: Arrays, rows: int, width: int) -> bool:
     """Whether the arrays can be what `coarse_copy` answers for so many vectors."""
     shapes = [arrays[name].shape for name in COARSE]
     bounds = np.concatenate([arrays[name].ravel() for name in ("steps", "left_out", "reach")])
-    return shapes == [(rows, _even(width)), (width,), (1,), (1,)] and bool((np.isfinite(bounds) & (bounds >= 0)).all())
+    return shapes == [(rows, _even(width)), (width,), (1,), (1,)] and bool((bounds >= 0).all())
 
 
-def likely(arrays: Arrays, longest: float, query: Array, count: int, least: float) -> Likely:
-    """By their copy at most `count` of the rows that score highest with a query, and none that scores below `least`.
+def likely(arrays: Arrays, query: Array, count: int, least: float) -> Likely:
+    """By their copy at most `count` of the rows that score highest with a query, without those surely below `least`.
 
-    longest: the length of the longest vector. query: (width,).
+    query: (width,). `rest` is not a number, or infinite, where the numbers are too large to bound anything.
     """
     copy, steps = arrays["copy"], arrays["steps"].astype(np.float64)
     left_out, reach = float(arrays["left_out"][0]), float(arrays["reach"][0])
     turned = query * steps
     step = float(np.abs(turned).max(initial=0)) / _MOST or 1.0
     counted = np.rint(turned / step)
-    length = float(np.linalg.norm(query))
+    length, largest = longest_of(query[None]), float(steps.max(initial=0))
+    missed = length * left_out + float(np.linalg.norm(turned - step * counted)) * reach
     # FAISS's inner product and the one that decides: each within dim · ε/2 · |q| · |p| (Higham 2002, section 3.1).
-    rounding = 2 * len(query) * (_EPSILON * length * (longest + left_out) + _TINY)
-    slack = length * left_out + float(np.linalg.norm(turned - step * counted)) * reach + rounding
+    rounding = len(query) * _EPSILON * (missed + 2 * length * reach * largest) + 2 * len(query) * _TINY
+    slack = missed + rounding
     scores = np.full(min(count, len(copy)), _below((least - slack) / step), np.float32)
     rows = _highest(copy, counted.astype(np.float32), scores)
     found = rows >= 0
@@ -107,8 +112,8 @@ def likely(arrays: Arrays, longest: float, query: Array, count: int, least: floa
 def _highest(copy: npt.NDArray[np.uint8], query: Array, scores: Array) -> Longs:
     """The rows with inner products above `scores`, a heap of one number, which takes them; -1 where there are no more.
 
-    query: whole numbers of the size of a byte, so that FAISS's integer loops and its floating ones compute the same,
-    whichever it has for the processor.
+    query: whole numbers of the size of a byte, because some of FAISS's loops take no others; those that compute with
+    floats give the same up to 1,040 dimensions, and beyond within the rounding.
     """
     padded = np.zeros(copy.shape[1], np.float32)
     padded[: len(query)] = query
@@ -129,15 +134,12 @@ def _even(width: int) -> int:
     return width + -width % _EVEN
 
 
-def _longest(rows: npt.NDArray[np.floating[Any]]) -> float:
-    return float(np.linalg.norm(rows.astype(np.float64), axis=1).max(initial=0))
+def longest_of(vectors: npt.NDArray[np.floating[Any]]) -> float:
+    """The length of the longest vector. In float64, because float32 cannot square what it can hold."""
+    steps = (vectors[start : start + _ROWS_AT_ONCE] for start in range(0, len(vectors), _ROWS_AT_ONCE))
+    return max((float(np.linalg.norm(some.astype(np.float64), axis=1).max()) for some in steps), default=0.0)
 
 
 def _below(value: float) -> float:
-    """A float32 below."""
-    return float(np.nextafter(np.float32(min(value, _MORE_THAN_ALL)), np.float32(-np.inf)))
-
-
-def _above(value: float) -> Array:
-    """(1,) a float32 above."""
-    return np.array([np.nextafter(np.float32(value), np.float32(np.inf))])
+    """A float32 below, or one that is below or above all inner products of bytes."""
+    return float(np.nextafter(np.float32(np.clip(value, -_MORE_THAN_ALL, _MORE_THAN_ALL)), np.float32(-np.inf)))

@@ -22,6 +22,7 @@ from m3_integrations.index.segments import Longs, Segment, add_token_scores, lat
 from m3_integrations.index.snapshot import Current, Snapshot
 
 _EPSILON = float(np.finfo(np.float32).eps)
+_TINY = float(np.finfo(np.float32).tiny)
 _SCORES_AT_ONCE = 1 << 25
 _SCANNED_AT_ONCE = 1 << 16
 _FEW_QUERIES = 4
@@ -167,8 +168,10 @@ def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs)
 def _propose_dense_one(snapshot: Snapshot, query: Array, k: int, allowed: Longs) -> Longs:
     """By the coarse copies; by the vectors where a segment has none, or where too many of them look alike."""
     lying = [current for current in snapshot.segments("dense") if len(current.mine)]
-    count = _LIKELY * k * snapshot.count // len(allowed)
-    while count < len(allowed) // _LIKELY and all(current.segment.is_copied for current in lying):
+    likeliest = _LIKELY * int(k) * snapshot.count // len(allowed)  # int: a numpy integer could overflow
+    for count in (likeliest, _LIKELY * likeliest):
+        if count > len(allowed) // _LIKELY or not all(current.segment.is_copied for current in lying):
+            break
         found = NOBODY
         for current in lying:
             some = found.join(_likely(current, query, count, found.kth(k)))
@@ -176,14 +179,12 @@ def _propose_dense_one(snapshot: Snapshot, query: Array, k: int, allowed: Longs)
             found = some.take(np.greater_equal(some.highest, some.kth(k)))
         if found.rest < found.kth(k):
             return np.sort(found.rows)
-        count *= _LIKELY
     return _propose_dense_block(snapshot, query[None], k, allowed)[0]
 
 
 def _likely(current: Current, query: Array, count: int, least: float) -> Likely:
     """What a segment's copy says, by rows of the snapshot; -1 for those that are no longer anyone's vectors."""
-    arrays = current.segment.arrays
-    found = likely(arrays, float(arrays["longest"].max(initial=0)), query, count, least)
+    found = likely(current.segment.arrays, query, count, least)
     return found._replace(rows=current.rows_of(found.rows))
 
 
@@ -200,13 +201,14 @@ def _propose_dense_block(snapshot: Snapshot, queries: Array, k: int, allowed: Lo
     scores = np.zeros((len(queries), snapshot.count), np.float32)
     longest = 0.0
     for segment, mine, rows, run in snapshot.segments("dense"):
-        longest = max(longest, float(segment.arrays["longest"].max(initial=0)))
+        longest = max(longest, segment.longest)
         if run is not None and wanted[run].all():
             _all_inner_products(segment, queries, scores[:, run])
         else:
             _inner_products(segment, mine[wanted[rows]], rows[wanted[rows]], queries, scores)
     # Each of the two inner products is within dim · ε/2 · |q| · |p| of the true one (Higham 2002, section 3.1).
-    slack = 2 * queries.shape[1] * _EPSILON * longest * np.linalg.norm(queries, axis=1)
+    lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+    slack = 2 * queries.shape[1] * (_EPSILON * longest * lengths + _TINY)
     return [allowed[contenders(_among(scores[i], allowed), k, slack[i])] for i in range(len(queries))]
 
 

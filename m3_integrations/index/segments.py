@@ -6,6 +6,7 @@ segments of a mode has its vectors in the later one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from m3_integrations.core.encoded import (
     late_interactions,
 )
 from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
-from m3_integrations.index.coarse import COARSE, coarse_copy, is_coarse_copy
+from m3_integrations.index.coarse import COARSE, WIDEST, coarse_copy, is_coarse_copy, longest_of
 from m3_integrations.index.codes import Codes, Coding
 
 Longs: TypeAlias = npt.NDArray[np.int64]
@@ -49,8 +50,14 @@ class Segment(NamedTuple):
         return self.arrays["written"]
 
     @property
+    def longest(self) -> float:
+        """How long its longest dense vector is at most. Before format 4 squares in float32 could be 0 or infinite."""
+        least, most = (limit * math.sqrt(self.width) for limit in _LENGTHS)
+        return min(max(float(self.arrays["longest"][0]), least), most)
+
+    @property
     def is_copied(self) -> bool:
-        """Whether its dense vectors have a coarse copy beside them: before format 4 they had none."""
+        """Whether its dense vectors have a coarse copy: not before format 4, and not where they are too wide."""
         return "copy" in self.arrays
 
     def __len__(self) -> int:
@@ -145,9 +152,10 @@ def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDAr
 
 
 def _lay_out_dense(encoded: Encoded) -> Arrays:
-    lengths = np.linalg.norm(encoded.dense, axis=1)
-    longest = lengths.max(initial=0, keepdims=True)
-    return {"values": encoded.dense, "longest": longest, **coarse_copy(encoded.dense)}
+    with np.errstate(over="ignore"):  # infinite is a bound too
+        longest = np.nextafter(np.float32(longest_of(encoded.dense)), np.float32(np.inf))
+    copy = coarse_copy(encoded.dense) if encoded.dense.shape[1] <= WIDEST else {}
+    return {"values": encoded.dense, "longest": np.array([longest]), **copy}
 
 
 def _lay_out_sparse(encoded: Encoded) -> Arrays:
@@ -212,8 +220,10 @@ def _fault_dense(segment: Segment) -> str:
     shape = segment.arrays["values"].shape
     if shape != wanted:
         return f"holds dense vectors of shape {shape} instead of {wanted}"
+    if segment.arrays["longest"].shape != (1,) or not segment.arrays["longest"][0] >= 0:
+        return "holds dense vectors of no length"
     copied = not segment.is_copied or is_coarse_copy(segment.arrays, *wanted)
-    return "" if copied else "holds a copy of dense vectors that is of others"
+    return "" if copied else "holds a coarse copy that cannot be of its dense vectors"
 
 
 def _fault_sparse(segment: Segment) -> str:
@@ -238,6 +248,7 @@ def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
 
 
 _NONE = np.empty(0, np.int64)
+_LENGTHS = (2e-19, 3.5e38)
 _FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
 _EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
 _DENSE = {**_EACH, "values": (_FLOATS, 2), "longest": (_FLOATS, 1)}
