@@ -32,7 +32,15 @@ from m3_integrations.index.checks import (
 )
 from m3_integrations.index.codes import DEFAULT, Precision, checked
 from m3_integrations.index.neighbours import Neighbours
-from m3_integrations.index.searching import best_found, choose, decide, exact_scores_of_each, propose
+from m3_integrations.index.searching import (
+    best_found,
+    choose,
+    decide,
+    exact_scores_of_each,
+    propose,
+    scores_beside,
+    united,
+)
 from m3_integrations.index.segments import Longs, map_segment
 from m3_integrations.index.snapshot import Snapshot
 from m3_integrations.index.where import Where
@@ -164,12 +172,14 @@ class LocalIndex:
             alone = {mode: check_search(snapshot.widths, mode, queries, k) for mode in modes}
             if not snapshot.living:
                 return [[] for _ in range(len(queries))]
-            allowed, chosen = snapshot.allowed(transaction, where), []
+            allowed, chosen = snapshot.allowed(transaction, where), {}
             for mode, count in asked.propose.items():
                 proposed = self._propose(snapshot, mode, alone[mode], count, allowed)
-                chosen.append(choose(transaction, snapshot, mode, alone[mode], count, proposed))
-            rows = [np.unique(np.concatenate(by_mode)) for by_mode in zip(*chosen, strict=True)]
-            scores = {mode: exact_scores_of_each(snapshot, mode, alone[mode], rows) for mode in asked.weights}
+                chosen[mode] = choose(transaction, snapshot, mode, alone[mode], count, proposed)
+            rows = united(chosen.values())
+            scores = {
+                mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights
+            }
             return [
                 best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
                 for i, some in enumerate(rows)

@@ -6,8 +6,9 @@ the kernel's scores of those are then what an exact scan gives, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,10 +43,17 @@ def decide(
     return [_best(transaction, snapshot, *each, k) for each in _scored(snapshot, mode, queries, proposed)]
 
 
+class Chosen(NamedTuple):
+    """Some rows, and how they score in one mode."""
+
+    rows: Longs
+    scores: Array
+
+
 def choose(
     transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
-) -> list[Longs]:
-    """The rows of what `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
+) -> list[Chosen]:
+    """What `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
     return [_chosen(transaction, snapshot, *each, k) for each in _scored(snapshot, mode, queries, proposed)]
 
 
@@ -69,6 +77,29 @@ def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) 
 def exact_scores_of_each(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Sequence[Longs]) -> list[Array]:
     """For each query the scores of its own rows."""
     return [exact_scores(snapshot, mode, one_of(queries, i), each)[0] for i, each in enumerate(rows)]
+
+
+def united(chosen: Iterable[Sequence[Chosen]]) -> list[Longs]:
+    """For each query the rows that any mode chose, ascending."""
+    return [np.unique(np.concatenate([each.rows for each in modes])) for modes in zip(*chosen, strict=True)]
+
+
+def scores_beside(
+    snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Sequence[Longs], chosen: Sequence[Chosen] | None
+) -> list[Array]:
+    """For each query the scores of its own rows, which ascend; what the mode chose of them is scored already."""
+    if chosen is None:
+        return exact_scores_of_each(snapshot, mode, queries, rows)
+    asked = (one_of(queries, i) for i in range(len(rows)))
+    return [_completed(snapshot, mode, *each) for each in zip(asked, rows, chosen, strict=True)]
+
+
+def _completed(snapshot: Snapshot, mode: Mode, query: Encoded, rows: Longs, chosen: Chosen) -> Array:
+    scores, known = np.empty(len(rows), np.float32), np.searchsorted(rows, chosen.rows)
+    others = np.delete(np.arange(len(rows)), known)
+    scores[known] = chosen.scores
+    scores[others] = exact_scores(snapshot, mode, query, rows[others])[0]
+    return scores
 
 
 def best_found(
@@ -142,12 +173,13 @@ def _best(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Lon
     return rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
 
 
-def _chosen(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Longs, k: int) -> Longs:
+def _chosen(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Longs, k: int) -> Chosen:
     best = contenders(scores, k)
     if len(best) <= k:
-        return rows[best]
+        return Chosen(rows[best], scores[best])
     hits = rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
-    return snapshot.rows_named(transaction, [hit.id for hit in hits])
+    found = snapshot.rows_named(transaction, [hit.id for hit in hits])
+    return Chosen(found, np.array([hit.score for hit in hits], np.float32))
 
 
 def _matching(mode: Mode, scores: Array, rows: Longs) -> tuple[Array, Longs]:
