@@ -33,11 +33,14 @@ from m3_integrations.index.checks import (
 from m3_integrations.index.codes import DEFAULT, Precision, checked
 from m3_integrations.index.neighbours import Neighbours
 from m3_integrations.index.searching import (
+    Scored,
     best_found,
     choose,
     decide,
     exact_scores_of_each,
     propose,
+    scan,
+    scored,
     scores_beside,
     united,
 )
@@ -152,14 +155,14 @@ class LocalIndex:
                     write.segment(slots, encoded.only((mode,)))
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
-        def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Hit]]:
+        def hits(transaction: Transaction, snapshot: Snapshot) -> list[list[Hit]]:
             asked = check_search(snapshot.widths, mode, queries, k)
             if not snapshot.living:
                 return [[] for _ in range(len(asked))]
-            proposed = self._propose(snapshot, mode, asked, k, snapshot.allowed(transaction, where))
-            return decide(transaction, snapshot, mode, asked, k, proposed)
+            found = self._found(snapshot, mode, asked, k, snapshot.allowed(transaction, where))
+            return decide(transaction, snapshot, k, found)
 
-        return self._read(found)
+        return self._read(hits)
 
     def is_hybrid(self, queries: Encoded, asked: Hybrid) -> bool:
         return True
@@ -174,8 +177,8 @@ class LocalIndex:
                 return [[] for _ in range(len(queries))]
             allowed, chosen = snapshot.allowed(transaction, where), {}
             for mode, count in asked.propose.items():
-                proposed = self._propose(snapshot, mode, alone[mode], count, allowed)
-                chosen[mode] = choose(transaction, snapshot, mode, alone[mode], count, proposed)
+                best = self._found(snapshot, mode, alone[mode], count, allowed)
+                chosen[mode] = choose(transaction, snapshot, count, best)
             rows = united(chosen.values())
             scores = {
                 mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights
@@ -260,10 +263,13 @@ class LocalIndex:
     def __repr__(self) -> str:
         return f"LocalIndex.open({str(self.folder)!r})"
 
-    def _propose(self, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+    def _found(self, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> Iterator[Scored]:
+        """For each query some of the allowed rows, the best k among them."""
+        if mode == "sparse":
+            return scan(snapshot, queries, k, allowed)
         if mode == "dense" and len(allowed) > self._exact_below:
-            return self._neighbours.propose(snapshot, queries, k, allowed)
-        return propose(snapshot, mode, queries, k, allowed)
+            return scored(snapshot, mode, queries, self._neighbours.propose(snapshot, queries, k, allowed))
+        return scored(snapshot, mode, queries, propose(snapshot, mode, queries, k, allowed))
 
     def _prepare(self, encoder: _Fills | None, precision: Precision | None) -> None:
         with self._catalogue.reading() as transaction:

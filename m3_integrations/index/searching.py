@@ -1,7 +1,7 @@
 """Search over a snapshot: quick scores propose, the shared kernel of each mode decides.
 
 A quick score may be off by its rounding, so that all whose quick score is within the rounding of the k-th are proposed;
-the kernel's scores of those are then what an exact scan gives, to the bit.
+the kernel's scores of those are then what an exact scan gives, to the bit. Sparse scores come exact from the lists.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, dense_scores, entries_of, shared_weights
 from m3_integrations.index.arrays import damaged
@@ -31,30 +32,47 @@ _LIKELY = 4
 _ROWS_AT_ONCE = 4096
 
 
-def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
-    """For each query rows among which are the best k of the allowed ones."""
-    return _PROPOSE[mode](snapshot, queries, k, allowed)
-
-
-def decide(
-    transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
-) -> list[list[Hit]]:
-    """The best k of the rows proposed for each query, by their exact scores."""
-    return [_best(transaction, snapshot, *each, k) for each in _scored(snapshot, mode, queries, proposed)]
-
-
-class Chosen(NamedTuple):
+class Scored(NamedTuple):
     """Some rows, and how they score in one mode."""
 
     rows: Longs
     scores: Array
 
 
-def choose(
-    transaction: Transaction, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, proposed: Sequence[Longs]
-) -> list[Chosen]:
+def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+    """For each query rows among which are the best k of the allowed ones."""
+    return _propose_dense(snapshot, queries, k, allowed) if mode == "dense" else [allowed] * len(queries)
+
+
+def scored(snapshot: Snapshot, mode: Mode, queries: Encoded, proposed: Sequence[Longs]) -> Iterator[Scored]:
+    """For each query what was proposed, by its exact scores."""
+    for rows, asking in _sharing(proposed):
+        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows):
+            yield Scored(rows, scores)
+
+
+def scan(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> Iterator[Scored]:
+    """For each query the best k of the allowed rows in sparse search, with all that tie with the last.
+
+    None that shares nothing with the query. Raises DamagedFolder where what is there cannot be weights.
+    """
+    for i in range(len(queries)):
+        scores = _token_scores(snapshot, one_of(queries, i).sparse)
+        if not np.isfinite(scores.max(initial=0)):
+            exact_scores(snapshot, "sparse", one_of(queries, i), np.flatnonzero(~np.isfinite(scores)))
+        found = allowed[contenders(_among(scores, allowed), k)]
+        found = found[scores[found] > 0]
+        yield Scored(found, scores[found])
+
+
+def decide(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[list[Hit]]:
+    """The best k of what was found for each query."""
+    return [_best(transaction, snapshot, each, k) for each in found]
+
+
+def choose(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[Scored]:
     """What `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
-    return [_chosen(transaction, snapshot, *each, k) for each in _scored(snapshot, mode, queries, proposed)]
+    return [_chosen(transaction, snapshot, each, k) for each in found]
 
 
 def one_of(queries: Encoded, i: int) -> Encoded:
@@ -79,13 +97,13 @@ def exact_scores_of_each(snapshot: Snapshot, mode: Mode, queries: Encoded, rows:
     return [exact_scores(snapshot, mode, one_of(queries, i), each)[0] for i, each in enumerate(rows)]
 
 
-def united(chosen: Iterable[Sequence[Chosen]]) -> list[Longs]:
+def united(chosen: Iterable[Sequence[Scored]]) -> list[Longs]:
     """For each query the rows that any mode chose, ascending."""
     return [np.unique(np.concatenate([each.rows for each in modes])) for modes in zip(*chosen, strict=True)]
 
 
 def scores_beside(
-    snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Sequence[Longs], chosen: Sequence[Chosen] | None
+    snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Sequence[Longs], chosen: Sequence[Scored] | None
 ) -> list[Array]:
     """For each query the scores of its own rows, which ascend; what the mode chose of them is scored already."""
     if chosen is None:
@@ -94,7 +112,7 @@ def scores_beside(
     return [_completed(snapshot, mode, *each) for each in zip(asked, rows, chosen, strict=True)]
 
 
-def _completed(snapshot: Snapshot, mode: Mode, query: Encoded, rows: Longs, chosen: Chosen) -> Array:
+def _completed(snapshot: Snapshot, mode: Mode, query: Encoded, rows: Longs, chosen: Scored) -> Array:
     scores, known = np.empty(len(rows), np.float32), np.searchsorted(rows, chosen.rows)
     others = np.delete(np.arange(len(rows)), known)
     scores[known] = chosen.scores
@@ -130,9 +148,9 @@ def _exact_scores(lying: Sequence[tuple[Segment, Longs, Longs]], mode: Mode, que
         found = _SCORES[mode](places, queries)
     scores = np.empty_like(found)
     scores[:, np.concatenate([which for _, _, which in lying])] = found
-    for segment, _, which in lying:
-        if not np.isfinite(scores[:, which]).all():
-            raise damaged(segment.path, "holds what cannot be vectors (their scores are not finite)")
+    if not np.isfinite(scores).all():
+        path = next(segment.path for segment, _, which in lying if not np.isfinite(scores[:, which]).all())
+        raise damaged(path, "holds what cannot be vectors (their scores are not finite)")
     return scores
 
 
@@ -159,32 +177,18 @@ def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
         yield from ((rows, asking[start : start + step]) for start in range(0, len(asking), step))
 
 
-def _scored(
-    snapshot: Snapshot, mode: Mode, queries: Encoded, proposed: Sequence[Longs]
-) -> Iterator[tuple[Array, Longs]]:
-    """For each query the exact scores of what was proposed that the mode finds, and the rows of these."""
-    for rows, asking in _sharing(proposed):
-        for scores in exact_scores(snapshot, mode, _some_of(queries, asking), rows):
-            yield _matching(mode, scores, rows)
+def _best(transaction: Transaction, snapshot: Snapshot, found: Scored, k: int) -> list[Hit]:
+    best = contenders(found.scores, k)
+    return rank(snapshot.ids_of(transaction, found.rows[best]), found.scores[best], k)
 
 
-def _best(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Longs, k: int) -> list[Hit]:
-    best = contenders(scores, k)
-    return rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
-
-
-def _chosen(transaction: Transaction, snapshot: Snapshot, scores: Array, rows: Longs, k: int) -> Chosen:
-    best = contenders(scores, k)
+def _chosen(transaction: Transaction, snapshot: Snapshot, found: Scored, k: int) -> Scored:
+    best = contenders(found.scores, k)
     if len(best) <= k:
-        return Chosen(rows[best], scores[best])
-    hits = rank(snapshot.ids_of(transaction, rows[best]), scores[best], k)
-    found = snapshot.rows_named(transaction, [hit.id for hit in hits])
-    return Chosen(found, np.array([hit.score for hit in hits], np.float32))
-
-
-def _matching(mode: Mode, scores: Array, rows: Longs) -> tuple[Array, Longs]:
-    """Those that a mode finds: sparse search none that share nothing with the query."""
-    return (scores[scores > 0], rows[scores > 0]) if mode == "sparse" else (scores, rows)
+        return Scored(found.rows[best], found.scores[best])
+    hits = _best(transaction, snapshot, found, k)
+    rows = snapshot.rows_named(transaction, [hit.id for hit in hits])
+    return Scored(rows, np.array([hit.score for hit in hits], np.float32))
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
@@ -275,34 +279,19 @@ def _quick_products(queries: Array, passages: Array) -> Array:
     return queries @ passages.T if len(queries) > _FEW_QUERIES else dense_scores(queries, passages)
 
 
-def _propose_sparse(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
-    return [_propose_sparse_one(snapshot, one_of(queries, i), k, allowed) for i in range(len(queries))]
-
-
-def _propose_sparse_one(snapshot: Snapshot, query: Encoded, k: int, allowed: Longs) -> Longs:
+def _token_scores(snapshot: Snapshot, query: scipy.sparse.csr_array) -> Array:
+    """(count,) the sparse scores of all rows: the same sums in the same order as the kernel's, and so the same."""
     scores = np.zeros(snapshot.count, np.float32)
     for segment, mine, rows, run in snapshot.segments("sparse"):
         if run is not None:
-            add_token_scores(segment, query.sparse, scores[run])
+            add_token_scores(segment, query, scores[run])
         else:
             every = np.zeros(len(segment), np.float32)
-            add_token_scores(segment, query.sparse, every)
+            add_token_scores(segment, query, every)
             scores[rows] = every[mine]
-    # Sums of nothing but positive terms: each is within terms · ε/2 of itself.
-    slack = 2 * (query.sparse.nnz + 1) * _EPSILON * float(scores.max(initial=0))
-    found = allowed[contenders(_among(scores, allowed), k, slack)]
-    return found[scores[found] > 0]
+    return scores
 
 
-def _propose_all(_: Snapshot, queries: Encoded, __: int, allowed: Longs) -> list[Longs]:
-    return [allowed] * len(queries)
-
-
-_PROPOSE: Mapping[Mode, Callable[[Snapshot, Encoded, int, Longs], list[Longs]]] = {
-    "dense": _propose_dense,
-    "sparse": _propose_sparse,
-    "multi_vector": _propose_all,
-}
 _SCORES: Mapping[Mode, Callable[[Sequence[tuple[Segment, Longs]], Encoded], Array]] = {
     "dense": _dense_scores,
     "sparse": _sparse_scores,

@@ -7,8 +7,7 @@ segments of a mode has its vectors in the later one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -123,32 +122,35 @@ def late_scores(lying: Sequence[tuple[Segment, Longs]], query: Array) -> Array:
 
     query: (query tokens, width). The vectors are read where they lie, and decoded where they are coded.
     """
-    counts = [_counts(segment.arrays["offsets"], rows) for segment, rows in lying]
     coding = lying[0][0].coding if lying else None
-    passages = chain.from_iterable(_passages(segment, rows) for segment, rows in lying)
-    return late_interactions(coding.facing(query) if coding else query, passages, np.concatenate([_NONE, *counts]))
+    spans = [(segment, _spans(segment, rows)) for segment, rows in lying]
+    counts = np.array([end - begin for _, each in spans for begin, end in each], np.int64)
+    passages = (_passage(segment, begin, end) for segment, each in spans for begin, end in each)
+    return late_interactions(coding.facing(query) if coding else query, passages, counts)
 
 
-def _passages(segment: Segment, rows: Longs) -> Iterator[Array]:
-    offsets, coding, arrays = segment.arrays["offsets"], segment.coding, segment.arrays
-    for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True):
-        if coding is None:
-            yield arrays["values"][begin:end]
-        else:
-            yield coding.near(Codes(arrays["numbers"][begin:end], arrays["scales"][begin:end]))
+def _passage(segment: Segment, begin: int, end: int) -> Array:
+    coding, arrays = segment.coding, segment.arrays
+    if coding is None:
+        return arrays["values"][begin:end]
+    return coding.near(Codes(arrays["numbers"][begin:end], arrays["scales"][begin:end]))
 
 
 def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDArray[np.int32], Array]:
     """The offsets, columns and weights of these rows of these segments, as a csr_array has them."""
-    counts = [_counts(segment.arrays["offsets"], rows) for segment, rows in lying]
-    columns, weights = [_NONE.astype(np.int32)], [_NONE.astype(np.float32)]
-    for segment, rows in lying:  # slices: to pick by places takes half as long again
-        offsets = segment.arrays["offsets"]
-        spans = [slice(*span) for span in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
-        columns += [segment.arrays["columns"][span] for span in spans]
-        weights += [segment.arrays["weights"][span] for span in spans]
-    begins = np.concatenate([[0], np.cumsum(np.concatenate([_NONE, *counts]))])
-    return begins, np.concatenate(columns), np.concatenate(weights)
+    counts, columns, weights = [0], [_NONE.astype(np.int32)], [_NONE.astype(np.float32)]
+    for segment, rows in lying:
+        spans = _spans(segment, rows)  # slices: to pick by places takes half as long again
+        counts += [end - begin for begin, end in spans]
+        columns += [segment.arrays["columns"][begin:end] for begin, end in spans]
+        weights += [segment.arrays["weights"][begin:end] for begin, end in spans]
+    return np.cumsum(counts), np.concatenate(columns), np.concatenate(weights)
+
+
+def _spans(segment: Segment, rows: Longs) -> list[tuple[int, int]]:
+    """Where the elements of each row begin and end."""
+    offsets = segment.arrays["offsets"]
+    return list(zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True))
 
 
 def _lay_out_dense(encoded: Encoded) -> Arrays:

@@ -210,11 +210,12 @@ class Snapshot:
     def lying(self, mode: Mode, rows: Longs) -> Iterator[tuple[Segment, Longs, Longs]]:
         """Each segment in which vectors of these rows lie, the rows of it, and which of `rows` these are."""
         places = self._places[mode][rows]
-        numbers = places >> _ROW_BITS
-        order = np.argsort(numbers, kind="stable")
-        for begin, end in pairwise(np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))):
-            which = order[begin:end]
-            yield self._segment_at(places[which[0]]), places[which] & ((1 << _ROW_BITS) - 1), which
+        order = np.argsort(places >> _ROW_BITS, kind="stable")
+        sorted_places = places[order]
+        numbers, mine = sorted_places >> _ROW_BITS, sorted_places & ((1 << _ROW_BITS) - 1)
+        bounds = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist()
+        for number, (begin, end) in zip(numbers[bounds[:-1]].tolist(), pairwise(bounds), strict=True):
+            yield self._segment(number), mine[begin:end], order[begin:end]
 
     def all_vectors(self, rows: Longs, modes: Iterable[Mode]) -> Encoded:
         return Encoded(**{mode: getattr(self.vectors(mode, rows), mode) for mode in modes})
@@ -244,8 +245,8 @@ class Snapshot:
             metadata = transaction.metadata(int(self._slots[filled]))
             self.columns.fill(fields, ((rows[slot], said) for slot, said in metadata), self.count)
 
-    def _segment_at(self, place: int) -> Segment:
-        placed = self._placed.get(int(place >> _ROW_BITS))
+    def _segment(self, number: int) -> Segment:
+        placed = self._placed.get(number)
         if placed is None:
             raise broken("a segment that passages lie in is not named", self._folder)
         return placed.segment
