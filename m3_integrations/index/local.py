@@ -38,6 +38,7 @@ from m3_integrations.index.searching import (
     choose,
     decide,
     exact_scores_of_each,
+    in_blocks,
     propose,
     scan,
     scored,
@@ -171,24 +172,30 @@ class LocalIndex:
         """What `search` and `score` answer together, to the bit, from one state of the folder."""
 
         def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Found]]:
-            modes = (*asked.propose, *asked.weights)
-            alone = {mode: check_search(snapshot.widths, mode, queries, k) for mode in modes}
+            for mode in (*asked.propose, *asked.weights):
+                check_search(snapshot.widths, mode, queries, k)
             if not snapshot.living:
                 return [[] for _ in range(len(queries))]
-            allowed, chosen = snapshot.allowed(transaction, where), {}
-            for mode, count in asked.propose.items():
-                best = self._found(snapshot, mode, alone[mode], count, allowed)
-                chosen[mode] = choose(transaction, snapshot, count, best)
-            rows = united(chosen.values())
-            scores = {
-                mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights
-            }
-            return [
-                best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
-                for i, some in enumerate(rows)
-            ]
+            allowed = snapshot.allowed(transaction, where)
+            blocks = in_blocks(queries, snapshot)
+            return [each for block in blocks for each in self._find(transaction, snapshot, block, asked, k, allowed)]
 
         return self._read(found)
+
+    def _find(
+        self, transaction: Transaction, snapshot: Snapshot, queries: Encoded, asked: Hybrid, k: int, allowed: Longs
+    ) -> list[list[Found]]:
+        alone = {mode: queries.only((mode,)) for mode in (*asked.propose, *asked.weights)}
+        chosen = {
+            mode: choose(transaction, snapshot, count, self._found(snapshot, mode, alone[mode], count, allowed))
+            for mode, count in asked.propose.items()
+        }
+        rows = united(chosen.values())
+        scores = {mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights}
+        return [
+            best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
+            for i, some in enumerate(rows)
+        ]
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         def scores(transaction: Transaction, snapshot: Snapshot) -> list[Array]:

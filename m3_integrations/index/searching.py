@@ -33,10 +33,11 @@ _ROWS_AT_ONCE = 4096
 
 
 class Scored(NamedTuple):
-    """Some rows, and how they score in one mode."""
+    """Some rows, and how they score in one mode. every: (count,) how all rows score, where that is known."""
 
     rows: Longs
     scores: Array
+    every: Array | None = None
 
 
 def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
@@ -62,7 +63,7 @@ def scan(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> Iterat
             exact_scores(snapshot, "sparse", one_of(queries, i), np.flatnonzero(~np.isfinite(scores)))
         found = allowed[contenders(_among(scores, allowed), k)]
         found = found[scores[found] > 0]
-        yield Scored(found, scores[found])
+        yield Scored(found, scores[found], scores)
 
 
 def decide(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[list[Hit]]:
@@ -73,6 +74,13 @@ def decide(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable
 def choose(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[Scored]:
     """What `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
     return [_chosen(transaction, snapshot, each, k) for each in found]
+
+
+def in_blocks(queries: Encoded, snapshot: Snapshot) -> Iterator[Encoded]:
+    """So many queries at once as the scores of all rows may be kept for."""
+    step = max(1, _SCORES_AT_ONCE // max(1, snapshot.count))
+    every = range(len(queries))
+    return (_some_of(queries, every[start : start + step]) for start in range(0, len(queries), step))
 
 
 def one_of(queries: Encoded, i: int) -> Encoded:
@@ -113,6 +121,8 @@ def scores_beside(
 
 
 def _completed(snapshot: Snapshot, mode: Mode, query: Encoded, rows: Longs, chosen: Scored) -> Array:
+    if chosen.every is not None:
+        return chosen.every[rows]
     scores, known = np.empty(len(rows), np.float32), np.searchsorted(rows, chosen.rows)
     others = np.delete(np.arange(len(rows)), known)
     scores[known] = chosen.scores
@@ -185,10 +195,10 @@ def _best(transaction: Transaction, snapshot: Snapshot, found: Scored, k: int) -
 def _chosen(transaction: Transaction, snapshot: Snapshot, found: Scored, k: int) -> Scored:
     best = contenders(found.scores, k)
     if len(best) <= k:
-        return Scored(found.rows[best], found.scores[best])
+        return Scored(found.rows[best], found.scores[best], found.every)
     hits = _best(transaction, snapshot, found, k)
     rows = snapshot.rows_named(transaction, [hit.id for hit in hits])
-    return Scored(rows, np.array([hit.score for hit in hits], np.float32))
+    return Scored(rows, np.array([hit.score for hit in hits], np.float32), found.every)
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
