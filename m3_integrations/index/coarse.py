@@ -7,6 +7,7 @@ found.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import faiss as typed_faiss
@@ -96,8 +97,8 @@ def likely(arrays: Arrays, query: Array, count: int, least: float) -> Likely:
     turned = query * steps
     step = float(np.abs(turned).max(initial=0)) / _MOST or 1.0
     counted = np.rint(turned / step)
-    length, largest = longest_of(query[None]), float(steps.max(initial=0))
-    missed = length * left_out + float(np.linalg.norm(turned - step * counted)) * reach
+    length, largest = _length(query.astype(np.float64)), float(steps.max(initial=0))
+    missed = length * left_out + _length(turned - step * counted) * reach
     # FAISS's inner product and the one that decides: each within dim · ε/2 · |q| · |p| (Higham 2002, section 3.1).
     rounding = len(query) * _EPSILON * (missed + 2 * length * reach * largest) + 2 * len(query) * _TINY
     slack = missed + rounding
@@ -140,6 +141,10 @@ def longest_of(vectors: npt.NDArray[np.floating[Any]]) -> float:
     return max((float(np.linalg.norm(some.astype(np.float64), axis=1).max()) for some in steps), default=0.0)
 
 
+def _length(vector: npt.NDArray[np.float64]) -> float:
+    return math.sqrt(vector @ vector)
+
+
 def _below(value: float) -> float:
-    """A float32 below, or one that is below or above all inner products of bytes."""
-    return float(np.nextafter(np.float32(np.clip(value, -_MORE_THAN_ALL, _MORE_THAN_ALL)), np.float32(-np.inf)))
+    """A little less, so that it is less when rounded to float32 too; what is beyond all inner products of bytes is cut."""
+    return min(max(value - abs(value) * 2 * _EPSILON, -_MORE_THAN_ALL), _MORE_THAN_ALL)

@@ -218,20 +218,23 @@ def _propose_dense_one(snapshot: Snapshot, query: Array, k: int, allowed: Longs)
     for count in (likeliest, _LIKELY * likeliest):
         if count > len(allowed) // _LIKELY or not all(current.segment.is_copied for current in lying):
             break
-        found = NOBODY
+        found, least = NOBODY, -np.inf
         for current in lying:
-            some = found.join(_likely(current, query, count, found.kth(k)))
-            some = some.take(_are_allowed(snapshot, some.rows, allowed))
-            found = some.take(np.greater_equal(some.highest, some.kth(k)))
-        if found.rest < found.kth(k):
+            found = found.join(_likely(snapshot, current, query, count, least, allowed))
+            least = found.kth(k)
+            found = found.take(np.greater_equal(found.highest, least))
+        if found.rest < least:
             return np.sort(found.rows)
     return _propose_dense_block(snapshot, query[None], k, allowed)[0]
 
 
-def _likely(current: Current, query: Array, count: int, least: float) -> Likely:
-    """What a segment's copy says, by rows of the snapshot; -1 for those that are no longer anyone's vectors."""
+def _likely(snapshot: Snapshot, current: Current, query: Array, count: int, least: float, allowed: Longs) -> Likely:
+    """What a segment's copy says of the allowed rows of the snapshot."""
     found = likely(current.segment.arrays, query, count, least)
-    return found._replace(rows=current.rows_of(found.rows))
+    found = found._replace(rows=current.rows_of(found.rows))
+    if len(allowed) == snapshot.count and current.run is not None:
+        return found
+    return found.take(_are_allowed(snapshot, found.rows, allowed))
 
 
 def _are_allowed(snapshot: Snapshot, rows: Longs, allowed: Longs) -> Mask:

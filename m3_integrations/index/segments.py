@@ -7,7 +7,7 @@ segments of a mode has its vectors in the later one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -125,15 +125,17 @@ def late_scores(lying: Sequence[tuple[Segment, Longs]], query: Array) -> Array:
     coding = lying[0][0].coding if lying else None
     spans = [(segment, _spans(segment, rows)) for segment, rows in lying]
     counts = np.array([end - begin for _, each in spans for begin, end in each], np.int64)
-    passages = (_passage(segment, begin, end) for segment, each in spans for begin, end in each)
+    passages = (passage for segment, each in spans for passage in _passages(segment, each))
     return late_interactions(coding.facing(query) if coding else query, passages, counts)
 
 
-def _passage(segment: Segment, begin: int, end: int) -> Array:
+def _passages(segment: Segment, spans: Sequence[tuple[int, int]]) -> Iterator[Array]:
     coding, arrays = segment.coding, segment.arrays
     if coding is None:
-        return arrays["values"][begin:end]
-    return coding.near(Codes(arrays["numbers"][begin:end], arrays["scales"][begin:end]))
+        values = arrays["values"]
+        return (values[begin:end] for begin, end in spans)
+    numbers, scales = arrays["numbers"], arrays["scales"]
+    return (coding.near(Codes(numbers[begin:end], scales[begin:end])) for begin, end in spans)
 
 
 def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDArray[np.int32], Array]:
