@@ -7,8 +7,9 @@ is the time that one thread takes to read, once and in a row, as many bytes as m
 inverted lists of a question's tokens, and its candidates in all modes; it is timed beside the questions. Synthetic
 vectors: passages and questions around 1,000 topics. Asked first, a question finds pages of the folder that this process
 has not touched yet; each question is then asked five times more. BGEM3Index scores every passage in every mode, one
-after the other: where it and FlagEmbedding are installed it is timed over 2,000 passages, without the model, and its
-time grows linearly with them. --cpu: the processor's time instead of the clock's, for a machine that others use too.
+after the other: where it and FlagEmbedding are installed it is timed over 2,000 passages, without the model, after each
+of these rounds, and its time grows linearly with them. --cpu: the processor's time instead of the clock's, for a
+machine that others use too. Threads: as many as there are cores, or as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from m3_integrations.core.encoded import MODES, Array, entries_of
 from m3_integrations.index.base import Index
 
 QUERIES, K = 100, 10
-ROUNDS, AT_ONCE, PEER, PEER_RUNS = 5, 20, BATCH, 5
+ROUNDS, AT_ONCE, PEER = 5, 20, BATCH
 CLOCK: Callable[[], float] = time.perf_counter
 
 
@@ -52,18 +53,18 @@ def main() -> None:
                 world = World(options.vectors)
                 seconds = timed(lambda index=index, world=world: fill(index, world, options.passages))[0]
                 print(f"{name}: filled in {seconds:.0f} s", flush=True)
-            p50 = compare(local, memory, queries)
-            print_peer(World(options.vectors), queries.take([0]), options.passages, p50)
+            compare(local, memory, queries, next(World(options.vectors).passages(PEER))[1])
 
 
-def compare(local: LocalIndex, memory: MemoryIndex, queries: Encoded) -> float:
-    """Prints, and answers the folder's median milliseconds."""
+def compare(local: LocalIndex, memory: MemoryIndex, queries: Encoded, few: Encoded) -> None:
+    """Print all. few: the passages that BGEM3Index is asked about."""
     retrievers = [Retriever(Synthetic(), index, SearchPlan()) for index in (local, memory)]
     singles = [queries.take([i]) for i in range(len(queries))]
     for each in retrievers:
         each.retrieve_encoded(singles[0], K)
     needed = np.ones(bytes_needed(memory, singles[0]) // 4, np.float32)
-    first, *again = [compare_once(retrievers, singles, needed) for _ in range(1 + ROUNDS)]
+    ask_peer = peer(few)
+    first, *again = [(*compare_once(retrievers, singles, needed), ask_peer(singles[i])) for i in range(1 + ROUNDS)]
     alone, local_again, memory_again = (median(each[i] for each in again) for i in (2, 0, 1))
     print(
         f"the arithmetic alone: {needed.nbytes / 1e6:.0f} MB in {alone:.2f} ms, {needed.nbytes / alone / 1e6:.1f} GB/s"
@@ -73,8 +74,13 @@ def compare(local: LocalIndex, memory: MemoryIndex, queries: Encoded) -> float:
     print(f"memory p50, asked again: {memory_again:.2f} ms")
     same = np.mean([each[3] for each in (first, *again)])
     print(f"the same top {K} as MemoryIndex: {100 * same:.1f} % of {len(singles)} questions")
+    theirs = [len(local) / PEER * each[4] for each in again]
+    times = [each / round[0] for each, round in zip(theirs, again, strict=True)]
+    print(
+        f"BGEM3Index, from {PEER} passages linearly: {median(theirs):.0f} ms; {median(times):.0f} times as long, "
+        f"{min(times):.0f} to {max(times):.0f} in {ROUNDS} rounds"
+    )
     print_steps(local, singles)
-    return local_again
 
 
 def compare_once(
@@ -111,27 +117,20 @@ def print_steps(index: Index, queries: list[Encoded]) -> None:
     print(", ".join(f"{name} {1000 * median(each):.2f} ms" for name, each in steps.items()))
 
 
-def print_peer(world: World, query: Encoded, passages: int, ours: float) -> None:
+def peer(encoded: Encoded) -> Callable[[Encoded], float]:
+    """The milliseconds that LlamaIndex's BGEM3Index over these passages takes for a question; nan without it."""
     try:
-        index = peer(next(world.passages(PEER))[1], query)
+        from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+        from llama_index.core.schema import TextNode
+        from llama_index.core.storage.docstore import SimpleDocumentStore
+        from llama_index.indices.managed.bge_m3 import BGEM3Index
     except ImportError as error:
-        print(f"BGEM3Index was not timed: {error}")
-        return
-    theirs = 1000 * median(timed(lambda: index.query("", K))[0] for _ in range(PEER_RUNS)) * passages / PEER
-    print(f"BGEM3Index, from {PEER} passages linearly: {theirs:.0f} ms, {theirs / ours:.0f} times as long")
-
-
-def peer(encoded: Encoded, query: Encoded) -> Any:
-    """LlamaIndex's BGEM3Index over these passages, asked this question whatever it is asked."""
-    from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
-    from llama_index.core.schema import TextNode
-    from llama_index.core.storage.docstore import SimpleDocumentStore
-    from llama_index.indices.managed.bge_m3 import BGEM3Index
+        print(f"BGEM3Index is not timed: {error}")
+        return lambda _: float("nan")
 
     class Asked(M3Embedder):
         def __init__(self) -> None:
-            self.said = {name: each if name == "dense_vecs" else each[0] for name, each in theirs(query).items()}
-            self.said["dense_vecs"] = query.dense[0]
+            self.said: dict[str, Any] = {}
 
         def encode(self, *_: Any, **__: Any) -> dict[str, Any]:
             return self.said
@@ -145,15 +144,21 @@ def peer(encoded: Encoded, query: Encoded) -> Any:
             self._docstore = SimpleDocumentStore()
             self._docstore.add_documents(nodes)
             self._docs_pos_to_node_id = {i: node.node_id for i, node in enumerate(nodes)}
-            self._model, self._multi_embed_store = Asked(), theirs(encoded)
+            self._model, self._multi_embed_store = Asked(), flag_embedding(encoded)
             self.batch_size, self.query_maxlen, self.weights_for_different_modes = 32, 8192, [1.0, 0.3, 1.0]
 
         model = property(lambda self: self._model)
 
-    return Filled()
+    index = Filled()
+
+    def ask(query: Encoded) -> float:
+        index.model.said = {name: each[0] for name, each in flag_embedding(query).items()}
+        return 1000 * timed(lambda: index.query("", K))[0]
+
+    return ask
 
 
-def theirs(encoded: Encoded) -> dict[str, Any]:
+def flag_embedding(encoded: Encoded) -> dict[str, Any]:
     """As FlagEmbedding says them."""
     weights = [dict(zip(map(str, tokens), each, strict=True)) for tokens, each in entries_of(encoded.sparse)]
     return {

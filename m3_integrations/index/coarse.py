@@ -146,5 +146,5 @@ def _length(vector: npt.NDArray[np.float64]) -> float:
 
 
 def _below(value: float) -> float:
-    """A little less, so that it is less when rounded to float32 too; what is beyond all inner products of bytes is cut."""
+    """A little less, so that it is less in float32 too; cut where it is beyond all inner products of bytes."""
     return min(max(value - abs(value) * 2 * _EPSILON, -_MORE_THAN_ALL), _MORE_THAN_ALL)
