@@ -112,9 +112,11 @@ def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: A
     places = np.minimum(np.searchsorted(terms, tokens), len(terms) - 1)
     shared = np.flatnonzero(terms[places] == tokens)
     begins, ends = (offsets[places[shared] + i].tolist() for i in (0, 1))
-    for begin, end, weight in zip(begins, ends, query.data[shared], strict=True):
-        listed, weights = arrays["posted"][begin:end], arrays["posted_weights"][begin:end]
-        np.add.at(scores, listed, weight * weights)  # twice as fast as +=, which reads and then writes
+    spans = [slice(*span) for span in zip(begins, ends, strict=True)]
+    if spans:
+        weights = np.concatenate([arrays["posted_weights"][span] for span in spans])
+        weights *= np.repeat(query.data[shared], np.subtract(ends, begins))
+        np.add.at(scores, np.concatenate([arrays["posted"][span] for span in spans]), weights)  # += would read first
 
 
 def late_scores(lying: Sequence[tuple[Segment, Longs]], query: Array) -> Array:

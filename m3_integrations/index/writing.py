@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,7 @@ from m3_integrations.index.graph import UNFINISHED_NAME
 from m3_integrations.index.segments import Longs, write_segment
 from m3_integrations.index.snapshot import Snapshot
 
-_FANOUT_BITS = 3
-_FANOUT = 1 << _FANOUT_BITS
+_FANOUT_BITS: Mapping[Mode, int] = {"dense": 2, "sparse": 2, "multi_vector": 3}  # the first two are scanned whole
 _LARGEST_MERGED = 1 << 25
 _KEPT_TOMBSTONES = 1024
 
@@ -129,15 +128,17 @@ class Writing:
 
 
 def due(segments: Iterable[SegmentRow]) -> list[list[SegmentRow]]:
-    """The groups to merge: of each mode, eight or more of like size, and each segment that is mostly dead.
+    """The groups to merge: of each mode, four or eight or more of like size, and each segment that is mostly dead.
 
-    Sizes are alike in powers of eight, and large segments are left alone, so that each vector is moved a bounded
-    number of times in its life.
+    Sizes are alike in powers of the same number, and large segments are left alone, so that each vector is moved a
+    bounded number of times in its life.
     """
     sparse = [row for row in segments if 2 * row.dead > row.rows]
     living = [row for row in segments if 2 * row.dead <= row.rows and row.length <= _LARGEST_MERGED]
     tiers = groupby(sorted(living, key=_tier), key=_tier)
-    full = [group for group in (list(members) for _, members in tiers) if len(group) >= _FANOUT]
+    full = [
+        group for group in (list(members) for _, members in tiers) if len(group) >= 1 << _FANOUT_BITS[group[0].mode]
+    ]
     return [*([row] for row in sparse), *full]
 
 
@@ -155,4 +156,4 @@ def missing(lost: FileNotFoundError) -> DamagedFolder:
 
 
 def _tier(row: SegmentRow) -> tuple[str, int]:
-    return row.mode, row.length.bit_length() // _FANOUT_BITS
+    return row.mode, row.length.bit_length() // _FANOUT_BITS[row.mode]
