@@ -75,11 +75,12 @@ def compare(local: LocalIndex, memory: MemoryIndex, queries: Encoded, few: Encod
     same = np.mean([each[3] for each in (first, *again)])
     print(f"the same top {K} as MemoryIndex: {100 * same:.1f} % of {len(singles)} questions")
     theirs = [len(local) / PEER * each[4] for each in again]
-    times = [each / round[0] for each, round in zip(theirs, again, strict=True)]
-    print(
-        f"BGEM3Index, from {PEER} passages linearly: {median(theirs):.0f} ms; {median(times):.0f} times as long, "
-        f"{min(times):.0f} to {max(times):.0f} in {ROUNDS} rounds"
-    )
+    times = [each / ours for each, (ours, *_) in zip(theirs, again, strict=True)]
+    if ask_peer is not not_installed:
+        print(
+            f"BGEM3Index, from {PEER} passages linearly: {median(theirs):.0f} ms; {median(times):.0f} times as long, "
+            f"{min(times):.0f} to {max(times):.0f} in {ROUNDS} rounds"
+        )
     print_steps(local, singles)
 
 
@@ -117,8 +118,12 @@ def print_steps(index: Index, queries: list[Encoded]) -> None:
     print(", ".join(f"{name} {1000 * median(each):.2f} ms" for name, each in steps.items()))
 
 
+def not_installed(_: Encoded) -> float:
+    return float("nan")
+
+
 def peer(encoded: Encoded) -> Callable[[Encoded], float]:
-    """The milliseconds that LlamaIndex's BGEM3Index over these passages takes for a question; nan without it."""
+    """The milliseconds that LlamaIndex's BGEM3Index over these passages takes for a question."""
     try:
         from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
         from llama_index.core.schema import TextNode
@@ -126,7 +131,7 @@ def peer(encoded: Encoded) -> Callable[[Encoded], float]:
         from llama_index.indices.managed.bge_m3 import BGEM3Index
     except ImportError as error:
         print(f"BGEM3Index is not timed: {error}")
-        return lambda _: float("nan")
+        return not_installed
 
     class Asked(M3Embedder):
         def __init__(self) -> None:

@@ -319,7 +319,7 @@ def _late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDAr
     starts = np.concatenate([[0], np.cumsum(counts)])
     similarities = np.empty((len(query), starts[-1]), np.float32)
     step = max(1, _ON_ONE_THREAD // max(1, query.size))
-    # The query stands first: BLAS then reads the passage as it lies, a fifth faster than the other way round.
+    # The query stands first: with vectors of 384 that takes a fifth less than the other way round, of 1,024 as long.
     for passage, (start, stop) in zip(passages, pairwise(starts.tolist()), strict=True):
         if stop - start > step:
             _multiply(query, passage, step, similarities[:, start:stop])

@@ -38,9 +38,8 @@ from m3_integrations.index.searching import (
     choose,
     decide,
     exact_scores_of_each,
-    in_blocks,
     propose,
-    scan,
+    scan_lists,
     scored,
     scores_beside,
     united,
@@ -160,8 +159,8 @@ class LocalIndex:
             asked = check_search(snapshot.widths, mode, queries, k)
             if not snapshot.living:
                 return [[] for _ in range(len(asked))]
-            found = self._found(snapshot, mode, asked, k, snapshot.allowed(transaction, where))
-            return decide(transaction, snapshot, k, found)
+            candidates = self._candidates(snapshot, mode, asked, k, snapshot.allowed(transaction, where))
+            return decide(transaction, snapshot, k, candidates)
 
         return self._read(hits)
 
@@ -172,30 +171,24 @@ class LocalIndex:
         """What `search` and `score` answer together, to the bit, from one state of the folder."""
 
         def found(transaction: Transaction, snapshot: Snapshot) -> list[list[Found]]:
-            for mode in (*asked.propose, *asked.weights):
-                check_search(snapshot.widths, mode, queries, k)
+            modes = (*asked.propose, *asked.weights)
+            alone = {mode: check_search(snapshot.widths, mode, queries, k) for mode in modes}
             if not snapshot.living:
                 return [[] for _ in range(len(queries))]
-            allowed = snapshot.allowed(transaction, where)
-            blocks = in_blocks(queries, snapshot)
-            return [each for block in blocks for each in self._find(transaction, snapshot, block, asked, k, allowed)]
+            allowed, chosen = snapshot.allowed(transaction, where), {}
+            for mode, count in asked.propose.items():
+                candidates = self._candidates(snapshot, mode, alone[mode], count, allowed)
+                chosen[mode] = choose(transaction, snapshot, count, candidates)
+            rows = united(chosen.values())
+            scores = {
+                mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights
+            }
+            return [
+                best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
+                for i, some in enumerate(rows)
+            ]
 
         return self._read(found)
-
-    def _find(
-        self, transaction: Transaction, snapshot: Snapshot, queries: Encoded, asked: Hybrid, k: int, allowed: Longs
-    ) -> list[list[Found]]:
-        alone = {mode: queries.only((mode,)) for mode in (*asked.propose, *asked.weights)}
-        chosen = {
-            mode: choose(transaction, snapshot, count, self._found(snapshot, mode, alone[mode], count, allowed))
-            for mode, count in asked.propose.items()
-        }
-        rows = united(chosen.values())
-        scores = {mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights}
-        return [
-            best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
-            for i, some in enumerate(rows)
-        ]
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         def scores(transaction: Transaction, snapshot: Snapshot) -> list[Array]:
@@ -270,10 +263,10 @@ class LocalIndex:
     def __repr__(self) -> str:
         return f"LocalIndex.open({str(self.folder)!r})"
 
-    def _found(self, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> Iterator[Scored]:
+    def _candidates(self, snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> Iterator[Scored]:
         """For each query some of the allowed rows, the best k among them."""
         if mode == "sparse":
-            return scan(snapshot, queries, k, allowed)
+            return scan_lists(snapshot, queries, k, allowed)
         if mode == "dense" and len(allowed) > self._exact_below:
             return scored(snapshot, mode, queries, self._neighbours.propose(snapshot, queries, k, allowed))
         return scored(snapshot, mode, queries, propose(snapshot, mode, queries, k, allowed))

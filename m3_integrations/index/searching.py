@@ -52,18 +52,27 @@ def scored(snapshot: Snapshot, mode: Mode, queries: Encoded, proposed: Sequence[
             yield Scored(rows, scores)
 
 
-def scan(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> Iterator[Scored]:
+def scan_lists(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> Iterator[Scored]:
     """For each query the best k of the allowed rows in sparse search, with all that tie with the last.
 
     None that shares nothing with the query. Raises DamagedFolder where what is there cannot be weights.
     """
+    few = len(queries) * snapshot.count <= _SCORES_AT_ONCE
     for i in range(len(queries)):
-        scores = _token_scores(snapshot, one_of(queries, i).sparse)
-        if not np.isfinite(scores.max(initial=0)):
-            exact_scores(snapshot, "sparse", one_of(queries, i), np.flatnonzero(~np.isfinite(scores)))
-        found = allowed[contenders(_among(scores, allowed), k)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = _token_scores(snapshot, one_of(queries, i).sparse)
+        mine = _among(scores, allowed)
+        _require_finite(snapshot, mine, allowed)
+        found = allowed[contenders(mine, k)]
         found = found[scores[found] > 0]
-        yield Scored(found, scores[found], scores)
+        yield Scored(found, scores[found], scores if few else None)
+
+
+def _require_finite(snapshot: Snapshot, scores: Array, rows: Longs) -> None:
+    if not (np.isfinite(scores.max(initial=0)) and np.isfinite(scores.min(initial=0))):
+        wrong = rows[~np.isfinite(scores)][:1]
+        segment, _, _ = next(snapshot.lying("sparse", wrong))
+        raise damaged(segment.path, "holds what cannot be vectors (their scores are not finite)")
 
 
 def decide(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[list[Hit]]:
@@ -72,15 +81,11 @@ def decide(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable
 
 
 def choose(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[Scored]:
-    """What `decide` answers, in no order: a passage's id is asked for only where it decides a tie."""
+    """What `decide` answers, in no order, and how all rows score, where `found` says it.
+
+    A passage's id is asked for only where it decides a tie.
+    """
     return [_chosen(transaction, snapshot, each, k) for each in found]
-
-
-def in_blocks(queries: Encoded, snapshot: Snapshot) -> Iterator[Encoded]:
-    """So many queries at once as the scores of all rows may be kept for."""
-    step = max(1, _SCORES_AT_ONCE // max(1, snapshot.count))
-    every = range(len(queries))
-    return (_some_of(queries, every[start : start + step]) for start in range(0, len(queries), step))
 
 
 def one_of(queries: Encoded, i: int) -> Encoded:
@@ -231,7 +236,7 @@ def _propose_dense_one(snapshot: Snapshot, query: Array, k: int, allowed: Longs)
 def _likely(snapshot: Snapshot, current: Current, query: Array, count: int, least: float, allowed: Longs) -> Likely:
     """What a segment's copy says of the allowed rows of the snapshot."""
     found = likely(current.segment.arrays, query, count, least)
-    found = found._replace(rows=current.rows_of(found.rows))
+    found = found._replace(rows=current.rows_at(found.rows))
     if len(allowed) == snapshot.count and current.run is not None:
         return found
     return found.take(_are_allowed(snapshot, found.rows, allowed))

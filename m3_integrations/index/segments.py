@@ -111,11 +111,12 @@ def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: A
     tokens = query.indices.astype(terms.dtype)  # another type would turn all terms into it
     places = np.minimum(np.searchsorted(terms, tokens), len(terms) - 1)
     shared = np.flatnonzero(terms[places] == tokens)
-    begins, ends = (offsets[places[shared] + i].tolist() for i in (0, 1))
-    spans = [slice(*span) for span in zip(begins, ends, strict=True)]
-    if spans:
+    begins, ends = (offsets[places[shared] + i] for i in (0, 1))
+    parts = np.cumsum(ends - begins) // _POSTINGS_AT_ONCE
+    for some in np.split(np.arange(len(shared)), np.flatnonzero(np.diff(parts)) + 1) if len(shared) else []:
+        spans = [slice(*span) for span in zip(begins[some].tolist(), ends[some].tolist(), strict=True)]
         weights = np.concatenate([arrays["posted_weights"][span] for span in spans])
-        weights *= np.repeat(query.data[shared], np.subtract(ends, begins))
+        weights *= np.repeat(query.data[shared[some]], ends[some] - begins[some])
         np.add.at(scores, np.concatenate([arrays["posted"][span] for span in spans]), weights)  # += would read first
 
 
@@ -255,6 +256,7 @@ def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
 
 _NONE = np.empty(0, np.int64)
 _LENGTHS = (2e-19, 3.5e38)
+_POSTINGS_AT_ONCE = 1 << 14
 _FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
 _EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
 _DENSE = {**_EACH, "values": (_FLOATS, 2), "longest": (_FLOATS, 1)}

@@ -41,7 +41,7 @@ class Current(NamedTuple):
     rows: Longs
     run: slice | None
 
-    def rows_of(self, mine: Longs) -> Longs:
+    def rows_at(self, mine: Longs) -> Longs:
         """The rows of the snapshot of these rows of the segment; -1 for those that are not current."""
         rows: Longs
         if self.run is not None:

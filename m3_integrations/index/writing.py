@@ -22,8 +22,9 @@ from m3_integrations.index.graph import UNFINISHED_NAME
 from m3_integrations.index.segments import Longs, write_segment
 from m3_integrations.index.snapshot import Snapshot
 
-_FANOUT_BITS: Mapping[Mode, int] = {"dense": 2, "sparse": 2, "multi_vector": 3}  # the first two are scanned whole
-_LARGEST_MERGED = 1 << 25
+# Every question goes through all dense and sparse segments, and looks late interaction up where it is.
+_FANOUT_BITS: Mapping[Mode, int] = {"dense": 2, "sparse": 2, "multi_vector": 3}
+_LARGEST_MERGED: Mapping[Mode, int] = {"dense": 1 << 26, "sparse": 1 << 26, "multi_vector": 1 << 25}
 _KEPT_TOMBSTONES = 1024
 
 
@@ -134,7 +135,7 @@ def due(segments: Iterable[SegmentRow]) -> list[list[SegmentRow]]:
     bounded number of times in its life.
     """
     sparse = [row for row in segments if 2 * row.dead > row.rows]
-    living = [row for row in segments if 2 * row.dead <= row.rows and row.length <= _LARGEST_MERGED]
+    living = [row for row in segments if 2 * row.dead <= row.rows and row.length <= _LARGEST_MERGED[row.mode]]
     tiers = groupby(sorted(living, key=_tier), key=_tier)
     full = [
         group for group in (list(members) for _, members in tiers) if len(group) >= 1 << _FANOUT_BITS[group[0].mode]

@@ -10,11 +10,13 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Encoded
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, UnknownId, WrongEncoder
 from m3_integrations.core.texts import Passage
 from m3_integrations.index.arrays import map_arrays, write_arrays
+from m3_integrations.index.base import Hit, Hybrid
 from m3_integrations.index.catalogue import FILE_NAME, Catalogue
 from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
@@ -475,3 +477,36 @@ def test_more_ids_than_are_remembered_are_found(folder, monkeypatch):
     with LocalIndex.open(folder) as index:
         for _ in range(3):
             assert_alike(index, judge, Field("i", ">", 9))
+
+
+@pytest.fixture
+def lists(folder):
+    """A folder with sparse rows over two tokens: the second of five has a weight that a question can overflow."""
+    weights = np.ones((5, 2), np.float32)
+    weights[1, 0] = 3e38
+    with LocalIndex.open(folder) as index:
+        index.add([Passage(f"p{i}", "", {"i": i}) for i in range(5)], Encoded(sparse=scipy.sparse.csr_array(weights)))
+    return folder
+
+
+def asked(first, second):
+    return Encoded(sparse=scipy.sparse.csr_array(np.array([[first, second]], np.float32)))
+
+
+def test_what_a_filter_leaves_out_may_score_anything(lists):
+    with LocalIndex.open(lists) as index:
+        found = index.search("sparse", asked(10, 1), 2, Field("i", ">", 1))
+        assert found == [[Hit("p2", 11.0), Hit("p3", 11.0)]]
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
+def test_lists_that_hold_no_weights_are_told_of_and_never_score(lists, damage):
+    path = segments(lists, "sparse")[0]
+    arrays = {name: np.array(array) for name, array in map_arrays(path, path.stat().st_size).items()}
+    arrays["posted_weights"][3] = damage
+    path.unlink()
+    write_arrays(path, arrays)
+    with LocalIndex.open(lists) as index, pytest.raises(DamagedFolder, match="scores are not finite"):
+        index.search("sparse", asked(1, 1), 3)
+    with LocalIndex.open(lists) as index, pytest.raises(DamagedFolder, match="scores are not finite"):
+        index.find(asked(1, 1), Hybrid({"sparse": 3}, {"sparse": 1.0}), 3)

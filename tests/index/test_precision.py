@@ -300,6 +300,8 @@ def test_a_folder_from_before_there_were_precisions_is_float32(tmp_path):
     with LocalIndex.open(tmp_path, precision=in_codes("float32")) as index:
         add(index, Passage("b", "blue"))
         assert same_vectors(index.vectors(["a", "b"]), kept.join(encode(["blue"])))
+    with LocalIndex.open(tmp_path, precision=in_codes("float32")) as index:  # of the newest format now
+        assert same_vectors(index.vectors(["a", "b"]), kept.join(encode(["blue"])))
 
 
 def test_an_old_folder_that_held_nothing_is_filled_as_float32(tmp_path):
