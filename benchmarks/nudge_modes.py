@@ -1,6 +1,7 @@
 """What a nudge gains in each mode and in all: nDCG@10 on test questions, all chosen on train and dev alone.
 
     python benchmarks/nudge_modes.py DATA scifact tydiqa/ru [--model m3-mini] [--keep FOLDER] [--modes all sparse]
+                                     [--backend openvino --dtype bfloat16]
 
 DATA holds BEIR folders; where one has `qrels_random`, it is taken: its splits share their passages. --keep: where the
 indexes are kept, so that a second run need not encode the passages again. Each nudge is put back before the next.
@@ -33,9 +34,11 @@ def main() -> None:
     parser.add_argument("--model", default="m3-mini")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--modes", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     warnings.simplefilter("ignore", TextsTruncated)
-    encoder = M3Encoder.from_pretrained(options.model)
+    encoder = M3Encoder.from_pretrained(options.model, backend=options.backend, dtype=options.dtype)
     print(f"{encoder!r}; nDCG@10 on test, 95 % interval of the gain by bootstrap over the questions")
     print(f"{'':16}{'mode':14}{'before':>8}{'after':>8}{'gain':>9}   interval          seconds  what moved")
     with tempfile.TemporaryDirectory() as scratch:
