@@ -30,6 +30,7 @@ _SCANNED_AT_ONCE = 1 << 16
 _FEW_QUERIES = 4
 _LIKELY = 4
 _ROWS_AT_ONCE = 4096
+_NOT_FINITE = "holds what cannot be vectors (their scores are not finite)"
 
 
 class Scored(NamedTuple):
@@ -69,10 +70,10 @@ def scan_lists(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> 
 
 
 def _require_finite(snapshot: Snapshot, scores: Array, rows: Longs) -> None:
-    if not (np.isfinite(scores.max(initial=0)) and np.isfinite(scores.min(initial=0))):
-        wrong = rows[~np.isfinite(scores)][:1]
-        segment, _, _ = next(snapshot.lying("sparse", wrong))
-        raise damaged(segment.path, "holds what cannot be vectors (their scores are not finite)")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        segment, _, _ = next(snapshot.lying("sparse", rows[~finite]))
+        raise damaged(segment.path, _NOT_FINITE)
 
 
 def decide(transaction: Transaction, snapshot: Snapshot, k: int, found: Iterable[Scored]) -> list[list[Hit]]:
@@ -165,7 +166,7 @@ def _exact_scores(lying: Sequence[tuple[Segment, Longs, Longs]], mode: Mode, que
     scores[:, np.concatenate([which for _, _, which in lying])] = found
     if not np.isfinite(scores).all():
         path = next(segment.path for segment, _, which in lying if not np.isfinite(scores[:, which]).all())
-        raise damaged(path, "holds what cannot be vectors (their scores are not finite)")
+        raise damaged(path, _NOT_FINITE)
     return scores
 
 

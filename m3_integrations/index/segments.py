@@ -212,14 +212,9 @@ def _take_multi_vector(segment: Segment, rows: Longs) -> Encoded:
 
 def _ragged(offsets: Longs, rows: Longs) -> tuple[Longs, Longs]:
     """The places of these rows' elements, one row after the other, and where each row now begins."""
-    counts = _counts(offsets, rows)
+    counts = offsets[rows + 1] - offsets[rows]
     begins = np.concatenate([[0], np.cumsum(counts)])
     return np.repeat(offsets[rows] - begins[:-1], counts) + np.arange(begins[-1]), begins
-
-
-def _counts(offsets: Longs, rows: Longs) -> Longs:
-    counts: Longs = offsets[rows + 1] - offsets[rows]
-    return counts
 
 
 def _fault_dense(segment: Segment) -> str:
