@@ -310,9 +310,8 @@ def late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArr
     """
     if not len(query):
         return np.zeros(len(counts), np.float32)
-    coming, block = iter(passages), np.cumsum(counts) * len(query) // _SIMILARITIES_AT_ONCE
-    parts = np.split(counts, np.flatnonzero(np.diff(block)) + 1)
-    return np.concatenate([_late_interactions(query, islice(coming, len(part)), part) for part in parts])
+    coming, parts = iter(passages), in_parts(counts * len(query), _SIMILARITIES_AT_ONCE)
+    return np.concatenate([_late_interactions(query, islice(coming, len(part)), counts[part]) for part in parts])
 
 
 def _late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
@@ -339,6 +338,14 @@ def _multiply(query: Array, passage: Array, step: int, out: Array) -> None:
     np.matmul(query, steps.transpose(0, 2, 1), out=out[:, :whole].reshape(len(query), -1, step).transpose(1, 0, 2))
     if whole < len(passage):
         np.matmul(query, passage[whole:].T, out=out[:, whole:])
+
+
+def in_parts(sizes: npt.NDArray[np.int64], at_once: int) -> list[npt.NDArray[np.int64]]:
+    """The places of the sizes in consecutive parts, each of which is about `at_once` together, or one of more."""
+    every, totals = np.arange(len(sizes)), np.cumsum(sizes)
+    if not len(sizes) or totals[-1] < at_once:
+        return [every]
+    return np.split(every, np.flatnonzero(np.diff(totals // at_once)) + 1)
 
 
 def rows_of(part: Any) -> int:

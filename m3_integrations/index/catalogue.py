@@ -28,12 +28,14 @@ from m3_integrations.index.entries import Entry, from_json, to_json
 FILE_NAME = "catalogue.sqlite"
 SEGMENT_NAME = re.compile(r"(dense|sparse|multi_vector)-[0-9]{8,19}-[0-9a-f]{16}\.segment", re.ASCII)
 _APPLICATION = 0x4D334958
-_FORMAT = 4
+_FORMAT = 5
+_WITHOUT_BYTES = 4  # multi-vectors had no bytes beside them; they are read without
 _WITHOUT_COPIES = 3  # dense segments had no coarse copies; they are read without
 _WITH_EVEN_LEVELS = 2  # int4 meant others; all else is as now
 _WITHOUT_PRECISION = 1
 _MOST_SEGMENTS = 1 << 31
 _PARSED_AT_ONCE = 4096
+_NAMED_AT_ONCE = 512
 _INHERITED: list[sqlite3.Connection] = []
 _SCHEMA = f"""
 CREATE TABLE state (
@@ -143,9 +145,15 @@ class Transaction:
     def ids(self) -> list[str]:
         return [_text(id) for (id,) in self._rows("SELECT id FROM passages ORDER BY id")]
 
-    def passages(self, slots: Iterable[int]) -> list[Passage]:
-        wanted = "SELECT id, text, metadata FROM passages WHERE slot = ?"
-        return [_passage(self._found(wanted, slot)) for slot in slots]
+    def passages(self, slots: Sequence[int]) -> list[Passage]:
+        """The passage of each slot, which must be there, in this order."""
+        found: dict[int, Passage] = {}
+        for some in (slots[start : start + _NAMED_AT_ONCE] for start in range(0, len(slots), _NAMED_AT_ONCE)):
+            query = f"SELECT slot, id, text, metadata FROM passages WHERE slot IN ({', '.join('?' * len(some))})"
+            found.update((slot, _passage(row)) for slot, *row in self._rows(query, *some))
+        if not found.keys() >= set(slots):
+            raise broken("a passage that must be there is not")
+        return [found[slot] for slot in slots]
 
     def all_passages(self) -> list[Passage]:
         return [_passage(row) for row in self._rows("SELECT id, text, metadata FROM passages ORDER BY id")]
@@ -176,7 +184,7 @@ class Transaction:
             return True
         if application != _APPLICATION:
             raise IndexFolderError(f"the {FILE_NAME} there was written by another program; choose another folder")
-        if version not in (_FORMAT, _WITHOUT_COPIES, _WITH_EVEN_LEVELS, _WITHOUT_PRECISION):
+        if version not in (_FORMAT, _WITHOUT_BYTES, _WITHOUT_COPIES, _WITH_EVEN_LEVELS, _WITHOUT_PRECISION):
             raise _newer(f"format {version}")
         if version == _WITH_EVEN_LEVELS and self.precision() == "int4":
             raise IndexFolderError(
@@ -313,8 +321,14 @@ class Catalogue:
         with self._told():
             connection = self._take()
             try:
+                if patience == self._patience:  # which it was made with: to say so takes as long as a small query
+                    yield connection
+                    return
                 connection.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
-                yield connection
+                try:
+                    yield connection
+                finally:
+                    connection.execute(f"PRAGMA busy_timeout = {round(self._patience * 1000)}")
             finally:
                 self._give_back(connection)
 

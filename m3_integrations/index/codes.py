@@ -26,7 +26,7 @@ _AT_ONCE = 512
 # A scale is the upper half of a float32, cut off after this was added: what rounding takes off a decoded value's size
 # is less, and the part of 2 ** -7 that is cut off at most is more, so that the scale comes out as it was.
 _MARGIN = np.float32(1 + 2.0**-9)
-_LARGEST = 1e35  # sums of all dimensions are finite
+LARGEST = 1e35  # sums of all dimensions are finite
 # Of int4, number n stands for n + _BEND · n ** 3, which float32 holds exactly, and _STEP is the scale in standard
 # deviations: of levels on a cubic those of the least squared error on a normal distribution, a few percent above that
 # of free levels (Max 1960, "Quantizing for Minimum Distortion").
@@ -41,6 +41,9 @@ class Codes(NamedTuple):
 
     numbers: npt.NDArray[Any]
     scales: Scales
+
+    def some(self, which: slice) -> Codes:
+        return Codes(self.numbers[which], self.scales[which])
 
 
 class Coding(Protocol):
@@ -150,7 +153,7 @@ class Nibbles:
         better = _scales(np.minimum(widest, _STEP * deviations).astype(np.float32), least)
         scaled = _scaled(apart, np.where(fresh, better, scales))
         numbers = _nearest(scaled)
-        fair = _scales(_floats(better) * _share(scaled, _levels(numbers.copy()), apart + self._turned_centre), least)
+        fair = _scales(floats(better) * _share(scaled, _levels(numbers.copy()), apart + self._turned_centre), least)
         scales = np.where(fresh, np.where(fair > 0, fair, better), scales)
         whole = (numbers + np.float32(_HIGHEST)).astype(np.uint8)
         half = self.bytes_of(values.shape[1])
@@ -245,7 +248,7 @@ def _transformed(values: Array) -> Array:
 
 
 def _in_blocks(values: Array, encode: Callable[[Array], Codes]) -> Codes:
-    if _size(values) > _LARGEST:
+    if _size(values) > LARGEST:
         raise ValueError(f"a multi-vector holds {_size(values):.2g}, too much to be coded; keep them as float32")
     blocks = [values[start : start + _AT_ONCE] for start in range(0, max(1, len(values)), _AT_ONCE)]
     numbers, scales = zip(*map(encode, blocks), strict=True)
@@ -264,25 +267,26 @@ def _size(values: Array) -> float:
 def _scales(scales: Array, least: float) -> Scales:
     """As they are kept; 0 for those below the least, or too small for float32."""
     kept: Scales = ((scales * _MARGIN).view(np.uint32) >> 16).astype(np.uint16)
-    kept[_floats(kept) < max(least, 1e-37)] = 0
+    kept[floats(kept) < max(least, 1e-37)] = 0
     return kept
 
 
 def _values(numbers: Array, scales: Scales, centre: Array) -> Array:
     """centre + scales · numbers, in the place of the numbers."""
-    numbers *= _floats(scales)[:, None]
+    numbers *= floats(scales)[:, None]
     numbers += centre
     return numbers
 
 
-def _floats(scales: Scales) -> Array:
-    floats: Array = (scales.astype(np.uint32) << 16).view(np.float32)
-    return floats
+def floats(scales: Scales) -> Array:
+    """Scales as numbers."""
+    numbers: Array = (scales.astype(np.uint32) << 16).view(np.float32)
+    return numbers
 
 
 def _scaled(values: Array, scales: Scales) -> Array:
     """The values in units of their scale, all 0 where that is 0."""
-    divisors = np.where(scales > 0, _floats(scales), np.float32(np.inf))
+    divisors = np.where(scales > 0, floats(scales), np.float32(np.inf))
     return np.asarray(values / divisors[:, None], np.float32)
 
 

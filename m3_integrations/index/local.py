@@ -38,11 +38,13 @@ from m3_integrations.index.searching import (
     choose,
     decide,
     exact_scores_of_each,
+    one_of,
     propose,
     scan_lists,
     scored,
     scores_beside,
     united,
+    with_late_interaction,
 )
 from m3_integrations.index.segments import Longs, map_segment
 from m3_integrations.index.snapshot import Snapshot
@@ -180,13 +182,20 @@ class LocalIndex:
                 candidates = self._candidates(snapshot, mode, alone[mode], count, allowed)
                 chosen[mode] = choose(transaction, snapshot, count, candidates)
             rows = united(chosen.values())
+            late = "multi_vector" in asked.weights and "multi_vector" not in chosen
             scores = {
-                mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode)) for mode in asked.weights
+                mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode))
+                for mode in asked.weights
+                if not (late and mode == "multi_vector")
             }
-            return [
-                best_found(transaction, snapshot, {mode: scores[mode][i] for mode in scores}, asked.weights, k, some)
-                for i, some in enumerate(rows)
-            ]
+            best = []
+            for i, some in enumerate(rows):
+                mine = {mode: scores[mode][i] for mode in scores}
+                if late:
+                    query = one_of(alone["multi_vector"], i)
+                    mine, some = with_late_interaction(snapshot, query, mine, asked.weights, k, some)
+                best.append(best_found(transaction, snapshot, mine, asked.weights, k, some))
+            return best
 
         return self._read(found)
 

@@ -11,15 +11,17 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, dense_scores, entries_of, shared_weights
+from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, dense_scores, entries_of, shared_weights
 from m3_integrations.index.arrays import damaged
 from m3_integrations.index.base import Found, Hit
 from m3_integrations.index.catalogue import Transaction
 from m3_integrations.index.coarse import NOBODY, Likely, likely
 from m3_integrations.index.columns import Mask
 from m3_integrations.index.ranking import contenders, rank
+from m3_integrations.index.rough import Rough, rough_scores
 from m3_integrations.index.segments import Longs, Segment, add_token_scores, late_scores, sparse_rows
 from m3_integrations.index.snapshot import Current, Snapshot
 
@@ -43,7 +45,9 @@ class Scored(NamedTuple):
 
 def propose(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
     """For each query rows among which are the best k of the allowed ones."""
-    return _propose_dense(snapshot, queries, k, allowed) if mode == "dense" else [allowed] * len(queries)
+    if mode == "dense":
+        return _propose_dense(snapshot, queries, k, allowed)
+    return _propose_late(snapshot, queries, k, allowed) if mode == "multi_vector" else [allowed] * len(queries)
 
 
 def scored(snapshot: Snapshot, mode: Mode, queries: Encoded, proposed: Sequence[Longs]) -> Iterator[Scored]:
@@ -63,16 +67,17 @@ def scan_lists(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> 
         with np.errstate(over="ignore", invalid="ignore"):
             scores = _token_scores(snapshot, one_of(queries, i).sparse)
         mine = _among(scores, allowed)
-        _require_finite(snapshot, mine, allowed)
+        _require_finite(snapshot, "sparse", mine, allowed)
         found = allowed[contenders(mine, k)]
         found = found[scores[found] > 0]
         yield Scored(found, scores[found], scores if few else None)
 
 
-def _require_finite(snapshot: Snapshot, scores: Array, rows: Longs) -> None:
+def _require_finite(snapshot: Snapshot, mode: Mode, scores: Array, rows: Longs) -> None:
+    """Raises DamagedFolder. scores: (rows,), or (queries, rows)."""
     finite = np.isfinite(scores)
     if not finite.all():
-        segment, _, _ = next(snapshot.lying("sparse", rows[~finite]))
+        segment, _, _ = next(snapshot.lying(mode, rows[~finite.reshape(-1, len(rows)).all(axis=0)]))
         raise damaged(segment.path, _NOT_FINITE)
 
 
@@ -100,10 +105,14 @@ def _some_of(queries: Encoded, which: Sequence[int]) -> Encoded:
 
 
 def exact_scores(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Longs) -> Array:
-    """(queries, rows) by the kernel that every index shares."""
-    steps = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
-    blocks = [_exact_scores(list(snapshot.lying(mode, step)), mode, queries) for step in steps]
-    return np.concatenate([np.zeros((len(queries), 0), np.float32), *blocks], axis=1)
+    """(queries, rows) by the kernel that every index shares. Raises DamagedFolder where what is there has no scores."""
+    blocks = [np.zeros((len(queries), 0), np.float32)]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[start : start + _ROWS_AT_ONCE]
+        with np.errstate(over="ignore", invalid="ignore"):
+            blocks.append(_SCORES[mode](snapshot, queries, some))
+        _require_finite(snapshot, mode, blocks[-1], some)
+    return np.concatenate(blocks, axis=1)
 
 
 def exact_scores_of_each(snapshot: Snapshot, mode: Mode, queries: Encoded, rows: Sequence[Longs]) -> list[Array]:
@@ -136,6 +145,24 @@ def _completed(snapshot: Snapshot, mode: Mode, query: Encoded, rows: Longs, chos
     return scores
 
 
+def with_late_interaction(
+    snapshot: Snapshot, query: Encoded, scores: Mapping[Mode, Array], weights: Mapping[Mode, float], k: int, rows: Longs
+) -> tuple[dict[Mode, Array], Longs]:
+    """The scores of those rows that can be among the best k by the weighted sum, in all modes, and these rows.
+
+    scores: (rows,) of all weighted modes but late interaction.
+    """
+    likely: Ints = np.arange(len(rows))
+    totals = _totals(scores, weights, len(rows))
+    found = _rough(snapshot, query, rows) if len(rows) > k else None
+    if found is not None:
+        totals += weights["multi_vector"] * found.scores[0]
+        rounding = 4 * np.finfo(totals.dtype).eps * np.abs(totals).max()
+        likely = contenders(totals, k, 2 * (abs(weights["multi_vector"]) * found.slack[0] + rounding))
+    late = exact_scores(snapshot, "multi_vector", query, rows[likely])[0]
+    return {**{mode: each[likely] for mode, each in scores.items()}, "multi_vector": late}, rows[likely]
+
+
 def best_found(
     transaction: Transaction,
     snapshot: Snapshot,
@@ -145,11 +172,7 @@ def best_found(
     rows: Longs,
 ) -> list[Found]:
     """The best k of these rows by the weighted sum, and all that tie with the last. scores: (rows,) of each mode."""
-    totals = np.zeros(len(rows))
-    for mode in MODES:  # in the order in which `weighted_sum` adds them
-        if mode in weights:
-            totals += weights[mode] * scores[mode].astype(np.float64)
-    best = contenders(totals, k)
+    best = contenders(_totals(scores, weights, len(rows)), k)
     passages = transaction.passages(snapshot.slots[rows[best]].tolist())
     return [
         Found(passage, {mode: float(scores[mode][place]) for mode in weights})
@@ -157,31 +180,38 @@ def best_found(
     ]
 
 
-def _exact_scores(lying: Sequence[tuple[Segment, Longs, Longs]], mode: Mode, queries: Encoded) -> Array:
-    """Raises DamagedFolder where what is there cannot be vectors."""
-    places = [(segment, mine) for segment, mine, _ in lying]
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = _SCORES[mode](places, queries)
+def _totals(scores: Mapping[Mode, Array], weights: Mapping[Mode, float], count: int) -> npt.NDArray[np.float64]:
+    """(count,) the weighted sums of the modes that there are."""
+    totals = np.zeros(count)
+    for mode in MODES:  # in the order in which `weighted_sum` adds them
+        if mode in scores:
+            totals += weights[mode] * scores[mode].astype(np.float64)
+    return totals
+
+
+def _dense_scores(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
+    lying = list(snapshot.lying("dense", rows))
+    values = np.concatenate([segment.arrays["values"][mine] for segment, mine, _ in lying])
+    return _as_asked(lying, dense_scores(queries.dense, values))
+
+
+def _sparse_scores(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
+    lying = list(snapshot.lying("sparse", rows))
+    offsets, columns, kept = sparse_rows([(segment, mine) for segment, mine, _ in lying])
+    every = [shared_weights(tokens, weights, offsets, columns, kept) for tokens, weights in entries_of(queries.sparse)]
+    return _as_asked(lying, np.array(every, np.float32))
+
+
+def _late_scores(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
+    places = snapshot.ragged(rows)
+    return np.array([late_scores(places, query) for query in queries.multi_vector], np.float32)
+
+
+def _as_asked(lying: Sequence[tuple[Segment, Longs, Longs]], found: Array) -> Array:
+    """The scores in the order of the rows, where they were found segment by segment."""
     scores = np.empty_like(found)
     scores[:, np.concatenate([which for _, _, which in lying])] = found
-    if not np.isfinite(scores).all():
-        path = next(segment.path for segment, _, which in lying if not np.isfinite(scores[:, which]).all())
-        raise damaged(path, _NOT_FINITE)
     return scores
-
-
-def _dense_scores(lying: Sequence[tuple[Segment, Longs]], queries: Encoded) -> Array:
-    return dense_scores(queries.dense, np.concatenate([segment.arrays["values"][rows] for segment, rows in lying]))
-
-
-def _sparse_scores(lying: Sequence[tuple[Segment, Longs]], queries: Encoded) -> Array:
-    offsets, columns, kept = sparse_rows(lying)
-    every = [shared_weights(tokens, weights, offsets, columns, kept) for tokens, weights in entries_of(queries.sparse)]
-    return np.array(every, np.float32)
-
-
-def _late_scores(lying: Sequence[tuple[Segment, Longs]], queries: Encoded) -> Array:
-    return np.array([late_scores(lying, query) for query in queries.multi_vector], np.float32)
 
 
 def _sharing(proposed: Sequence[Longs]) -> Iterator[tuple[Longs, list[int]]]:
@@ -205,6 +235,29 @@ def _chosen(transaction: Transaction, snapshot: Snapshot, found: Scored, k: int)
     hits = _best(transaction, snapshot, found, k)
     rows = snapshot.rows_named(transaction, [hit.id for hit in hits])
     return Scored(rows, np.array([hit.score for hit in hits], np.float32), found.every)
+
+
+def _propose_late(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+    if len(allowed) <= k:
+        return [allowed] * len(queries)
+    step = max(1, _SCORES_AT_ONCE // len(allowed))
+    parts = (_some_of(queries, range(start, min(start + step, len(queries)))) for start in range(0, len(queries), step))
+    return [rows for part in parts for rows in _propose_late_block(snapshot, part, k, allowed)]
+
+
+def _propose_late_block(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+    found = _rough(snapshot, queries, allowed)
+    if found is None:
+        return [allowed] * len(queries)
+    return [allowed[contenders(each, k, 2 * slack)] for each, slack in zip(*found, strict=True)]
+
+
+def _rough(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Rough | None:
+    """The late-interaction scores of these rows."""
+    if snapshot.limits is None:
+        return None
+    coding = snapshot.codings["multi_vector"]
+    return rough_scores(snapshot.ragged(rows), snapshot.limits, coding, queries.multi_vector)
 
 
 def _propose_dense(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
@@ -311,7 +364,7 @@ def _token_scores(snapshot: Snapshot, query: scipy.sparse.csr_array) -> Array:
     return scores
 
 
-_SCORES: Mapping[Mode, Callable[[Sequence[tuple[Segment, Longs]], Encoded], Array]] = {
+_SCORES: Mapping[Mode, Callable[[Snapshot, Encoded, Longs], Array]] = {
     "dense": _dense_scores,
     "sparse": _sparse_scores,
     "multi_vector": _late_scores,

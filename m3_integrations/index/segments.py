@@ -18,19 +18,22 @@ import scipy.sparse
 from m3_integrations.core.encoded import (
     Array,
     Encoded,
+    Ints,
     Mode,
     MultiVectors,
+    in_parts,
     late_interactions,
 )
 from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
+from m3_integrations.index.byte_vectors import BYTES, LEFT_OUT, REACH, are_limits, byte_vectors, reach_of
 from m3_integrations.index.coarse import COARSE, WIDEST, coarse_copy, is_coarse_copy, longest_of
-from m3_integrations.index.codes import Codes, Coding
+from m3_integrations.index.codes import Bytes, Codes, Coding
 
 Longs: TypeAlias = npt.NDArray[np.int64]
 
 
 class Segment(NamedTuple):
-    """One mapped segment. arrays: what `_shapes` says of its mode and coding; coding: None where values are kept."""
+    """One mapped segment. arrays: what `_SHAPES` and `_shapes_coded` say; coding: None where values are kept."""
 
     mode: Mode
     width: int
@@ -70,6 +73,36 @@ class Segment(NamedTuple):
             raise damaged(self.path, f"holds what cannot be vectors ({error})") from error
 
 
+class Ragged(NamedTuple):
+    """Rows whose vectors lie one row after the other in segments. numbers: of which one; begins, ends: where in it."""
+
+    segments: Mapping[int, Segment]
+    numbers: Longs
+    begins: Longs
+    ends: Longs
+
+    @property
+    def counts(self) -> Longs:
+        return self.ends - self.begins
+
+    def some(self, which: npt.NDArray[Any]) -> Ragged:
+        return Ragged(self.segments, self.numbers[which], self.begins[which], self.ends[which])
+
+    def joined(self) -> Ragged:
+        """The same vectors; rows that follow one another in a segment are one."""
+        apart = (self.numbers[1:] != self.numbers[:-1]) | (self.begins[1:] != self.ends[:-1])
+        first, last = (np.flatnonzero(edges) for edges in (np.append(True, apart), np.append(apart, True)))
+        return Ragged(self.segments, self.numbers[first], self.begins[first], self.ends[last])
+
+    def spans(self) -> Iterator[tuple[Segment, slice]]:
+        """Each row's segment, and its place there."""
+        for number, *span in zip(*(each.tolist() for each in self[1:]), strict=True):
+            yield self.segments[number], slice(*span)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
 def write_segment(path: Path, slots: Longs, written: Longs, encoded: Encoded, coding: Coding | None) -> Stamp:
     """Write and sync a segment of the one mode that `encoded` has; row i is of slots[i], made in written[i]."""
     (mode,) = encoded.modes
@@ -81,7 +114,7 @@ def map_segment(path: Path, mode: Mode, width: int, length: int, coding: Coding 
     """Raises FileNotFoundError, and DamagedFolder where the file is no such segment."""
     arrays = map_arrays(path, length)
     found = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
-    if found not in (_SHAPES[mode] if coding is None else [_shape_coded(coding)]):
+    if found not in (_SHAPES[mode] if coding is None else _shapes_coded(coding)):
         raise damaged(
             path, f"is no {mode} segment of {coding.precision if coding else 'float32'}: it holds {sorted(found)}"
         )
@@ -105,40 +138,50 @@ def add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Ar
 
 def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Array) -> None:
     arrays = segment.arrays
-    terms, offsets = arrays["terms"], arrays["term_offsets"]
-    if not len(terms):
-        return
-    tokens = query.indices.astype(terms.dtype)  # another type would turn all terms into it
-    places = np.minimum(np.searchsorted(terms, tokens), len(terms) - 1)
-    shared = np.flatnonzero(terms[places] == tokens)
-    begins, ends = (offsets[places[shared] + i] for i in (0, 1))
-    parts = np.cumsum(ends - begins) // _POSTINGS_AT_ONCE
-    for some in np.split(np.arange(len(shared)), np.flatnonzero(np.diff(parts)) + 1) if len(shared) else []:
+    listed, with_list = _places(arrays["terms"], query.indices)
+    common, with_all = _places(arrays.get("common", _NO_TERMS), query.indices)
+    begins, ends = (arrays["term_offsets"][listed + after] for after in (0, 1))
+    importances, done = query.data[with_list], 0
+    for place, weight, before in zip(common, query.data[with_all], np.searchsorted(with_list, with_all), strict=True):
+        _add_lists(arrays, begins[done:before], ends[done:before], importances[done:before], scores)
+        scores += arrays["common_weights"][place] * weight
+        done = before
+    _add_lists(arrays, begins[done:], ends[done:], importances[done:], scores)
+
+
+def _add_lists(arrays: Arrays, begins: Longs, ends: Longs, importances: Array, scores: Array) -> None:
+    """One list of rows after the other, times its importance."""
+    for some in in_parts(ends - begins, _POSTINGS_AT_ONCE) if len(begins) else []:
         spans = [slice(*span) for span in zip(begins[some].tolist(), ends[some].tolist(), strict=True)]
         weights = np.concatenate([arrays["posted_weights"][span] for span in spans])
-        weights *= np.repeat(query.data[shared[some]], ends[some] - begins[some])
+        weights *= np.repeat(importances[some], ends[some] - begins[some])
         np.add.at(scores, np.concatenate([arrays["posted"][span] for span in spans]), weights)  # += would read first
 
 
-def late_scores(lying: Sequence[tuple[Segment, Longs]], query: Array) -> Array:
-    """(rows,) the late-interaction scores of one query with these rows of these segments, in this order.
+def _places(terms: Ints, tokens: Ints) -> tuple[Ints, Ints]:
+    """Where the tokens stand among the terms, both ascending, and which of them do."""
+    if not len(terms):
+        return _NO_TERMS, _NO_TERMS
+    places = np.minimum(np.searchsorted(terms, tokens.astype(terms.dtype)), len(terms) - 1)  # as another type all terms
+    shared = np.flatnonzero(terms[places] == tokens)
+    return places[shared], shared
+
+
+def late_scores(rows: Ragged, query: Array) -> Array:
+    """(rows,) the late-interaction scores of one query with these rows.
 
     query: (query tokens, width). The vectors are read where they lie, and decoded where they are coded.
     """
-    coding = lying[0][0].coding if lying else None
-    spans = [(segment, _spans(segment, rows)) for segment, rows in lying]
-    counts = np.array([end - begin for _, each in spans for begin, end in each], np.int64)
-    passages = (passage for segment, each in spans for passage in _passages(segment, each))
-    return late_interactions(coding.facing(query) if coding else query, passages, counts)
+    coding = next(iter(rows.segments.values())).coding if len(rows) else None
+    return late_interactions(coding.facing(query) if coding else query, _passages(rows), rows.counts)
 
 
-def _passages(segment: Segment, spans: Sequence[tuple[int, int]]) -> Iterator[Array]:
-    coding, arrays = segment.coding, segment.arrays
-    if coding is None:
-        values = arrays["values"]
-        return (values[begin:end] for begin, end in spans)
-    numbers, scales = arrays["numbers"], arrays["scales"]
-    return (coding.near(Codes(numbers[begin:end], scales[begin:end])) for begin, end in spans)
+def _passages(rows: Ragged) -> Iterator[Array]:
+    for segment, some in rows.spans():
+        if segment.coding is None:
+            yield segment.arrays["values"][some]
+        else:
+            yield segment.coding.near(Codes(segment.arrays["numbers"][some], segment.arrays["scales"][some]))
 
 
 def sparse_rows(lying: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDArray[np.int32], Array]:
@@ -166,26 +209,35 @@ def _lay_out_dense(encoded: Encoded) -> Arrays:
 
 
 def _lay_out_sparse(encoded: Encoded) -> Arrays:
+    """Rows, and of each token the list of its rows; of a common one the weights of all rows, which takes no longer."""
     rows = encoded.sparse
     columns = rows.tocsc()
-    terms = np.flatnonzero(np.diff(columns.indptr))
+    counts = np.diff(columns.indptr)
+    common = np.flatnonzero(counts * _COMMON > rows.shape[0])
+    listed = np.flatnonzero((counts > 0) & (counts * _COMMON <= rows.shape[0]))
+    lists = columns[:, listed]
     return {
         "offsets": rows.indptr.astype(np.int64),
         "columns": rows.indices.astype(np.int32),
         "weights": rows.data,
-        "terms": terms.astype(np.int32),
-        "term_offsets": columns.indptr[[*terms, -1]].astype(np.int64),
-        "posted": columns.indices.astype(np.int32),
-        "posted_weights": columns.data,
+        "terms": listed.astype(np.int32),
+        "term_offsets": lists.indptr.astype(np.int64),
+        "posted": lists.indices.astype(np.int32),
+        "posted_weights": lists.data,
+        "common": common.astype(np.int32),
+        "common_weights": columns[:, common].toarray().T,
     }
 
 
 def _lay_out_multi_vector(encoded: Encoded) -> Arrays:
-    return {"offsets": encoded.multi_vector.offsets, "values": encoded.multi_vector.values}
+    vectors = encoded.multi_vector
+    return {"offsets": vectors.offsets, "values": vectors.values, **byte_vectors(vectors.values)}
 
 
 def _lay_out_coded(encoded: Encoded, coding: Coding) -> Arrays:
-    return {"offsets": encoded.multi_vector.offsets, **coding.encode(encoded.multi_vector.values)._asdict()}
+    codes = coding.encode(encoded.multi_vector.values)
+    reach = reach_of(codes) if isinstance(coding, Bytes) else {}
+    return {"offsets": encoded.multi_vector.offsets, **codes._asdict(), **reach}
 
 
 def _take_dense(segment: Segment, rows: Longs) -> Encoded:
@@ -233,15 +285,17 @@ def _fault_sparse(segment: Segment) -> str:
     rows = _are_offsets(it["offsets"], len(segment), len(it["columns"])) and len(it["columns"]) == len(it["weights"])
     terms = _are_offsets(it["term_offsets"], len(it["terms"]), len(it["posted"]))
     inverted = terms and len(it["posted"]) == len(it["posted_weights"])
+    inverted = inverted and ("common" not in it or it["common_weights"].shape == (len(it["common"]), len(segment)))
     return "" if rows and inverted else "holds sparse rows that do not add up"
 
 
 def _fault_multi_vector(segment: Segment) -> str:
-    coding = segment.coding
-    values = segment.arrays["values" if coding is None else "numbers"]
+    it, coding = segment.arrays, segment.coding
     width = segment.width if coding is None else coding.bytes_of(segment.width)
-    whole = values.shape[1] == width and _are_offsets(segment.arrays["offsets"], len(segment), len(values))
-    whole = whole and (coding is None or len(segment.arrays["scales"]) == len(values))
+    total = len(it["values" if coding is None else "numbers"])
+    shapes = {"values": (total, segment.width), "numbers": (total, width), "scales": (total,)}
+    whole = all(it[name].shape == shape for name, shape in shapes.items() if name in it)
+    whole = whole and _are_offsets(it["offsets"], len(segment), total) and are_limits(it)
     return "" if whole else "holds multi-vectors that do not add up"
 
 
@@ -252,12 +306,14 @@ def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
 _NONE = np.empty(0, np.int64)
 _LENGTHS = (2e-19, 3.5e38)
 _POSTINGS_AT_ONCE = 1 << 14
+_COMMON = 4  # a token that one row in so many has
+_NO_TERMS = np.empty(0, np.int32)
 _FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
 _EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
+_RAGGED = {**_EACH, "offsets": (_LONGS, 1)}
 _DENSE = {**_EACH, "values": (_FLOATS, 2), "longest": (_FLOATS, 1)}
-_SPARSE = {
-    **_EACH,
-    "offsets": (_LONGS, 1),
+_POSTED = {
+    **_RAGGED,
     "columns": (_INTS, 1),
     "weights": (_FLOATS, 1),
     "terms": (_INTS, 1),
@@ -267,13 +323,17 @@ _SPARSE = {
 }
 _SHAPES: Mapping[Mode, Sequence[Mapping[str, tuple[str, int]]]] = {
     "dense": [{**_DENSE, **COARSE}, _DENSE],
-    "sparse": [_SPARSE],
-    "multi_vector": [{**_EACH, "offsets": (_LONGS, 1), "values": (_FLOATS, 2)}],
+    "sparse": [{**_POSTED, "common": (_INTS, 1), "common_weights": (_FLOATS, 2)}, _POSTED],
+    "multi_vector": [
+        {**_RAGGED, "values": (_FLOATS, 2), **BYTES, **REACH, **LEFT_OUT},
+        {**_RAGGED, "values": (_FLOATS, 2)},
+    ],
 }
 
 
-def _shape_coded(coding: Coding) -> Mapping[str, tuple[str, int]]:
-    return {**_EACH, "offsets": (_LONGS, 1), "numbers": (coding.dtype, 2), "scales": ("<u2", 1)}
+def _shapes_coded(coding: Coding) -> Sequence[Mapping[str, tuple[str, int]]]:
+    codes = {**_RAGGED, **BYTES, "numbers": (coding.dtype, 2)}
+    return [{**codes, **REACH}, codes]
 
 
 _LAY_OUT: Mapping[Mode, Callable[[Encoded], dict[str, npt.NDArray[Any]]]] = {

@@ -17,11 +17,12 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import Encoded, Mode, MultiVectors
 from m3_integrations.index.arrays import damaged
+from m3_integrations.index.byte_vectors import Limits, limits_of
 from m3_integrations.index.catalogue import Transaction, broken
 from m3_integrations.index.checks import unknown
 from m3_integrations.index.codes import Coding
 from m3_integrations.index.columns import Columns, Mask
-from m3_integrations.index.segments import Longs, Segment, map_segment
+from m3_integrations.index.segments import Longs, Ragged, Segment, map_segment
 from m3_integrations.index.where import Where
 
 _ROW_BITS = 32
@@ -122,6 +123,7 @@ class Snapshot:
         self.count = 0
         self.living = 0
         self.columns = Columns()
+        self.limits: Limits | None = None
         self._names = Names()
         self._filling = threading.Lock()
         self._folder = folder
@@ -129,6 +131,8 @@ class Snapshot:
         self._slots: Longs = np.zeros(0, np.int64)
         self._live: Mask = np.zeros(0, bool)
         self._places: dict[Mode, Longs] = {}
+        self._begins: Longs = np.zeros(0, np.int64)
+        self._ends: Longs = np.zeros(0, np.int64)
         self._placed: dict[int, Placed] = {}
 
     @property
@@ -148,6 +152,7 @@ class Snapshot:
         twin.columns, twin._next_slot = self.columns.copy(), self._next_slot
         twin._slots, twin._live = self._slots.copy(), self._live.copy()
         twin._places = {mode: places.copy() for mode, places in self._places.items()}
+        twin._begins, twin._ends, twin.limits = self._begins.copy(), self._ends.copy(), self.limits
         twin._placed = {number: placed.copy() for number, placed in self._placed.items()}
         return twin
 
@@ -217,6 +222,12 @@ class Snapshot:
         for number, (begin, end) in zip(numbers[bounds[:-1]].tolist(), pairwise(bounds), strict=True):
             yield self._segment(number), mine[begin:end], order[begin:end]
 
+    def ragged(self, rows: Longs) -> Ragged:
+        """Where the multi-vectors of these rows lie."""
+        numbers = self._places["multi_vector"][rows] >> _ROW_BITS
+        segments = {number: self._segment(number) for number in set(numbers.tolist())}
+        return Ragged(segments, numbers, self._begins[rows], self._ends[rows])
+
     def all_vectors(self, rows: Longs, modes: Iterable[Mode]) -> Encoded:
         return Encoded(**{mode: getattr(self.vectors(mode, rows), mode) for mode in modes})
 
@@ -259,6 +270,7 @@ class Snapshot:
             self._live = np.concatenate([self._live, np.zeros(room, bool)])
             nowhere = np.full(room, _NOWHERE, np.int64)
             self._places = {mode: np.concatenate([places, nowhere]) for mode, places in self._places.items()}
+            self._begins, self._ends = (np.concatenate([each, nowhere]) for each in (self._begins, self._ends))
         self._slots[self.count : count] = slots
         self._live[self.count : count] = True
         self.count, self.living = count, self.living + len(slots)
@@ -284,11 +296,16 @@ class Snapshot:
                 if len(segment) != row.rows:
                     raise damaged(path, f"has {len(segment)} rows instead of {row.rows}")
                 self._place(number, segment)
+        late = [placed.segment.arrays for placed in self._placed.values() if placed.segment.mode == "multi_vector"]
+        self.limits = limits_of(late)
 
     def _place(self, number: int, segment: Segment) -> None:
         rows = self._look_up(segment.slots)
         known = np.flatnonzero(rows >= 0)
         self._places[segment.mode][rows[known]] = _place(number, known)
+        if segment.mode == "multi_vector":
+            offsets = segment.arrays["offsets"]
+            self._begins[rows[known]], self._ends[rows[known]] = offsets[known], offsets[known + 1]
         self._placed[number] = Placed(segment, rows)
 
     def _require_vectors(self, first: int) -> None:

@@ -187,7 +187,7 @@ def test_a_folder_of_format_3_is_searched_and_goes_on(tmp_path):
             each.add([Passage("new", "")], Encoded(dense=queries[:1]))
         assert_the_same(index, judge, queries)
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:  # so that a version before says what it is
-        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
 
 
 @pytest.mark.parametrize("name", ["longest", "left_out", "reach", "steps"])

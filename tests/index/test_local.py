@@ -301,7 +301,7 @@ def test_a_list_of_rows_that_are_not_there_is_damage(copied):
         path.unlink()
         write_arrays(path, {**arrays, "posted": arrays["posted"] + 1000})
     with LocalIndex.open(copied) as index, pytest.raises(DamagedFolder, match="lists of rows that it has not"):
-        index.search("sparse", encode(["red"]), 3)
+        index.search("sparse", encode([" ".join(map(str, range(12)))]), 3)
 
 
 def _use_at_risk(folder):
@@ -479,18 +479,23 @@ def test_more_ids_than_are_remembered_are_found(folder, monkeypatch):
             assert_alike(index, judge, Field("i", ">", 9))
 
 
-@pytest.fixture
-def lists(folder):
-    """A folder with sparse rows over two tokens: the second of five has a weight that a question can overflow."""
-    weights = np.ones((5, 2), np.float32)
+@pytest.fixture(params=[0, 20], ids=["common", "listed"])
+def lists(folder, request):
+    """A folder with sparse rows over two tokens: the second of five has a weight that a question can overflow.
+
+    Among twenty more passages the tokens are not common, and have lists of rows.
+    """
+    weights = np.zeros((5 + request.param, 3), np.float32)
+    weights[:5, :2], weights[5:, 2] = 1, 1
     weights[1, 0] = 3e38
+    passages = [Passage(f"p{i}", "", {"i": i}) for i in range(len(weights))]
     with LocalIndex.open(folder) as index:
-        index.add([Passage(f"p{i}", "", {"i": i}) for i in range(5)], Encoded(sparse=scipy.sparse.csr_array(weights)))
+        index.add(passages, Encoded(sparse=scipy.sparse.csr_array(weights)))
     return folder
 
 
 def asked(first, second):
-    return Encoded(sparse=scipy.sparse.csr_array(np.array([[first, second]], np.float32)))
+    return Encoded(sparse=scipy.sparse.csr_array(np.array([[first, second, 0]], np.float32)))
 
 
 def test_what_a_filter_leaves_out_may_score_anything(lists):
@@ -503,7 +508,8 @@ def test_what_a_filter_leaves_out_may_score_anything(lists):
 def test_lists_that_hold_no_weights_are_told_of_and_never_score(lists, damage):
     path = segments(lists, "sparse")[0]
     arrays = {name: np.array(array) for name, array in map_arrays(path, path.stat().st_size).items()}
-    arrays["posted_weights"][3] = damage
+    kept = "posted_weights" if len(arrays["posted_weights"]) else "common_weights"
+    arrays[kept].ravel()[3] = damage
     path.unlink()
     write_arrays(path, arrays)
     with LocalIndex.open(lists) as index, pytest.raises(DamagedFolder, match="scores are not finite"):
