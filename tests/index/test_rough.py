@@ -28,7 +28,7 @@ from m3_integrations.index.where import Field
 from m3_integrations.retrieval.retriever import Retriever
 
 quick = pytest.mark.skipif(not has_byte_products(), reason="this processor has no quick products of bytes")
-KINDS = ("plain", "lengths", "dimensions", "alike", "few values")
+KINDS = ("plain", "lengths", "dimensions", "near", "alike", "few values")
 
 
 def drawn(seed, rows, width, kind):
@@ -39,8 +39,8 @@ def drawn(seed, rows, width, kind):
         vectors *= 10.0 ** random.uniform(-30, 3, (rows, 1))
     if kind == "dimensions":
         vectors *= 10.0 ** random.uniform(-20, 2, (1, width))
-    if kind == "alike":
-        vectors = np.repeat(vectors[:1], rows, axis=0) + 1e-6 * vectors
+    if kind in ("near", "alike"):  # apart by less than a step, and by hardly more than float32 can tell
+        vectors = np.repeat(vectors[:1], rows, axis=0) + (1e-2 if kind == "near" else 1e-6) * vectors
     if kind == "few values":
         vectors = np.sign(vectors) * (np.abs(vectors) > 1)
     return vectors.astype(np.float32)
@@ -176,7 +176,7 @@ class Told:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", [(1, 0.3, 1), (1, 0, 1e-3), (1e6, 1, 1), (0, 0, 1)])
 def test_a_hybrid_question_finds_what_memory_finds_to_the_bit(tmp_path, weights, kind):
-    encoded, asked = in_all_modes(0, 400, kind), in_all_modes(1, 6, kind)
+    encoded, asked = in_all_modes(0, 400, kind, least=int(kind == "near")), in_all_modes(1, 6, kind)
     passages = [Passage(f"p{i:03d}", "") for i in range(400)]
     weighted = dict(zip(("dense", "sparse", "multi_vector"), weights, strict=True))
     with LocalIndex.open(tmp_path) as index, MemoryIndex() as judge:
