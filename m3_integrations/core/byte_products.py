@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import product
 
@@ -12,6 +15,7 @@ Bytes = npt.NDArray[np.int8]
 Counts = npt.NDArray[np.int32]
 
 NARROWEST = 16  # torch's 2.13 answers nonsense for a width of 1, and narrow vectors are quick as they are
+_ON_ONE_THREAD = 1 << 28
 WIDEST = 133_000  # times 127 times 127 is below 2**31
 
 
@@ -39,7 +43,38 @@ def byte_products(queries: Bytes, passages: Bytes) -> Counts:
 
     width: from `NARROWEST` to `WIDEST`. The arrays must be writable, since torch has no others.
     """
+    if queries.size * len(passages) > _ON_ONE_THREAD:
+        return _products(queries, passages)
+    with _one_thread():
+        return _products(queries, passages)
+
+
+def _products(queries: Bytes, passages: Bytes) -> Counts:
     import torch
 
     products: Counts = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(passages).T).numpy()
     return products
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on this thread alone: others that are woken spin for milliseconds after they have done their part."""
+    openmp = _openmp()
+    if openmp is None:
+        yield
+        return
+    before = openmp.omp_get_max_threads()
+    openmp.omp_set_num_threads(1)  # of this thread, not of the process, as torch's own setting is
+    try:
+        yield
+    finally:
+        openmp.omp_set_num_threads(before)
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP that torch computes with; None where it cannot be found."""
+    import torch
+
+    library = ctypes.CDLL(torch._C.__file__)
+    return library if hasattr(library, "omp_set_num_threads") else None

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from time import process_time, sleep, thread_time
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,3 +24,18 @@ def test_products_of_bytes_are_those_of_whole_numbers(seed, queries, passages, w
 def test_the_largest_products_do_not_run_over(signs):
     few, many = (np.full((3, 133_000), 127 * sign, np.int8) for sign in signs)
     assert (byte_products(few, many) == signs[0] * signs[1] * 127 * 127 * 133_000).all()
+
+
+def test_a_small_product_wakes_no_other_threads():
+    few, many = np.ones((12, 384), np.int8), np.ones((3200, 384), np.int8)
+    before, here = process_time(), thread_time()
+    for _ in range(50):
+        byte_products(few, many)
+        sleep(0.005)  # in which threads that were woken would spin
+    assert process_time() - before < 1.5 * (thread_time() - here) + 0.05
+
+
+def test_how_many_threads_compute_is_left_as_it_was():
+    before = torch.get_num_threads()
+    byte_products(np.ones((1, 16), np.int8), np.ones((1, 16), np.int8))
+    assert torch.get_num_threads() == before
