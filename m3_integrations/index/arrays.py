@@ -62,6 +62,18 @@ def map_arrays(path: Path, length: int) -> Arrays:
         raise damaged(path, f"is no file of arrays ({error})") from error
 
 
+def read_ahead(array: npt.NDArray[Any], rows: slice) -> None:
+    """Begin to read these rows of a mapped array: what is not in memory then comes at once and not page by page."""
+    mapped = _mapped(array)
+    if mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    first = _address(array) - _address(np.frombuffer(mapped, np.uint8, 1))
+    begin, end = (first + row * array.strides[0] for row in (rows.start, rows.stop))
+    begin -= begin % mmap.PAGESIZE
+    if end > begin:
+        mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+
+
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -92,6 +104,20 @@ def _write_pieces(file: BinaryIO, begin: bytes, arrays: Iterable[npt.NDArray[Any
             digest.update(piece)
             length += len(piece)
     return Stamp(length, digest.hexdigest())
+
+
+def _mapped(array: npt.NDArray[Any]) -> mmap.mmap | None:
+    """What the array lies in, if it is a file."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    lies_in = base.obj if isinstance(base, memoryview) else base
+    return lies_in if isinstance(lies_in, mmap.mmap) else None
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _little(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -24,7 +24,7 @@ from m3_integrations.core.encoded import (
     in_parts,
     late_interactions,
 )
-from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, write_arrays
+from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, read_ahead, write_arrays
 from m3_integrations.index.byte_vectors import BYTES, LEFT_OUT, REACH, are_limits, byte_vectors, reach_of
 from m3_integrations.index.coarse import COARSE, WIDEST, coarse_copy, is_coarse_copy, longest_of
 from m3_integrations.index.codes import Bytes, Codes, Coding
@@ -173,6 +173,8 @@ def late_scores(rows: Ragged, query: Array) -> Array:
     query: (query tokens, width). The vectors are read where they lie, and decoded where they are coded.
     """
     coding = next(iter(rows.segments.values())).coding if len(rows) else None
+    for segment, some in rows.joined().spans() if len(rows) else ():
+        read_ahead(segment.arrays["values" if coding is None else "numbers"], some)
     return late_interactions(coding.facing(query) if coding else query, _passages(rows), rows.counts)
 
 
