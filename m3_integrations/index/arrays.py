@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,9 +23,31 @@ from m3_integrations.core.errors import DamagedFolder
 _MAGIC = b"M3ARRAY1"
 _ALIGNMENT = 64
 _LONGEST_HEADER = 1 << 16
+_CAN_READ_AHEAD = hasattr(mmap, "MADV_WILLNEED")
 _DTYPES = ("<f4", "<f8", "<i4", "<i8", "<u2", "|i1", "|u1")
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Mapped(Arrays):
+    """The arrays of a mapped file, and where in it each begins."""
+
+    def __init__(self, file: mmap.mmap | bytes) -> None:
+        super().__init__()
+        self._file = file
+        self._begins: dict[str, int] = {}
+
+    def add(self, name: str, dtype: str, shape: Sequence[int], begin: int) -> None:
+        self[name] = np.frombuffer(self._file, dtype, math.prod(shape), begin).reshape(shape)
+        self._begins[name] = begin
+
+    def read_ahead(self, name: str, rows: slice) -> None:
+        """Begin to read these rows of an array: what is not in memory then comes at once and not page by page."""
+        row = self[name].nbytes // max(1, len(self[name]))
+        begin, length = self._begins[name] + rows.start * row, (rows.stop - rows.start) * row
+        before = begin % mmap.PAGESIZE
+        if length > 0 and _CAN_READ_AHEAD and isinstance(self._file, mmap.mmap):
+            self._file.madvise(mmap.MADV_WILLNEED, begin - before, length + before)
 
 
 class Stamp(NamedTuple):
@@ -46,7 +68,7 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> Stamp:
     return stamp
 
 
-def map_arrays(path: Path, length: int) -> Arrays:
+def map_arrays(path: Path, length: int) -> Mapped:
     """The arrays of a file, mapped and read-only.
 
     Raises FileNotFoundError, and DamagedFolder where the file is not `length` bytes of what `write_arrays` writes.
@@ -60,18 +82,6 @@ def map_arrays(path: Path, length: int) -> Arrays:
         return _parsed(mapped)
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(path, f"is no file of arrays ({error})") from error
-
-
-def read_ahead(array: npt.NDArray[Any], rows: slice) -> None:
-    """Begin to read these rows of a mapped array: what is not in memory then comes at once and not page by page."""
-    mapped = _mapped(array)
-    if mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
-        return
-    first = _address(array) - _address(np.frombuffer(mapped, np.uint8, 1))
-    begin, end = (first + row * array.strides[0] for row in (rows.start, rows.stop))
-    begin -= begin % mmap.PAGESIZE
-    if end > begin:
-        mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
 
 def checksum(path: Path) -> str:
@@ -106,25 +116,11 @@ def _write_pieces(file: BinaryIO, begin: bytes, arrays: Iterable[npt.NDArray[Any
     return Stamp(length, digest.hexdigest())
 
 
-def _mapped(array: npt.NDArray[Any]) -> mmap.mmap | None:
-    """What the array lies in, if it is a file."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    lies_in = base.obj if isinstance(base, memoryview) else base
-    return lies_in if isinstance(lies_in, mmap.mmap) else None
-
-
-def _address(array: npt.NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
 def _little(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
-def _parsed(mapped: mmap.mmap | bytes) -> Arrays:
+def _parsed(mapped: mmap.mmap | bytes) -> Mapped:
     if mapped[: len(_MAGIC)] != _MAGIC:
         raise ValueError("it begins otherwise")
     start = len(_MAGIC) + 8
@@ -132,16 +128,15 @@ def _parsed(mapped: mmap.mmap | bytes) -> Arrays:
     if header_length > _LONGEST_HEADER:
         raise ValueError(f"a header of {header_length} bytes")
     end = start + header_length
-    arrays: Arrays = {}
+    arrays = Mapped(mapped)
     for name, dtype, shape in json.loads(mapped[start:end]):
         if dtype not in _DTYPES or not all(type(size) is int and size >= 0 for size in shape):
             raise ValueError(f"an array {name!r} of {dtype} and shape {shape}")
         begin = end + -end % _ALIGNMENT
-        count = math.prod(shape)
-        end = begin + count * np.dtype(dtype).itemsize
+        end = begin + math.prod(shape) * np.dtype(dtype).itemsize
         if end > len(mapped):
             raise ValueError(f"array {name!r} goes beyond the end")
-        arrays[name] = np.frombuffer(mapped, dtype, count, begin).reshape(shape)
+        arrays.add(name, dtype, shape, begin)
     if end != len(mapped):
         raise ValueError("bytes after the last array")
     return arrays

@@ -47,7 +47,8 @@ def rough_scores(rows: Ragged, limits: Limits, coding: Coding | None, queries: M
     """
     if not NARROWEST <= queries.width <= WIDEST or not queries.counts.all() or not has_byte_products():
         return None
-    asked = [_Asked(queries.take(some), coding) for some in in_parts(queries.counts, _ASKED_AT_ONCE)]
+    some_at_once = in_parts(queries.counts, _ASKED_AT_ONCE)
+    asked = [_Asked(queries.take(some) if len(some) < len(queries) else queries, coding) for some in some_at_once]
     parts = in_parts(rows.counts, _VECTORS_AT_ONCE)
     with np.errstate(over="ignore", invalid="ignore"):
         blocks = [

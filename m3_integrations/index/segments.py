@@ -24,7 +24,7 @@ from m3_integrations.core.encoded import (
     in_parts,
     late_interactions,
 )
-from m3_integrations.index.arrays import Arrays, Stamp, damaged, map_arrays, read_ahead, write_arrays
+from m3_integrations.index.arrays import Arrays, Mapped, Stamp, damaged, map_arrays, write_arrays
 from m3_integrations.index.byte_vectors import BYTES, LEFT_OUT, REACH, are_limits, byte_vectors, reach_of
 from m3_integrations.index.coarse import COARSE, WIDEST, coarse_copy, is_coarse_copy, longest_of
 from m3_integrations.index.codes import Bytes, Codes, Coding
@@ -38,7 +38,7 @@ class Segment(NamedTuple):
     mode: Mode
     width: int
     path: Path
-    arrays: Arrays
+    arrays: Mapped
     coding: Coding | None = None
 
     @property
@@ -96,8 +96,8 @@ class Ragged(NamedTuple):
 
     def spans(self) -> Iterator[tuple[Segment, slice]]:
         """Each row's segment, and its place there."""
-        for number, *span in zip(*(each.tolist() for each in self[1:]), strict=True):
-            yield self.segments[number], slice(*span)
+        rows = zip(self.numbers.tolist(), self.begins.tolist(), self.ends.tolist(), strict=True)
+        return ((self.segments[number], slice(begin, end)) for number, begin, end in rows)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -174,7 +174,7 @@ def late_scores(rows: Ragged, query: Array) -> Array:
     """
     coding = next(iter(rows.segments.values())).coding if len(rows) else None
     for segment, some in rows.joined().spans() if len(rows) else ():
-        read_ahead(segment.arrays["values" if coding is None else "numbers"], some)
+        segment.arrays.read_ahead("values" if coding is None else "numbers", some)
     return late_interactions(coding.facing(query) if coding else query, _passages(rows), rows.counts)
 
 

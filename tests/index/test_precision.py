@@ -19,7 +19,6 @@ from m3_integrations.index.codes import centre_of, coding_of, turned, turned_bac
 from m3_integrations.index.copying import copy_passages
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.index.segments import Segment
 from m3_integrations.index.where import Field
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.testing import HashEncoder, IndexContract
@@ -414,8 +413,7 @@ def test_scales_that_are_no_numbers_are_damage(tmp_path):
     with filled(tmp_path, "int8", late(5, 9)) as index:
         len(index)
         (placed,) = index._newest._placed.values()
-        arrays = {**placed.segment.arrays, "scales": np.full(14, 0x7FC0, np.uint16)}
-        placed.segment = Segment("multi_vector", 384, placed.segment.path, arrays, placed.segment.coding)
+        placed.segment.arrays["scales"] = np.full(14, 0x7FC0, np.uint16)
         for call in (
             lambda: index.score("multi_vector", late(3), [["p000"]]),
             lambda: index.vectors(["p000"]),
