@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,6 @@ Bytes = npt.NDArray[np.int8]
 Counts = npt.NDArray[np.int32]
 
 NARROWEST = 16  # torch's 2.13 answers nonsense for a width of 1, and narrow vectors are quick as they are
-_ON_ONE_THREAD = 1 << 28
 WIDEST = 133_000  # times 127 times 127 is below 2**31
 
 
@@ -28,51 +26,40 @@ def has_byte_products() -> bool:
     """
     import torch  # not before it is needed: it takes seconds
 
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch, "_int_mm"):
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or _openmp() is None:
         return False
     extremes = np.where(np.arange(40)[:, None] % 2, 127, -127).astype(np.int8).repeat(406, axis=1)
-    return all(
-        np.array_equal(byte_products(few, many), few.astype(np.int64) @ many.T.astype(np.int64))
-        for width in (NARROWEST, 33, 406)
-        for few, many in product(*2 * [[extremes[:rows, :width].copy() for rows in (1, 3, 40)]])
-    )
+    try:
+        return all(
+            np.array_equal(byte_products(few, many), few.astype(np.int64) @ many.T.astype(np.int64))
+            for width in (NARROWEST, 33, 406)
+            for few, many in product(*2 * [[extremes[:rows, :width].copy() for rows in (1, 3, 40)]])
+        )
+    except (AttributeError, TypeError, RuntimeError):
+        return False
 
 
 def byte_products(queries: Bytes, passages: Bytes) -> Counts:
     """(queries, passages): the inner products of (queries, width) and (passages, width), from -127 to 127, exactly.
 
-    width: from `NARROWEST` to `WIDEST`. The arrays must be writable, since torch has no others.
+    Only where `has_byte_products`. width: from `NARROWEST` to `WIDEST`. The arrays must be writable, since torch has no
+    others. Computed on the thread that asks: others that are woken spin for milliseconds after they have done their
+    part, and a forked process has them no more.
     """
-    if queries.size * len(passages) > _ON_ONE_THREAD:
-        return _products(queries, passages)
-    with _one_thread():
-        return _products(queries, passages)
-
-
-def _products(queries: Bytes, passages: Bytes) -> Counts:
     import torch
 
-    products: Counts = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(passages).T).numpy()
-    return products
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on this thread alone: others that are woken spin for milliseconds after they have done their part."""
     openmp = _openmp()
-    if openmp is None:
-        yield
-        return
     before = openmp.omp_get_max_threads()
     openmp.omp_set_num_threads(1)  # of this thread, not of the process, as torch's own setting is
     try:
-        yield
+        products: Counts = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(passages).T).numpy()
     finally:
         openmp.omp_set_num_threads(before)
+    return products
 
 
 @cache
-def _openmp() -> ctypes.CDLL | None:
+def _openmp() -> Any:
     """The OpenMP that torch computes with; None where it cannot be found."""
     import torch
 

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -47,7 +48,8 @@ class Mapped(Arrays):
         begin, length = self._begins[name] + rows.start * row, (rows.stop - rows.start) * row
         before = begin % mmap.PAGESIZE
         if length > 0 and _CAN_READ_AHEAD and isinstance(self._file, mmap.mmap):
-            self._file.madvise(mmap.MADV_WILLNEED, begin - before, length + before)
+            with suppress(OSError):  # a hint: what cannot be read now is told of where it is touched
+                self._file.madvise(mmap.MADV_WILLNEED, begin - before, length + before)
 
 
 class Stamp(NamedTuple):

@@ -14,13 +14,13 @@ import faiss as typed_faiss
 import numpy as np
 import numpy.typing as npt
 
+from m3_integrations.core.byte_products import WIDEST as WIDEST  # FAISS counts up to 2**31 too
 from m3_integrations.core.encoded import Array
 from m3_integrations.index.arrays import Arrays
 
 faiss: Any = typed_faiss  # its own hints lack what SWIG makes
 
 COARSE = {"copy": ("|u1", 2), "steps": ("<f4", 1), "left_out": ("<f8", 1), "reach": ("<f8", 1)}
-WIDEST = 133_000  # times 127 times 127 is below 2**31, up to where FAISS counts
 _MOST = 127
 _ZERO = 128  # how FAISS keeps signed bytes
 _EVEN = 16  # dimensions, which FAISS multiplies at once

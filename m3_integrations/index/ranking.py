@@ -19,7 +19,8 @@ def contenders(scores: npt.NDArray[np.floating[Any]], k: int, slack: float = 0.0
     """
     if k >= len(scores):
         return np.arange(len(scores))
-    kth = np.partition(scores, len(scores) - k)[len(scores) - k]
+    place = len(scores) - int(k)  # int: a numpy integer could overflow
+    kth = np.partition(scores, place)[place]
     return np.flatnonzero(scores >= kth - np.float64(slack))
 
 

@@ -30,6 +30,8 @@ _TINY = float(np.finfo(np.float32).tiny)
 _SCORES_AT_ONCE = 1 << 25
 _SCANNED_AT_ONCE = 1 << 16
 _FEW_QUERIES = 4
+_ASKED_AT_ONCE = 256
+_NONE = np.empty(0, np.int64)
 _LIKELY = 4
 _ROWS_AT_ONCE = 4096
 _NOT_FINITE = "holds what cannot be vectors (their scores are not finite)"
@@ -152,15 +154,24 @@ def with_late_interaction(
 
     scores: (rows,) of all weighted modes but late interaction.
     """
-    likely: Ints = np.arange(len(rows))
-    totals = _totals(scores, weights, len(rows))
+    weight, totals = weights["multi_vector"], _totals(scores, weights, len(rows))
     found = _rough(snapshot, query, rows) if len(rows) > k else None
-    if found is not None:
-        totals += weights["multi_vector"] * found.scores[0]
-        rounding = 4 * np.finfo(totals.dtype).eps * np.abs(totals).max()
-        likely = contenders(totals, k, 2 * (abs(weights["multi_vector"]) * found.slack[0] + rounding))
-    late = exact_scores(snapshot, "multi_vector", query, rows[likely])[0]
-    return {**{mode: each[likely] for mode, each in scores.items()}, "multi_vector": late}, rows[likely]
+    likely = _NONE if found is None else _likely_best(totals, weight, found, k)
+    if len(likely) and len(likely) < len(rows):
+        rows, scores = rows[likely], {mode: each[likely] for mode, each in scores.items()}
+        snapshot.ragged(rows).read_ahead()
+    return {**scores, "multi_vector": exact_scores(snapshot, "multi_vector", query, rows)[0]}, rows
+
+
+def _likely_best(others: npt.NDArray[np.float64], weight: float, late: Rough, k: int) -> Ints:
+    """Which can be among the best k by the sum of the others and weighted late interaction; none where nobody can say.
+
+    late: of one query.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        totals = others + weight * late.scores[0].astype(np.float64)
+        slack = abs(weight) * late.slack[0] + 4 * np.finfo(totals.dtype).eps * np.abs(totals).max()
+    return contenders(totals, k, 2 * slack) if np.isfinite(slack) else _NONE
 
 
 def best_found(
@@ -240,16 +251,19 @@ def _chosen(transaction: Transaction, snapshot: Snapshot, found: Scored, k: int)
 def _propose_late(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
     if len(allowed) <= k:
         return [allowed] * len(queries)
-    step = max(1, _SCORES_AT_ONCE // len(allowed))
+    step = max(1, min(_ASKED_AT_ONCE, _SCORES_AT_ONCE // len(allowed)))
     parts = (_some_of(queries, range(start, min(start + step, len(queries)))) for start in range(0, len(queries), step))
     return [rows for part in parts for rows in _propose_late_block(snapshot, part, k, allowed)]
 
 
-def _propose_late_block(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
+def _propose_late_block(snapshot: Snapshot, queries: Encoded, k: int, allowed: Longs) -> Iterator[Longs]:
     found = _rough(snapshot, queries, allowed)
-    if found is None:
-        return [allowed] * len(queries)
-    return [allowed[contenders(each, k, 2 * slack)] for each, slack in zip(*found, strict=True)]
+    for i in range(len(queries)):
+        likely = allowed
+        if found is not None and np.isfinite(found.slack[i]):
+            likely = allowed[contenders(found.scores[i], k, 2 * found.slack[i])]
+        # Where bytes tell few apart, all are scored for all such queries together.
+        yield likely if _LIKELY * len(likely) < len(allowed) else allowed
 
 
 def _rough(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Rough | None:

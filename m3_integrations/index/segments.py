@@ -94,6 +94,13 @@ class Ragged(NamedTuple):
         first, last = (np.flatnonzero(edges) for edges in (np.append(True, apart), np.append(apart, True)))
         return Ragged(self.segments, self.numbers[first], self.begins[first], self.ends[last])
 
+    def read_ahead(self) -> None:
+        """Begin to read the vectors from the disk, where they are not in memory, unless they are very many."""
+        width = next(iter(self.segments.values())).width if len(self) else 0
+        if 0 < 4 * width * int(self.counts.sum()) < _READ_AHEAD:
+            for segment, some in self.joined().spans():
+                segment.arrays.read_ahead("values" if segment.coding is None else "numbers", some)
+
     def spans(self) -> Iterator[tuple[Segment, slice]]:
         """Each row's segment, and its place there."""
         rows = zip(self.numbers.tolist(), self.begins.tolist(), self.ends.tolist(), strict=True)
@@ -173,8 +180,6 @@ def late_scores(rows: Ragged, query: Array) -> Array:
     query: (query tokens, width). The vectors are read where they lie, and decoded where they are coded.
     """
     coding = next(iter(rows.segments.values())).coding if len(rows) else None
-    for segment, some in rows.joined().spans() if len(rows) else ():
-        segment.arrays.read_ahead("values" if coding is None else "numbers", some)
     return late_interactions(coding.facing(query) if coding else query, _passages(rows), rows.counts)
 
 
@@ -309,6 +314,7 @@ _NONE = np.empty(0, np.int64)
 _LENGTHS = (2e-19, 3.5e38)
 _POSTINGS_AT_ONCE = 1 << 14
 _COMMON = 4  # a token that one row in so many has
+_READ_AHEAD = 1 << 26
 _NO_TERMS = np.empty(0, np.int32)
 _FLOATS, _INTS, _LONGS = "<f4", "<i4", "<i8"
 _EACH = {"slots": (_LONGS, 1), "written": (_LONGS, 1)}
@@ -335,7 +341,7 @@ _SHAPES: Mapping[Mode, Sequence[Mapping[str, tuple[str, int]]]] = {
 
 def _shapes_coded(coding: Coding) -> Sequence[Mapping[str, tuple[str, int]]]:
     codes = {**_RAGGED, **BYTES, "numbers": (coding.dtype, 2)}
-    return [{**codes, **REACH}, codes]
+    return [{**codes, **REACH}, codes] if isinstance(coding, Bytes) else [codes]
 
 
 _LAY_OUT: Mapping[Mode, Callable[[Encoded], dict[str, npt.NDArray[Any]]]] = {
