@@ -182,19 +182,18 @@ class LocalIndex:
                 candidates = self._candidates(snapshot, mode, alone[mode], count, allowed)
                 chosen[mode] = choose(transaction, snapshot, count, candidates)
             rows = united(chosen.values())
-            late = "multi_vector" in asked.weights and "multi_vector" not in chosen
+            late = {"multi_vector"} & (asked.weights.keys() - chosen.keys())
             scores = {
                 mode: scores_beside(snapshot, mode, alone[mode], rows, chosen.get(mode))
-                for mode in asked.weights
-                if not (late and mode == "multi_vector")
+                for mode in asked.weights.keys() - late
             }
             best = []
-            for i, some in enumerate(rows):
-                mine = {mode: scores[mode][i] for mode in scores}
+            for i, proposed in enumerate(rows):
+                mine, likely = {mode: scores[mode][i] for mode in scores}, proposed
                 if late:
                     query = one_of(alone["multi_vector"], i)
-                    mine, some = with_late_interaction(snapshot, query, mine, asked.weights, k, some)
-                best.append(best_found(transaction, snapshot, mine, asked.weights, k, some))
+                    mine, likely = with_late_interaction(snapshot, query, mine, asked.weights, k, proposed)
+                best.append(best_found(transaction, snapshot, mine, asked.weights, k, likely))
             return best
 
         return self._read(found)
