@@ -17,26 +17,9 @@ from m3_integrations.index.coarse import COARSE, NOBODY, coarse_copy, likely
 from m3_integrations.index.local import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.index.where import Field
+from tests.hard_vectors import KINDS, drawn
 
 ROWS = 5000  # more than are always scored exactly
-
-
-def drawn(seed, rows, width, kind):
-    """Vectors that are hard for even steps: of very different lengths, with dimensions far apart, or all alike."""
-    random = np.random.default_rng(seed)
-    vectors = random.standard_normal((rows, width))
-    if kind == "lengths":
-        vectors *= 10.0 ** random.uniform(-30, 3, (rows, 1))
-    if kind == "dimensions":
-        vectors *= 10.0 ** random.uniform(-20, 2, (1, width))
-    if kind == "alike":
-        vectors = np.repeat(vectors[:1], rows, axis=0) + 1e-6 * vectors
-    if kind == "few values":
-        vectors = np.sign(vectors) * (np.abs(vectors) > 1)
-    return vectors.astype(np.float32)
-
-
-KINDS = ("plain", "lengths", "dimensions", "alike", "few values")
 
 
 @settings(deadline=None)

@@ -28,24 +28,9 @@ from m3_integrations.index.rough import rough_scores
 from m3_integrations.index.segments import Ragged, Segment
 from m3_integrations.index.where import Field
 from m3_integrations.retrieval.retriever import Retriever
+from tests.hard_vectors import KINDS, drawn
 
 quick = pytest.mark.skipif(not has_byte_products(), reason="this processor has no quick products of bytes")
-KINDS = ("plain", "lengths", "dimensions", "near", "alike", "few values")
-
-
-def drawn(seed, rows, width, kind):
-    """Vectors that are hard to keep in bytes: of very different lengths, with dimensions far apart, or all alike."""
-    random = np.random.default_rng(seed)
-    vectors = random.standard_normal((rows, width))
-    if kind == "lengths":
-        vectors *= 10.0 ** random.uniform(-30, 3, (rows, 1))
-    if kind == "dimensions":
-        vectors *= 10.0 ** random.uniform(-20, 2, (1, width))
-    if kind in ("near", "alike"):  # apart by less than a step, and by hardly more than float32 can tell
-        vectors = np.repeat(vectors[:1], rows, axis=0) + (1e-2 if kind == "near" else 1e-6) * vectors
-    if kind == "few values":
-        vectors = np.sign(vectors) * (np.abs(vectors) > 1)
-    return vectors.astype(np.float32)
 
 
 def late(seed, texts, width, kind="plain", least=0):
