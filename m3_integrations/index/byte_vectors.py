@@ -14,6 +14,7 @@ import numpy.typing as npt
 from m3_integrations.core.byte_products import NARROWEST, WIDEST
 from m3_integrations.core.encoded import Array
 from m3_integrations.index.arrays import Arrays
+from m3_integrations.index.coarse import longest_of
 from m3_integrations.index.codes import LARGEST, Bytes, Codes
 
 BYTES = {"numbers": ("|i1", 2), "scales": ("<u2", 1)}
@@ -41,14 +42,14 @@ def byte_vectors(values: Array) -> Arrays:
         return {}
     coding = _around_zero(values.shape[1])
     codes = coding.encode(values)
-    left_out = max((_longest(values[some] - coding.decode(codes.some(some))) for some in _steps(codes)), default=0.0)
+    left_out = max((longest_of(values[some] - coding.decode(codes.some(some))) for some in _steps(codes)), default=0.0)
     return {**codes._asdict(), **reach_of(codes), "left_out": np.array([left_out])}
 
 
 def reach_of(codes: Codes) -> Arrays:
     """reach: (1,) how long at most is what int8 adds to its centre."""
     coding = _around_zero(codes.numbers.shape[1])
-    reach = max((_longest(coding.decode(codes.some(some))) for some in _steps(codes)), default=0.0)
+    reach = max((longest_of(coding.decode(codes.some(some))) for some in _steps(codes)), default=0.0)
     return {"reach": np.array([reach])}
 
 
@@ -79,7 +80,3 @@ def _around_zero(width: int) -> Bytes:
 
 def _steps(codes: Codes) -> Iterator[slice]:
     return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(codes.numbers), _ROWS_AT_ONCE))
-
-
-def _longest(vectors: Array) -> float:
-    return float(lengths(vectors.astype(np.float64)).max())
