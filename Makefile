@@ -3,10 +3,15 @@ PYTHON ?= python3
 # Torch comes first and at the version tested: where a CPU build of it is offered, nothing later replaces it by a
 # larger one. Another build: make TORCH='torch --index-url ...' demo.
 TORCH ?= torch==2.13.0
+# The build of torch for `make lowest`, at the version that pyproject.toml states as the lowest.
+LOWEST_TORCH ?= torch
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+LOWEST := .venv-lowest/bin
+WHEEL := .venv-wheel/bin
+WHEELS := .venv-wheels/bin
 
-.PHONY: demo test check bench parity clean
+.PHONY: demo test check browser bench parity dist wheels lowest clean
 
 demo: .venv/.run
 	$(BIN)/m3 demo
@@ -20,6 +25,10 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The demo's pages in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
+browser: .venv/.browser
+	$(BIN)/python -m pytest tests/browser
+
 # With DATA, a folder of BEIR folders, passages of scifact and jaquad_ja are encoded; without it those of the demo.
 bench: .venv-parity/.bench
 	$(PARITY)/python benchmarks/encoding.py $(if $(DATA),$(DATA)/scifact $(DATA)/jaquad_ja,examples/world --passages 200)
@@ -30,8 +39,30 @@ bench: .venv-parity/.bench
 	$(PARITY)/python benchmarks/hybrid_search.py
 	$(PARITY)/python benchmarks/growth.py
 
+# Fails if fewer tests than this pass: one that is skipped or lost compares nothing.
+COMPARISONS := 105
+
 parity: .venv-parity/.parity
-	$(PARITY)/python -m pytest tests/parity -o addopts= -q -m parity
+	$(PARITY)/python -m pytest tests/parity --min-comparisons $(COMPARISONS)
+
+# The wheel is built from the sdist, so that both are complete, and installed into an empty environment.
+dist: .venv/.dev
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-wheel
+	$(WHEEL)/python -m pip install --quiet $(TORCH)
+	$(WHEEL)/python -m pip install --quiet dist/*.whl
+	cd .venv-wheel && bin/m3 demo
+
+# Wheels of every run-time extra for each Python and platform, without installing them.
+wheels:
+	test -x $(WHEELS)/uv || $(PYTHON) -m venv .venv-wheels
+	$(WHEELS)/python -m pip install --quiet uv
+	.ci/wheels $(WHEELS)/uv
+
+lowest: .venv-lowest/.lowest
+	$(LOWEST)/python -m pytest -n 2 --dist loadfile
 
 .venv/.run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -41,6 +72,10 @@ parity: .venv-parity/.parity
 
 .venv/.dev: .venv/.run
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/.browser: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	touch $@
 
 .venv-parity/.parity: pyproject.toml
@@ -53,5 +88,12 @@ parity: .venv-parity/.parity
 	$(PARITY)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
+.venv-lowest/.lowest: pyproject.toml .ci/lowest.py
+	test -x $(LOWEST)/python || $(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python .ci/lowest.py > .venv-lowest/constraints.txt
+	$(LOWEST)/python -m pip install --quiet --constraint .venv-lowest/constraints.txt $(LOWEST_TORCH)
+	$(LOWEST)/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-parity
+	rm -rf .venv .venv-parity .venv-lowest .venv-wheel .venv-wheels dist

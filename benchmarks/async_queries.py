@@ -1,9 +1,9 @@
-"""Questions awaited at the same time against the same questions one after the other: the ratio, and the vectors.
+"""Concurrent async queries, which are micro-batched, compared with sequential ones: ratio of times, and equal results.
 
 python benchmarks/async_queries.py [--model m3-mini] [--queries 64] [--rounds 5]
 
-Each round times both, side by side; printed are the medians of the seconds and of the ratios of the rounds. How much is
-won depends on what a single question leaves unused: most of a GPU or of many cores, half of one core.
+Each round times both. Prints median seconds and the median ratio of the rounds. The gain depends on how much of the
+hardware a single question leaves unused: most of a GPU or of many cores, half of one core.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ THINGS = (
     "a train",
     "the night market",
 )
-ASKED = (
+TEMPLATES = (
     "Who built {}?",
     "When was {} opened?",
     "Where is {} today?",
@@ -47,7 +47,7 @@ ASKED = (
     "{}",
     "How long does it take to walk from the station to {}?",
 )
-Ask = Callable[[str], Awaitable[Any]]
+AsyncQuery = Callable[[str], Awaitable[Any]]
 
 
 def main() -> None:
@@ -66,13 +66,13 @@ def main() -> None:
 
 
 def questions(count: int) -> list[str]:
-    """Distinct short questions, of the lengths that people type."""
-    every = [asked.format(thing) for asked in ASKED for thing in THINGS]
-    return [f"{every[i % len(every)]} {i // len(every) or ''}".strip() for i in range(count)]
+    """Make distinct short questions of typical length."""
+    distinct = [template.format(thing) for template in TEMPLATES for thing in THINGS]
+    return [f"{distinct[i % len(distinct)]} {i // len(distinct) or ''}".strip() for i in range(count)]
 
 
-def calls(encoder: M3Encoder) -> list[tuple[str, Ask, Callable[[Any], list[float]]]]:
-    """What is awaited, and the numbers of its answer to compare."""
+def calls(encoder: M3Encoder) -> list[tuple[str, AsyncQuery, Callable[[Any], list[float]]]]:
+    """List the name of each call, the call, and a function from its result to numbers to compare."""
     index = MemoryIndex()
     texts = [f"{question} It stands by the water." for question in questions(256)]
     ingest(encoder, index, [Passage(str(i), text) for i, text in enumerate(texts)])
@@ -81,50 +81,50 @@ def calls(encoder: M3Encoder) -> list[tuple[str, Ask, Callable[[Any], list[float
     return [
         ("LlamaIndex aget_query_embedding", M3Embedding(encoder=encoder).aget_query_embedding, list),
         ("LangChain aembed_query", embeddings.aembed_query, list),
-        ("LangChain M3Retriever.ainvoke", retriever.ainvoke, places),
-        ("LangChain M3VectorStore.as_retriever.ainvoke", store.as_retriever().ainvoke, places),
-        ("LlamaIndex M3Retriever.aretrieve", llama_index.M3Retriever(index, encoder, 10).aretrieve, places_of_nodes),
-        ("LlamaIndex M3VectorStore, hybrid, aretrieve", hybrid(index, encoder).aretrieve, places_of_nodes),
+        ("LangChain M3Retriever.ainvoke", retriever.ainvoke, document_numbers),
+        ("LangChain M3VectorStore.as_retriever.ainvoke", store.as_retriever().ainvoke, document_numbers),
+        ("LlamaIndex M3Retriever.aretrieve", llama_index.M3Retriever(index, encoder, 10).aretrieve, node_numbers),
+        ("LlamaIndex M3VectorStore, hybrid, aretrieve", hybrid(index, encoder).aretrieve, node_numbers),
     ]
 
 
 def hybrid(index: MemoryIndex, encoder: M3Encoder) -> BaseRetriever:
-    """LlamaIndex's own retriever over our store."""
+    """Make LlamaIndex's own retriever over our store."""
     store = llama_index.M3VectorStore(index, encoder)
-    over = VectorStoreIndex.from_vector_store(store, embed_model=M3Embedding(encoder=encoder))
-    return over.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=10)
+    vector_index = VectorStoreIndex.from_vector_store(store, embed_model=M3Embedding(encoder=encoder))
+    return vector_index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=10)
 
 
-def places(documents: list[Document]) -> list[float]:
-    """Which documents were found, in their order, as numbers."""
+def document_numbers(documents: list[Document]) -> list[float]:
+    """Convert documents to their ids as numbers, in order."""
     return [float(str(document.id)) for document in documents]
 
 
-def places_of_nodes(nodes: list[NodeWithScore]) -> list[float]:
+def node_numbers(nodes: list[NodeWithScore]) -> list[float]:
     return [float(each.node.node_id) for each in nodes]
 
 
 async def measure(
-    ask: Ask, numbers: Callable[[Any], list[float]], queries: list[str], rounds: int
+    ask: AsyncQuery, numbers: Callable[[Any], list[float]], queries: list[str], rounds: int
 ) -> tuple[float, float, float, float]:
-    """Seconds one after the other, seconds at once, the median ratio, and how far the answers differ at most."""
+    """Measure sequential seconds, concurrent seconds, their median ratio, and the largest difference of results."""
     await ask(queries[0])
-    slow, fast, furthest = [], [], 0.0
+    slow, fast, difference = [], [], 0.0
     for _ in range(rounds):
         start = time.perf_counter()
-        alone = [await ask(query) for query in queries]
+        sequential = [await ask(query) for query in queries]
         middle = time.perf_counter()
-        together = await asyncio.gather(*map(ask, queries))
+        concurrent = await asyncio.gather(*map(ask, queries))
         end = time.perf_counter()
         slow.append(middle - start)
         fast.append(end - middle)
-        pairs = zip(map(numbers, alone), map(numbers, together), strict=True)
-        furthest = max(furthest, *(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))
-    return median(slow), median(fast), median_ratio(slow, fast), furthest
+        pairs = zip(map(numbers, sequential), map(numbers, concurrent), strict=True)
+        difference = max(difference, *(float(np.abs(np.subtract(a, b)).max()) for a, b in pairs))
+    return median(slow), median(fast), median_ratio(slow, fast), difference
 
 
-def print_row(name: str, slow: float, fast: float, ratio: float, furthest: float) -> None:
-    print(f"{name:44}{slow:14.3f}{fast:14.3f}{ratio:8.2f}{furthest:20.1e}", flush=True)
+def print_row(name: str, slow: float, fast: float, ratio: float, difference: float) -> None:
+    print(f"{name:44}{slow:14.3f}{fast:14.3f}{ratio:8.2f}{difference:20.1e}", flush=True)
 
 
 if __name__ == "__main__":

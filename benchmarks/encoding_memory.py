@@ -1,9 +1,9 @@
-"""Memory of encoding: the peak over the loaded model, with one text of 8,192 tokens among thousands of short ones.
+"""Peak memory of encoding beyond the loaded model, with one text of 8,192 tokens among thousands of short ones.
 
 python benchmarks/encoding_memory.py [--texts 3000] [--layers 4] [--dtype float32]
 
-The checkpoint is random, of BGE-M3's width (1,024), and of few layers: what a layer takes is given back before the
-next. Printed is the peak of this process over what it held before (Linux), and what of it is the vectors answered.
+The checkpoint is random, with BGE-M3's hidden size (1,024) and few layers, since each layer releases its memory before
+the next. Prints the peak of this process beyond its memory before encoding (Linux), and the size of the result.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
 from m3_integrations import Encoded, M3Encoder
-from m3_integrations.core.encoded import Mode
+from m3_integrations.core import Mode
 
-WIDTH, LENGTH, SHORT = 1024, 8192, 24
+DIM, LENGTH, SHORT = 1024, 8192, 24
 WORDS = [f"w{i}" for i in range(2000)]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-ASKED: tuple[tuple[Mode, ...], ...] = (("dense", "sparse"), ("dense", "sparse", "multi_vector"))
+MODE_SETS: tuple[tuple[Mode, ...], ...] = (("dense", "sparse"), ("dense", "sparse", "multi_vector"))
 MB = 1e6
 
 
@@ -35,38 +35,38 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), options.layers)
+        write_checkpoint(Path(folder), options.layers)
         encoder = M3Encoder.from_pretrained(folder, dtype=options.dtype, device="cpu")
-    random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(WORDS, SHORT)) for _ in range(options.texts)]
-    texts.insert(len(texts) // 2, " ".join(random.choice(WORDS, LENGTH - 2)))
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, SHORT)) for _ in range(options.texts)]
+    texts.insert(len(texts) // 2, " ".join(rng.choice(WORDS, LENGTH - 2)))
     print(f"{len(texts)} texts, the longest of {max(encoder.token_count(texts))} tokens, {encoder!r}")
     encoder.encode_passages(texts[:1])
-    touch(encoder)
-    for modes in ASKED:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    read_weights(encoder)
+    for modes in MODE_SETS:
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = status("VmRSS")
         encoded = encoder.encode_passages(texts, modes)
         peak = status("VmHWM") - before
-        print(f"{'+'.join(modes)}: {peak / MB:.0f} MB over the model, {size(encoded) / MB:.0f} MB of it the vectors")
+        print(f"{'+'.join(modes)}: {peak / MB:.0f} MB beyond the model, result {size(encoded) / MB:.0f} MB")
         del encoded
 
 
-def write(folder: Path, layers: int) -> None:
-    """A checkpoint in BGE-M3's layout."""
+def write_checkpoint(folder: Path, layers: int) -> None:
+    """Write a checkpoint in BGE-M3's layout."""
     config = XLMRobertaConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=WIDTH,
+        hidden_size=DIM,
         num_hidden_layers=layers,
         num_attention_heads=16,
-        intermediate_size=4 * WIDTH,
+        intermediate_size=4 * DIM,
         max_position_embeddings=LENGTH + 2,
         type_vocab_size=1,
         pad_token_id=1,
     )
     XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
-    for name, outputs in (("sparse_linear", 1), ("colbert_linear", WIDTH)):
-        torch.save(nn.Linear(WIDTH, outputs).state_dict(), folder / f"{name}.pt")
+    for name, outputs in (("sparse_linear", 1), ("colbert_linear", DIM)):
+        torch.save(nn.Linear(DIM, outputs).state_dict(), folder / f"{name}.pt")
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(
@@ -78,22 +78,22 @@ def write(folder: Path, layers: int) -> None:
     ).save_pretrained(folder)
 
 
-def touch(encoder: M3Encoder) -> None:
-    """Read all weights, which are the model's own memory and come in from their file only when they are read."""
-    for weights in encoder._model.parameters():
+def read_weights(encoder: M3Encoder) -> None:
+    """Read all weights, which are memory-mapped and otherwise would be loaded during the measurement."""
+    for weights in encoder._runner.backend.model.parameters():
         weights.sum()
 
 
 def status(name: str) -> int:
-    """Bytes, of this process."""
+    """Read a memory figure of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def size(encoded: Encoded) -> int:
     sparse = encoded.sparse.data.nbytes + encoded.sparse.indices.nbytes if "sparse" in encoded.modes else 0
-    late = encoded.multi_vector.values.nbytes if "multi_vector" in encoded.modes else 0
-    return encoded.dense.nbytes + sparse + late
+    multi_vector = encoded.multi_vector.values.nbytes if "multi_vector" in encoded.modes else 0
+    return encoded.dense.nbytes + sparse + multi_vector
 
 
 if __name__ == "__main__":

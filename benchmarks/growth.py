@@ -1,11 +1,11 @@
-"""How a folder grows: the time of a question, the rate of adding, the recall of the graph, from 2,000 to 1,000,000.
+"""LocalIndex from 2,000 to 1,000,000 passages: query time, insertion rate, and recall of the HNSW graph.
 
 python benchmarks/growth.py [--sizes 2000 10000 100000 300000 1000000] [--picture docs/growth.svg]
 
-One folder is filled on and on with synthetic vectors (dense 64, 30 sparse entries, 2 vectors of 64 a passage) and asked
-at each size: dense and sparse search propose 100 passages each, their union is scored in all three modes. Up to 200,000
-passages dense search scans all, beyond it asks a graph (HNSW), which is built at the first question and timed apart;
-its recall is of the 100 nearest. The picture needs matplotlib.
+One index is filled with synthetic embeddings (per passage: 64 dense dimensions, 30 sparse entries, 2 multi-vectors of
+64 dimensions) and queried at each size: dense and sparse search generate 100 candidates each, which are rescored in all
+modes. Dense search scans all vectors of up to 200,000 passages. Beyond, it uses an HNSW graph, which is built by the
+first query and timed separately; its recall is that of the 100 nearest. The picture needs matplotlib.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ EXACT_BELOW = 200_000
 
 
 class Row(NamedTuple):
-    """One size: passages added a second since the size before, milliseconds, seconds, a share."""
+    """One size: passages added per second, median milliseconds per query, seconds to build the graph, recall."""
 
     size: int
     rate: float
     hybrid: float
     dense: float
     sparse: float
-    built: float
+    graph: float
     recall: float
 
 
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    questions = World(VECTORS, seed=1, dim=DIM, entries=ENTRIES).queries(QUERIES)
-    singles = [questions.take([i]) for i in range(QUERIES)]
+    queries = World(VECTORS, seed=1, dim=DIM, entries=ENTRIES).queries(QUERIES)
+    singles = [queries.take([i]) for i in range(QUERIES)]
     rows: list[Row] = []
     print(
         f"{'passages':>10}{'added/s':>10}{'hybrid ms':>11}{'dense ms':>10}{'sparse ms':>11}{'graph s':>9}{'recall':>8}"
@@ -57,10 +57,10 @@ def main() -> None:
         dense: list[np.ndarray] = []
         for size in options.sizes:
             rate = add(index, batches, size, dense)
-            rows.append(ask(index, singles, np.concatenate(dense), rate))
+            rows.append(measure(index, singles, np.concatenate(dense), rate))
             row = rows[-1]
             print(
-                f"{row.size:10}{row.rate:10.0f}{row.hybrid:11.2f}{row.dense:10.2f}{row.sparse:11.2f}{row.built:9.0f}"
+                f"{row.size:10}{row.rate:10.0f}{row.hybrid:11.2f}{row.dense:10.2f}{row.sparse:11.2f}{row.graph:9.0f}"
                 f"{row.recall:8.3f}",
                 flush=True,
             )
@@ -71,7 +71,7 @@ def main() -> None:
 def add(
     index: LocalIndex, batches: Iterator[tuple[list[Passage], Encoded]], size: int, dense: list[np.ndarray]
 ) -> float:
-    """Fill the index up to a size; passages a second, without the time to make them up."""
+    """Fill the index up to a size; return passages per second, without the time to generate them."""
     before, spent = len(index), 0.0
     for passages, encoded in islice(batches, -(-(size - before) // BATCH)):
         spent += timed(lambda p=passages, e=encoded: index.add(p, e))[0]
@@ -79,15 +79,15 @@ def add(
     return (len(index) - before) / spent
 
 
-def ask(index: LocalIndex, questions: list[Encoded], dense: np.ndarray, rate: float) -> Row:
+def measure(index: LocalIndex, queries: list[Encoded], dense: np.ndarray, rate: float) -> Row:
     retriever = Retriever(Synthetic(), index, SearchPlan())
-    built = timed(lambda: retriever.retrieve_encoded(questions[0]))[0]
-    hybrid = [1000 * timed(lambda q=q: retriever.retrieve_encoded(q))[0] for q in questions]
+    built = timed(lambda: retriever.retrieve_encoded(queries[0]))[0]
+    hybrid = [1000 * timed(lambda q=q: retriever.retrieve_encoded(q))[0] for q in queries]
     modes = {
-        mode: [1000 * timed(lambda q=q, m=mode: index.search(m, q, NEAREST))[0] for q in questions]
+        mode: [1000 * timed(lambda q=q, m=mode: index.search(m, q, NEAREST))[0] for q in queries]
         for mode in ("dense", "sparse")
     }
-    recalls = [recall(index, question, dense) for question in questions]
+    recalls = [recall(index, query, dense) for query in queries]
     graph = built if len(index) > EXACT_BELOW else 0.0
     return Row(
         len(index),
@@ -100,11 +100,11 @@ def ask(index: LocalIndex, questions: list[Encoded], dense: np.ndarray, rate: fl
     )
 
 
-def recall(index: LocalIndex, question: Encoded, dense: np.ndarray) -> float:
-    """The share of the passages that score highest which a search finds."""
-    found = {hit.id for hit in index.search("dense", question, NEAREST)[0]}
-    best = np.argpartition(-(dense @ question.dense[0]), min(NEAREST, len(dense) - 1))[:NEAREST]
-    return len(found & {f"p{i:08d}" for i in best}) / len(best)
+def recall(index: LocalIndex, query: Encoded, dense: np.ndarray) -> float:
+    """Compute the share of the exact nearest passages among the results."""
+    ids = {hit.id for hit in index.search("dense", query, NEAREST)[0]}
+    best = np.argpartition(-(dense @ query.dense[0]), min(NEAREST, len(dense) - 1))[:NEAREST]
+    return len(ids & {f"p{i:08d}" for i in best}) / len(best)
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -118,15 +118,15 @@ def draw(rows: list[Row], path: Path) -> None:
     for name, label in (("hybrid", "hybrid, three modes"), ("dense", "dense search"), ("sparse", "sparse search")):
         axes.loglog(sizes, [getattr(row, name) for row in rows], marker="o", label=label)
     linear = [rows[0].hybrid * size / rows[0].size for size in sizes]
-    axes.loglog(sizes, linear, linestyle=":", color="grey", label="if it grew as the folder does")
+    axes.loglog(sizes, linear, linestyle=":", color="grey", label="linear growth")
     axes.axvline(EXACT_BELOW, linestyle="--", color="grey", linewidth=0.8)
-    axes.text(1.03 * EXACT_BELOW, 0.03, "a graph from here on", transform=axes.get_xaxis_transform())
-    axes.set(xlabel="passages", ylabel="median milliseconds a question")
+    axes.text(1.03 * EXACT_BELOW, 0.03, "HNSW graph", transform=axes.get_xaxis_transform())
+    axes.set(xlabel="passages", ylabel="median milliseconds per query")
     axes.set_ylim(top=max(20 * rows[-1].hybrid, 10))
     axes.legend(loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    print(f"drawn: {path}")
+    print(f"saved {path}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The lexical floor: BM25 (bm25s) beside our sparse mode and all modes together, in quality and in time.
+"""BM25 (bm25s) compared with the sparse mode and with all modes together: quality and search time.
 
 python benchmarks/lexical.py DATA/scifact DATA/xquad/{en,de} [--model m3-mini] [--dtype float32] [--rounds 5]
 
-BM25 gets bm25s's words, English stop words left out; Chinese, Japanese and Thai are not cut into words by it. Each
-round asks both for the best 100 passages of every question, one by one; printed are nDCG@10, the medians of the
-milliseconds a question and the median of the rounds' ratios. What tokenising and encoding a question takes is left out.
+BM25 uses bm25s's tokenizer without English stop words, which does not segment Chinese, Japanese and Thai. Each round
+searches the best 100 passages of every question with both, one question at a time. Prints nDCG@10, median milliseconds
+per question and the median ratio of the rounds, without the time to tokenize and encode a question.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import bm25s
 from timing import median_ratio, side_by_side
 
 from m3_integrations import LocalIndex, M3Encoder, Passage, Query, ingest
-from m3_integrations.core.errors import TextsTruncated
-from m3_integrations.core.metrics import evaluate
-from m3_integrations.evaluation.beir import read_beir
-from m3_integrations.evaluation.judging import judge, plans_of
+from m3_integrations.data import read_beir
+from m3_integrations.errors import TextsTruncated
+from m3_integrations.evaluation import default_plans, evaluate, evaluate_plans
 
 METRIC, TOP = "ndcg@10", 100
 
@@ -36,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", TextsTruncated)
     encoder = M3Encoder.from_pretrained(options.model, dtype=options.dtype)
-    print(f"{encoder!r}; {METRIC}; milliseconds a question; how many times as long BM25 takes")
+    print(f"{encoder!r}; {METRIC}; milliseconds per question; ratio: time of BM25 / time of sparse")
     print(f"{'':24}{'BM25':>8}{'sparse':>8}{'all':>8}{'BM25 ms':>10}{'sparse ms':>10}{'ratio':>8}")
     for folder in options.folders:
         row(encoder, folder, options.rounds)
@@ -44,12 +43,12 @@ def main() -> None:
 
 def row(encoder: M3Encoder, folder: Path, rounds: int) -> None:
     collection = read_beir(folder, "test")
-    with tempfile.TemporaryDirectory() as place, LocalIndex.open(place, encoder) as index:
+    with tempfile.TemporaryDirectory() as path, LocalIndex.open(path, encoder) as index:
         ingest(encoder, index, collection.passages)
-        plans = {name: plan for name, plan in plans_of(encoder.weights).items() if name in ("sparse", "all")}
-        ours = judge(encoder, index, collection.queries, plans, [METRIC])
+        plans = {name: plan for name, plan in default_plans(encoder.weights).items() if name in ("sparse", "all")}
+        metrics = evaluate_plans(encoder, index, collection.queries, plans, [METRIC])
         bm25 = Bm25(collection.passages)
-        floor = evaluate({query.id: bm25.ids(query) for query in collection.queries}, collection.queries, [METRIC])
+        baseline = evaluate({query.id: bm25.ids(query) for query in collection.queries}, collection.queries, [METRIC])
         words = [bm25.words(query) for query in collection.queries]
         encoded = encoder.encode_queries([query.text for query in collection.queries], ("sparse",))
         singles = [encoded.take([i]) for i in range(len(words))]
@@ -59,7 +58,7 @@ def row(encoder: M3Encoder, folder: Path, rounds: int) -> None:
         }
         slow, fast = (seconds for seconds, _ in side_by_side(calls, rounds).values())
     print(
-        f"{'/'.join(folder.parts[-2:]):24}{floor[METRIC]:8.4f}{ours['sparse'][METRIC]:8.4f}{ours['all'][METRIC]:8.4f}"
+        f"{'/'.join(folder.parts[-2:]):24}{baseline[METRIC]:8.4f}{metrics['sparse'][METRIC]:8.4f}{metrics['all'][METRIC]:8.4f}"
         f"{1000 * median(slow) / len(words):10.3f}{1000 * median(fast) / len(words):10.3f}"
         f"{median_ratio(slow, fast):8.2f}",
         flush=True,
@@ -67,7 +66,7 @@ def row(encoder: M3Encoder, folder: Path, rounds: int) -> None:
 
 
 class Bm25:
-    """bm25s over passages."""
+    """BM25 search over passages."""
 
     def __init__(self, passages: list[Passage]) -> None:
         self._ids = [passage.id for passage in passages]

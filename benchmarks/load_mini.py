@@ -1,4 +1,4 @@
-"""How long m3-mini takes to load once torch and transformers are imported, and the memory at its highest.
+"""Time to load m3-mini after torch and transformers are imported, and peak memory.
 
 python benchmarks/load_mini.py
 """
@@ -11,7 +11,7 @@ import time
 import warnings
 
 from m3_integrations import M3Encoder
-from m3_integrations.core.errors import TextsTruncated
+from m3_integrations.errors import TextsTruncated
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def peak_memory() -> float:
-    """MB; on macOS ru_maxrss counts bytes, elsewhere kilobytes."""
+    """Peak memory in MB; ru_maxrss is in bytes on macOS, in kilobytes elsewhere."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 

@@ -1,4 +1,4 @@
-"""LocalIndex beside MemoryIndex on synthetic passages: how long, and whether every list is the same.
+"""LocalIndex compared with MemoryIndex on synthetic passages: search times with filters, and equal results.
 
 python benchmarks/local_index.py [--passages 100000]
 """
@@ -16,12 +16,9 @@ import numpy as np
 import scipy.sparse
 from timing import timed
 
-from m3_integrations.core.encoded import Encoded, Mode
-from m3_integrations.core.texts import Passage
-from m3_integrations.index.base import Hit, Index, Where
-from m3_integrations.index.local import LocalIndex
-from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.index.where import Field, all_of
+from m3_integrations import LocalIndex, MemoryIndex, Passage
+from m3_integrations.core import Encoded, Mode
+from m3_integrations.index import Field, Hit, Index, Where, all_of
 
 DIM, COLUMNS, ENTRIES, QUERY_ENTRIES = 384, 250_002, 120, 12
 BATCH, QUERIES, K = 1000, 20, 100
@@ -34,38 +31,40 @@ FILTERS: dict[str, Where | None] = {
 }
 
 
-def encoded(random: np.random.Generator, count: int, entries: int) -> Encoded:
-    dense = random.standard_normal((count, DIM), np.float32)
-    drawn = (random.zipf(1.1, (count, 4 * entries)) - 1) % COLUMNS
-    columns = np.array([list(dict.fromkeys(row))[:entries] for row in drawn.tolist()])  # distinct ones
-    weights = random.random(columns.shape, np.float32) + np.float32(0.01)
+def make_encoded(rng: np.random.Generator, count: int, entries: int) -> Encoded:
+    dense = rng.standard_normal((count, DIM), np.float32)
+    drawn = (rng.zipf(1.1, (count, 4 * entries)) - 1) % COLUMNS
+    columns = np.array([list(dict.fromkeys(row))[:entries] for row in drawn.tolist()])  # distinct columns
+    weights = rng.random(columns.shape, np.float32) + np.float32(0.01)
     offsets = np.arange(count + 1) * entries
     sparse = scipy.sparse.csr_array((weights.ravel(), columns.ravel(), offsets), shape=(count, COLUMNS))
     return Encoded(dense=dense / np.linalg.norm(dense, axis=1, keepdims=True), sparse=sparse)
 
 
 def batches(total: int) -> Iterator[tuple[list[Passage], Encoded]]:
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     languages = ("de", "en", "es", "fr", "hi", "ja", "pt", "ru", "th", "zh")
     for start in range(0, total, BATCH):
         numbers = range(start, min(start + BATCH, total))
         metadata = [
             {"language": languages[i % 10], "year": 2000 + i % 26, "page": i // 10 % 100, "serial": i} for i in numbers
         ]
-        passages = [Passage(f"p{i:07d}", f"passage {i}", said) for i, said in zip(numbers, metadata, strict=True)]
-        yield passages, encoded(random, len(passages), ENTRIES)
+        passages = [Passage(f"p{i:07d}", f"passage {i}", values) for i, values in zip(numbers, metadata, strict=True)]
+        yield passages, make_encoded(rng, len(passages), ENTRIES)
 
 
 def fill(index: Index, total: int) -> float:
-    """Seconds spent in `add`."""
+    """Fill an index; return the seconds spent in `add`."""
     spent = 0.0
     for passages, vectors in batches(total):
         spent += timed(partial(index.add, passages, vectors))[0]
     return spent
 
 
-def searched(index: Index, mode: Mode, queries: Encoded, where: Where | None) -> tuple[float, float, list[list[Hit]]]:
-    """The first search's seconds, the median of the others, and all lists."""
+def search_each(
+    index: Index, mode: Mode, queries: Encoded, where: Where | None
+) -> tuple[float, float, list[list[Hit]]]:
+    """Search each query; return the seconds of the first search, the median of the others, and all results."""
     runs = [timed(partial(index.search, mode, queries.take([i]), K, where)) for i in range(len(queries))]
     seconds = [spent for spent, _ in runs]
     return seconds[0], float(np.median(seconds[1:])), [hits for _, (hits,) in runs]
@@ -73,16 +72,16 @@ def searched(index: Index, mode: Mode, queries: Encoded, where: Where | None) ->
 
 def compare(local: Index, memory: Index, queries: Encoded) -> None:
     row = "{:<8}{:<12}{:>12}{:>12}{:>14}{:>14}{:>8}"
-    print(row.format("mode", "filter", "local p50", "memory p50", "local first", "memory first", "lists"))
+    print(row.format("mode", "filter", "local p50", "memory p50", "local first", "memory first", "results"))
     for mode in MODES:
         for name, where in FILTERS.items():
-            first, p50, hits = searched(local, mode, queries, where)
-            memory_first, memory_p50, exact = searched(memory, mode, queries, where)
-            assert hits == exact, f"{mode}, {name}: the lists differ"
+            first, p50, hits = search_each(local, mode, queries, where)
+            memory_first, memory_p50, exact = search_each(memory, mode, queries, where)
+            assert hits == exact, f"{mode}, {name}: the results differ"
             times = [f"{1000 * seconds:.1f} ms" for seconds in (p50, memory_p50, first, memory_first)]
             print(row.format(mode, name, *times, "equal"))
         both = [timed(partial(index.search, mode, queries, K)) for index in (local, memory)]
-        assert both[0][1] == both[1][1], f"{mode}: the lists of a batch differ"
+        assert both[0][1] == both[1][1], f"{mode}: the results of a batch differ"
         times = [f"{1000 * seconds / len(queries):.1f} ms" for seconds, _ in both]
         print(row.format(mode, f"batch of {len(queries)}", *times, "", "", "equal"))
 
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=100_000)
     total = parser.parse_args(arguments).passages
-    queries = encoded(np.random.default_rng(1), QUERIES, QUERY_ENTRIES)
+    queries = make_encoded(np.random.default_rng(1), QUERIES, QUERY_ENTRIES)
     with tempfile.TemporaryDirectory() as folder:
         with LocalIndex.open(folder) as local:
             print(f"{total} passages, dense {DIM}, {ENTRIES} sparse entries, batches of {BATCH}")

@@ -1,4 +1,4 @@
-"""What each mode finds, alone and together: recall@1 and nDCG@10 over BEIR folders.
+"""Retrieval quality of each mode and of all modes together: recall@1 and nDCG@10 over BEIR folders.
 
 python benchmarks/modes.py DATA/xquad/{ar,de,en,es,hi,zh} [--model m3-mini] [--split test] [--qrels qrels]
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from m3_integrations import M3Encoder, MemoryIndex, ingest
-from m3_integrations.core.errors import TextsTruncated
-from m3_integrations.evaluation.beir import read_beir
-from m3_integrations.evaluation.judging import judge, plans_of
+from m3_integrations.data import read_beir
+from m3_integrations.errors import TextsTruncated
+from m3_integrations.evaluation import default_plans, evaluate_plans
 
 METRICS = ("recall@1", "ndcg@10")
 
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", TextsTruncated)
     encoder = M3Encoder.from_pretrained(options.model)
-    plans = plans_of(encoder.weights)
+    plans = default_plans(encoder.weights)
     print(f"{encoder!r}, weights {dict(encoder.weights)}")
     print(f"{'':24}" + "".join(f"{plan:>18}" for plan in plans) + f"   ({' / '.join(METRICS)})")
     rows = []
@@ -36,7 +36,7 @@ def main() -> None:
         collection = read_beir(folder, options.split, options.qrels)
         index = MemoryIndex()
         ingest(encoder, index, collection.passages)
-        table = judge(encoder, index, collection.queries, plans, METRICS)
+        table = evaluate_plans(encoder, index, collection.queries, plans, METRICS)
         rows.append([[table[plan][metric] for metric in METRICS] for plan in plans])
         print_row("/".join(folder.parts[-2:]), rows[-1])
     print_row("mean", np.mean(rows, axis=0).tolist())

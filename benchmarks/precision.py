@@ -1,10 +1,10 @@
-"""Multi-vectors kept as float32, int8 and int4: bytes on disk, nDCG@10, milliseconds to score the candidates.
+"""Multi-vectors stored as float32, int8 and int4: bytes on disk, nDCG@10, time to score candidates.
 
-python benchmarks/precision.py DATA/scifact DATA/xquad/{ar,de,en,es,hi,zh} [--model m3-mini] [--keep FOLDER]
+python benchmarks/precision.py DATA/scifact DATA/xquad/{ar,de,en,es,hi,zh} [--model m3-mini] [--cache FOLDER]
 
-DATA/...: BEIR folders. Dense and sparse search propose 100 passages each, which are ranked by late interaction alone
-and by all modes in the encoder's weights. --keep: where encoded passages and questions stay, for the next run to start
-from. Bytes are those of the multi-vector segments; milliseconds are the median of a question's late interaction.
+DATA/...: BEIR folders. Dense and sparse search generate 100 candidates each, which are ranked by multi-vector scores
+alone and by all modes with the encoder's weights. Bytes are those of the multi-vector segments; milliseconds are the
+median to score a query's candidates. --cache: folder for encoded passages and queries, reused by the next run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from statistics import median
 
 import numpy as np
 
-from m3_integrations import Encoded, LocalIndex, M3Encoder, Passage
-from m3_integrations.core.encoded import MODES, Array, Mode
-from m3_integrations.core.metrics import evaluate
-from m3_integrations.core.texts import Query
-from m3_integrations.evaluation.beir import read_beir
-from m3_integrations.index.codes import PRECISIONS
-from m3_integrations.index.copying import copy_passages
+from m3_integrations import Encoded, LocalIndex, M3Encoder, Passage, Query
+from m3_integrations.core import MODES, Array, Mode
+from m3_integrations.data import read_beir
+from m3_integrations.evaluation import evaluate
+from m3_integrations.index.quantization import PRECISIONS
 
 CANDIDATES, BATCH = 100, 256
 
@@ -33,68 +31,72 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--model", default="m3-mini")
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--cache", type=Path)
     options = parser.parse_args()
     encoder = M3Encoder.from_pretrained(options.model)
     print(f"{encoder!r}, each: value (difference from float32)")
-    print(f"{'':16}{'precision':10}{'MiB':>8}{'smaller':>9}{'late alone':>19}{'all modes':>19}{'ms':>7}")
+    print(f"{'':16}{'precision':10}{'MiB':>8}{'smaller':>9}{'multi-vector':>19}{'all modes':>19}{'ms':>7}")
     with tempfile.TemporaryDirectory() as temporary:
         for folder in options.folders:
-            measure(encoder, folder, Path(options.keep or temporary), Path(temporary))
+            measure(encoder, folder, Path(options.cache or temporary), Path(temporary))
 
 
-def measure(encoder: M3Encoder, folder: Path, keep: Path, temporary: Path) -> None:
+def measure(encoder: M3Encoder, folder: Path, cache: Path, temporary: Path) -> None:
     collection, name = read_beir(folder), f"{folder.parent.name}-{folder.name}"
-    asked = [Passage(query.id, query.text) for query in collection.queries]
+    queries_as_passages = [Passage(query.id, query.text) for query in collection.queries]
     with (
-        filled(keep / name, encoder, collection.passages, queries=False) as source,
-        filled(keep / f"{name}-queries", encoder, asked, queries=True) as questions,
+        open_encoded(cache / name, encoder, collection.passages, queries=False) as source,
+        open_encoded(cache / f"{name}-queries", encoder, queries_as_passages, queries=True) as questions,
     ):
         queries = questions.vectors([query.id for query in collection.queries])
         first: list[float] = []
         for precision in PRECISIONS:
             path = temporary / f"{name}-{precision}"
             with LocalIndex.open(path, precision={"multi_vector": precision}) as index:
-                copy_passages(source, index)
+                for start in range(0, len(ids := source.ids()), BATCH):
+                    part = ids[start : start + BATCH]
+                    index.add(source.passages(part), source.vectors(part))
                 size = sum(each.stat().st_size for each in path.glob("multi_vector-*.segment")) / 2**20
-                late, fused, seconds = judged(index, queries, collection.queries, encoder.weights)
-            first = first or [size, late, fused]
-            quality = [f"{now:.4f} ({now - then:+.4f})" for now, then in zip((late, fused), first[1:], strict=True)]
+                multi_vector, all_modes, seconds = evaluate_index(index, queries, collection.queries, encoder.weights)
+            first = first or [size, multi_vector, all_modes]
+            quality = [
+                f"{now:.4f} ({now - then:+.4f})" for now, then in zip((multi_vector, all_modes), first[1:], strict=True)
+            ]
             row = f"{name:16.16}{precision:10}{size:8.0f}{first[0] / size:8.2f}x"
             print(f"{row}{quality[0]:>19}{quality[1]:>19}{1000 * seconds:7.1f}", flush=True)
 
 
-def filled(path: Path, encoder: M3Encoder, passages: Sequence[Passage], *, queries: bool) -> LocalIndex:
-    """An index of all modes as they were encoded; one that is there is taken as it is."""
+def open_encoded(path: Path, encoder: M3Encoder, passages: Sequence[Passage], *, queries: bool) -> LocalIndex:
+    """Open an index of all modes in float32, encoding the passages if it is empty."""
     index = LocalIndex.open(path, precision={"multi_vector": "float32"})
     encode = encoder.encode_queries if queries else encoder.encode_passages
     if len(index) == 0:
         for start in range(0, len(passages), BATCH):
-            some = passages[start : start + BATCH]
-            index.add(some, encode([passage.text for passage in some]))
+            batch = passages[start : start + BATCH]
+            index.add(batch, encode([passage.text for passage in batch]))
     return index
 
 
-def judged(
+def evaluate_index(
     index: LocalIndex, queries: Encoded, questions: Sequence[Query], weights: Mapping[Mode, float]
 ) -> tuple[float, float, float]:
-    """nDCG@10 by late interaction alone and by all modes, and the median seconds of late interaction."""
-    late, fused, seconds = {}, {}, []
+    """Compute nDCG@10 by multi-vector scores and by all modes, and the median seconds of multi-vector scoring."""
+    multi_vector, all_modes, seconds = {}, {}, []
     for i, question in enumerate(questions):
         query = queries.take([i])
-        found = [index.search(mode, query, CANDIDATES)[0] for mode in ("dense", "sparse")]
-        ids = sorted({hit.id for hits in found for hit in hits})
+        hits_by_mode = [index.search(mode, query, CANDIDATES)[0] for mode in ("dense", "sparse")]
+        ids = sorted({hit.id for hits in hits_by_mode for hit in hits})
         scores = {mode: index.score(mode, query, [ids])[0] for mode in MODES if mode != "multi_vector"}
         start = time.perf_counter()
         (scores["multi_vector"],) = index.score("multi_vector", query, [ids])
         seconds.append(time.perf_counter() - start)
-        late[question.id] = best(ids, scores["multi_vector"])
-        fused[question.id] = best(ids, sum((weights[mode] * scores[mode] for mode in MODES), np.zeros(len(ids))))
-    quality = [evaluate(run, questions, ["ndcg@10"])["ndcg@10"] for run in (late, fused)]
+        multi_vector[question.id] = top_ids(ids, scores["multi_vector"])
+        all_modes[question.id] = top_ids(ids, sum((weights[mode] * scores[mode] for mode in MODES), np.zeros(len(ids))))
+    quality = [evaluate(run, questions, ["ndcg@10"])["ndcg@10"] for run in (multi_vector, all_modes)]
     return quality[0], quality[1], median(seconds)
 
 
-def best(ids: Sequence[str], scores: Array) -> list[str]:
+def top_ids(ids: Sequence[str], scores: Array) -> list[str]:
     return [ids[i] for i in np.argsort(-scores, kind="stable")[:10]]
 
 

@@ -1,4 +1,4 @@
-"""Clocks that the benchmarks share: contenders take turns, round by round, so that a busy machine slows them alike."""
+"""Timing of alternatives in turns, round by round, so that other load on the machine slows them equally."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-def timed(call: Callable[[], Answer], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Answer]:
-    """Seconds, and what the call answered."""
-    began = clock()
-    answer = call()
-    return clock() - began, answer
+def timed(call: Callable[[], Result], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Result]:
+    """Time a call; return the seconds and its result."""
+    start = clock()
+    result = call()
+    return clock() - start, result
 
 
 def side_by_side(
-    calls: Mapping[str, Callable[[], Answer]], rounds: int, *, show: bool = False
-) -> dict[str, tuple[list[float], Answer]]:
-    """Name -> the seconds of each round, and the last answer. show: prints each as it comes."""
-    taken: dict[str, tuple[list[float], Answer]] = {}
+    calls: Mapping[str, Callable[[], Result]], rounds: int, *, show: bool = False
+) -> dict[str, tuple[list[float], Result]]:
+    """Time every call once per round; return the seconds of its rounds and its last result by name."""
+    measured: dict[str, tuple[list[float], Result]] = {}
     for number in range(1, rounds + 1):
         for name, call in calls.items():
-            seconds, answer = timed(call)
-            taken[name] = ([*(taken[name][0] if name in taken else []), seconds], answer)
+            seconds, result = timed(call)
+            measured[name] = ([*(measured[name][0] if name in measured else []), seconds], result)
             if show:
                 print(f"  round {number}: {name} {seconds:.1f} s", flush=True)
-    return taken
+    return measured
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
-    """How many times as long the one took in each round; their median is the figure to quote."""
-    return [theirs / ours for theirs, ours in zip(slow, fast, strict=True)]
+    """Ratio of the times of each round; quote the median."""
+    return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
 def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

@@ -1,9 +1,9 @@
-"""Teach the embedded model from judged questions: hard negatives mined with itself, then its heads, in all modes.
+"""Fine-tune the bundled model on judged queries: mine hard negatives with it, then train its heads in all modes.
 
 python examples/finetune.py [STEPS]
 
-The encoder rests here, so that it takes minutes without a GPU; parts=("encoder", "sparse", "multi_vector"), or
-low_rank=16, lets it learn too. The folder that comes of it loads in M3Embedding, M3Encoder and FlagEmbedding.
+Only the heads are trained, which takes minutes without a GPU; parts=("encoder", "sparse", "multi_vector") or
+low_rank=16 train the encoder, too. M3Embedding, M3Encoder and FlagEmbedding load the resulting folder.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from m3_integrations import M3Encoder, MemoryIndex, ingest
-from m3_integrations.evaluation.beir import read_beir
-from m3_integrations.evaluation.judging import judge, plans_of
+from m3_integrations.data import JudgedCollection, read_beir
+from m3_integrations.evaluation import default_plans, evaluate_plans
 from m3_integrations.llama_index import M3FinetuneEngine
 
 WORLD = Path(__file__).parent / "world"
@@ -23,7 +23,7 @@ WORLD = Path(__file__).parent / "world"
 def main(steps: int = 40) -> None:
     train, dev, test = (read_beir(WORLD, split) for split in ("train", "dev", "test"))
     with TemporaryDirectory() as folder:
-        engine = M3FinetuneEngine(  # or an EmbeddingQAFinetuneDataset, or the path of one
+        engine = M3FinetuneEngine(  # a JudgedCollection, an EmbeddingQAFinetuneDataset, or the path of one
             train,
             model_output_path=Path(folder, "model"),
             val_dataset=dev,
@@ -36,11 +36,11 @@ def main(steps: int = 40) -> None:
             show(when, M3Encoder.from_pretrained(model), test)
 
 
-def show(when: str, encoder: M3Encoder, test) -> None:
+def show(when: str, encoder: M3Encoder, test: JudgedCollection) -> None:
     with MemoryIndex() as index:
         ingest(encoder, index, test.passages)
-        found = judge(encoder, index, test.queries, plans_of(encoder.weights), ["ndcg@10"])
-    print(f"{when:6}  " + "  ".join(f"{plan} {values['ndcg@10']:.3f}" for plan, values in found.items()))
+        metrics = evaluate_plans(encoder, index, test.queries, default_plans(encoder.weights), ["ndcg@10"])
+    print(f"{when:6}  " + "  ".join(f"{plan} {values['ndcg@10']:.3f}" for plan, values in metrics.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A LangChain chain from documents to an answer, offline: m3-mini reads, LangChain's fake chat model answers.
+"""A LangChain chain from documents to an answer, offline: m3-mini retrieves, LangChain's fake chat model answers.
 
 python examples/langchain_chain.py
 """
@@ -6,6 +6,7 @@ python examples/langchain_chain.py
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
@@ -36,27 +37,27 @@ PROMPT = ChatPromptTemplate.from_template("Answer from these passages:\n{context
 ANSWER = "It was opened on 4 March 1890 [forth]."
 
 
-def as_text(documents: list[Document]) -> str:
+def format_documents(documents: list[Document]) -> str:
     return "\n".join(f"[{document.id}] {document.page_content}" for document in documents)
 
 
-def chain_over(store: M3VectorStore) -> Runnable[str, dict[str, object]]:
-    """Question -> {"context": the documents, "question": itself, "answer": text}."""
-    found = RunnableParallel(query=RunnablePassthrough(), documents=store.as_retriever(search_kwargs={"k": 3}))
-    best = found | M3Reranker(encoder=store.encoder, mode="multi_vector", top_n=2)
+def build_chain(store: M3VectorStore) -> Runnable[str, dict[str, Any]]:
+    """Build a chain that maps a question to {"context": documents, "question": question, "answer": text}."""
+    retrieved = RunnableParallel(query=RunnablePassthrough(), documents=store.as_retriever(search_kwargs={"k": 3}))
+    reranked = retrieved | M3Reranker(encoder=store.encoder, mode="multi_vector", top_n=2)
     answer = (
-        RunnablePassthrough.assign(context=lambda asked: as_text(asked["context"]))
+        RunnablePassthrough.assign(context=lambda inputs: format_documents(inputs["context"]))
         | PROMPT
         | FakeListChatModel(responses=[ANSWER])  # your chat model
         | StrOutputParser()
     )
-    return RunnableParallel(context=best, question=RunnablePassthrough()).assign(answer=answer)
+    return RunnableParallel(context=reranked, question=RunnablePassthrough()).assign(answer=answer)
 
 
 def main() -> None:
-    store = M3VectorStore.from_documents(DOCUMENTS, M3Embeddings())  # M3VectorStore.from_folder("bridges") to keep them
+    store = M3VectorStore.from_documents(DOCUMENTS, M3Embeddings())  # on disk: from_folder("bridges")
 
-    for chunk in chain_over(store).stream("Wann wurde die Brücke über den Forth eröffnet?"):
+    for chunk in build_chain(store).stream("Wann wurde die Brücke über den Forth eröffnet?"):
         if "context" in chunk:
             print("from", ", ".join(document.id for document in chunk["context"]))
         print(chunk.get("answer", ""), end="", flush=True)

@@ -1,4 +1,4 @@
-"""A LlamaIndex query engine from documents to answers, offline: m3-mini reads, MockLLM says back what it is given.
+"""A LlamaIndex query engine from documents to answers, offline: m3-mini retrieves, MockLLM repeats its prompt.
 
 python examples/llama_index_query_engine.py
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from tempfile import TemporaryDirectory
 
 from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
+from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import MockLLM
-from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 
 from m3_integrations.llama_index import M3Embedding, M3Rerank, M3VectorStore
@@ -36,11 +36,11 @@ OLD = MetadataFilters(filters=[MetadataFilter(key="year", operator=FilterOperato
 
 
 def main() -> None:
-    Settings.llm = MockLLM()  # put your own language model here
-    Settings.embed_model = M3Embedding()
-    store = M3VectorStore()  # the same model: each text goes through it once, for all three modes
+    Settings.llm = MockLLM()  # your LLM
+    Settings.embed_model = embedding = M3Embedding()
+    store = M3VectorStore()  # with the same model: each text is encoded once for all three modes
 
-    pipeline = IngestionPipeline(transformations=[SentenceSplitter(), Settings.embed_model], vector_store=store)
+    pipeline = IngestionPipeline(transformations=[embedding.node_parser(), embedding], vector_store=store)
     pipeline.run(documents=DOCUMENTS)
     index = VectorStoreIndex.from_vector_store(store)
 
@@ -57,11 +57,11 @@ def main() -> None:
         index.storage_context.persist(folder)
         loaded = M3VectorStore.from_persist_dir(folder)
         context = StorageContext.from_defaults(persist_dir=folder, vector_store=loaded)
-        again = VectorStoreIndex.from_vector_store(context.vector_store).as_query_engine(similarity_top_k=1)
-        show(again.query("When was the Forth Bridge opened?"))
+        reloaded = VectorStoreIndex.from_vector_store(context.vector_store).as_query_engine(similarity_top_k=1)
+        show(reloaded.query("When was the Forth Bridge opened?"))
 
 
-def show(response) -> None:
+def show(response: RESPONSE_TYPE) -> None:
     for each in response.source_nodes:
         print(f"{each.score:.3f}  {each.node.metadata['year']:>4}  {each.node.get_content()}")
 

@@ -1,66 +1,121 @@
-"""The demonstration behind `m3 demo`: real text in many languages, answered by each mode and by all, then nudged."""
+"""The `m3 demo` command's content: multilingual text searched by each mode and by all, then nudged."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-from m3_integrations.core.encoded import Mode
-from m3_integrations.core.encoder import M3Encoder
-from m3_integrations.core.explain import Explanation
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.core.texts import Passage
-from m3_integrations.evaluation.beir import Collection, read_beir
-from m3_integrations.evaluation.judging import judge, plans_of
+from m3_integrations.core.encoded import MODES, Mode
+from m3_integrations.core.titles import body_of, title_of
+from m3_integrations.core.types import Passage, SearchPlan
+from m3_integrations.data.beir import JudgedCollection, read_beir
+from m3_integrations.encoders.explain import Explanation, WordMatch
+from m3_integrations.encoders.m3 import M3Encoder
+from m3_integrations.encoders.words import TextSpan, words_of
+from m3_integrations.evaluation.compare import default_plans, evaluate_plans
 from m3_integrations.index.base import Index
 from m3_integrations.nudging.nudger import Nudger
-from m3_integrations.nudging.page import Story, environment, write_page
-from m3_integrations.nudging.report import NudgeReport
+from m3_integrations.nudging.report.html import OutcomeRow, ReportPage, environment, language_of, name_of, write_page
+from m3_integrations.nudging.report.report import NudgeReport
 from m3_integrations.retrieval.ingestion import IngestReport, ingest
 from m3_integrations.retrieval.retriever import Match, Retriever
 
+
+class DemoQuestion(NamedTuple):
+    """A question to show and its language (ISO 639-1)."""
+
+    text: str
+    language: str
+
+
 QUESTIONS = (
-    "How do I leave a loop early?",
-    "Wie fange ich eine Ausnahme ab?",
-    "¿Qué hace la palabra yield dentro de una función?",
-    "__getattr__",
-    "Telmatobius culeus",
-    "26 milyon tuğladan yapılmış köprü hangisidir?",
-    "モスクワからウラジオストクまで何日かかる？",
-    "من هي العالمة التي نالت جائزة نوبل في علمين مختلفين؟",
-    "lowest place on land, where you float",
+    DemoQuestion("26 milyon tuğladan yapılmış köprü hangisidir?", "tr"),
+    DemoQuestion("Afro-Brazilian fight that looks like a dance", "en"),
+    DemoQuestion("How do I leave a loop early?", "en"),
+    DemoQuestion("Telmatobius culeus", "la"),
+    DemoQuestion("من هي العالمة التي نالت جائزة نوبل في علمين مختلفين؟", "ar"),
+    DemoQuestion("¿Qué hace la palabra yield dentro de una función?", "es"),
+    DemoQuestion("モスクワからウラジオストクまで何日かかる？", "ja"),
+    DemoQuestion("__getattr__", "en"),
 )
+METRIC_NAMES = {"accuracy@1": "right answer first", "recall@10": "answers in the first ten", "ndcg@10": "nDCG@10"}
+METRICS = tuple(METRIC_NAMES)
+HUES = 5  # colors of words on the page
+FAINT = 0.55  # of the strongest match of a question; weaker ones, such as those of function words, are shown faintly
+INVISIBLE = 0.15  # of the strongest match; weaker ones are not shown
+EXCERPT = 200  # characters of a passage
 _PASSAGE_CHARACTERS = 900
 _PASSAGES_A_TOPIC = 3
 
 
-class Segment(NamedTuple):
-    """A stretch of a passage, and how strongly it matched, from 0 to 1."""
+class HeatSegment(NamedTuple):
+    """A span of a passage and the strength of its match, 0 to 1."""
 
     text: str
     heat: float
 
 
+class HighlightedText(NamedTuple):
+    """A span of a text and the style of the word that it is: "" or "faint", or "m0" to "m4" for a pair of words."""
+
+    text: str
+    style: str
+
+
+class WordPair(NamedTuple):
+    """A word of the question and the word of the passage that it matched, in one style."""
+
+    asked: str
+    found: str
+    style: str
+
+
 @dataclass(frozen=True)
 class Answer:
-    """A question, the best passage id of each plan, and what the hybrid found, explained."""
+    """A question with the best passage of each plan, and the hybrid results with explanations."""
 
-    question: str
-    best_by_plan: Mapping[str, str]
+    question: DemoQuestion
+    best_by_plan: Mapping[str, Passage | None]
     matches: Sequence[Match]
     explanations: Sequence[Explanation]
+
+    @property
+    def alone(self) -> dict[str, bool]:
+        """Whether each mode alone finds the first result of all modes first, by mode."""
+        first = self.matches[0].passage if self.matches else None
+        return {mode: self.best_by_plan[mode] == first for mode in MODES if mode in self.best_by_plan}
+
+    @property
+    def pairs(self) -> list[WordPair]:
+        """The words of the question with the words of the first passage that they matched, in order."""
+        return word_pairs(self.explanations[0]) if self.explanations else []
+
+    @property
+    def question_segments(self) -> list[HighlightedText]:
+        """The question, split at its matched words."""
+        if not self.explanations:
+            return [HighlightedText(self.question.text, "")]
+        styles = {match.query_at: style for match, style in _styled(self.explanations[0])}
+        return _split(self.question.text, styles)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration found; `render` writes it as HTML pages.
+    """Results of the demo; `render` writes them as HTML pages.
 
-    metrics, after: by plan and metric, on the test questions before and after the nudge.
+    Attributes:
+        model: Name of the encoder.
+        ingested: Result of filling the index.
+        answers: Results for the example questions.
+        metrics: Metrics on the test questions before the nudge, by plan and metric.
+        judged: Number of test questions.
+        nudge: Report of the nudge.
+        after: Metrics after the nudge, by plan and metric.
     """
 
     model: str
@@ -72,70 +127,107 @@ class Demo:
     after: Mapping[str, Mapping[str, float]]
 
     @property
+    def metric(self) -> str:
+        """The metric that the picture shows, the first of the table."""
+        return next(iter(next(iter(self.after.values()))))
+
+    @property
+    def rows(self) -> list[OutcomeRow]:
+        """The metric of the picture by plan."""
+        metric = self.metric
+        return [
+            OutcomeRow(plan, 0, self.metrics[plan][metric], values[metric], 0.0, 0.0)
+            for plan, values in self.after.items()
+        ]
+
+    @property
+    def comparison(self) -> str:
+        """A sentence that compares all modes, the default, with the best of the other plans after the nudge."""
+        *others, default = self.rows
+        if not others:
+            return ""
+        best = max(others, key=lambda row: row.after)
+        if default.after >= best.after:
+            return f"Searching with {name_of(default.name)}, the default, ranks best."
+        return (
+            f"{name_of(best.name).capitalize()} alone ranks best on these questions, most in another language "
+            "than their answer; the default also weighs shared words, which find names, codes and numbers."
+        )
+
+    @property
     def remarks(self) -> list[str]:
-        """Which modes and plans the nudge made worse or left alone, in sentences."""
-        said = [
-            f"{mode}: its nudge adds nothing to the ranking of all modes together, on the questions that chose"
+        """Modes and plans that did not gain from the nudge, as sentences."""
+        remarks = [
+            f"{mode}: its nudge adds nothing to the fused ranking on the questions used to choose it"
             for mode in self.nudge.moves
             if self.nudge.added(mode) <= 0
         ]
         for plan, values in self.after.items():
             before, after = self.metrics[plan]["ndcg@10"], values["ndcg@10"]
             if after <= before:
-                said.append(f"{plan} did not gain: nDCG@10 {before:.3f} before, {after:.3f} after")
-        return said
+                remarks.append(f"{plan} did not gain: nDCG@10 {before:.3f} before, {after:.3f} after")
+        return remarks
 
     def render(self, folder: Path, index: Index | None = None) -> None:
-        """Write index.html and nudge.html; the texts of passages come from the index, where one is given."""
+        """Write index.html and nudge.html; the texts of passages come from the index."""
         pages = environment()
-        pages.filters |= {"segments": segments, "shares": shares}
-        story = Story.of(self.nudge, index)
-        write_page(folder / "index.html", pages.get_template("demo.html").render(demo=self, story=story))
-        write_page(folder / "nudge.html", pages.get_template("nudge.html").render(story=story))
+        pages.filters |= {each.__name__: each for each in _FILTERS}
+        page = ReportPage.of(self.nudge, index)
+        write_page(folder / "index.html", pages.get_template("demo.html").render(demo=self, page=page))
+        write_page(folder / "nudge.html", pages.get_template("nudge.html").render(page=page))
 
 
-def world(split: str = "test") -> Collection:
-    """The small multilingual corpus of examples/world, with the questions of one split: train, dev or test."""
+def world(split: str = "test") -> JudgedCollection:
+    """Read the multilingual corpus examples/world with the questions of one split: train, dev or test."""
     packaged = Path(str(files("m3_integrations"))) / "examples" / "world"
     checkout = Path(__file__).parents[1] / "examples" / "world"
     return read_beir(packaged if packaged.is_dir() else checkout, split)
 
 
 def python_topics() -> Iterator[Passage]:
-    """The first paragraphs of each topic of Python's own help, which is on every machine."""
+    """Yield the first paragraphs of each topic of Python's built-in help."""
     for name, text in sorted(topics.items()):
-        paragraphs = _paragraphs(text)
+        title, _, rest = text.strip().partition("\n")
+        paragraphs = _paragraphs(rest.lstrip("*").strip())
+        metadata = {"title": title, "topic": name, "language": "en", "source": "pydoc"}
         for part, paragraph in zip(range(_PASSAGES_A_TOPIC), paragraphs, strict=False):
-            yield Passage(f"python/{name}/{part}", paragraph, {"topic": name, "language": "en", "source": "pydoc"})
+            yield Passage(f"python/{name}/{part}", f"{title}\n{paragraph}", metadata)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Whole paragraphs, joined to passages of about the same length."""
-    held = ""
+    """Yield whole paragraphs, joined to passages of similar length; long ones are split between lines."""
+    passage = ""
+    for part in _parts(text):
+        if passage and len(passage) + len(part) > _PASSAGE_CHARACTERS:
+            yield passage.strip()
+            passage = ""
+        passage += part
+    if passage.strip():
+        yield passage.strip()
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield the paragraphs of a text, and the lines of those longer than a passage."""
     for paragraph in re.split(r"\n\s*\n", text):
-        if held and len(held) + len(paragraph) > _PASSAGE_CHARACTERS:
-            yield held
-            held = ""
-        held = f"{held}\n\n{paragraph.strip()}".strip()
-    if held:
-        yield held
+        long = len(paragraph) > _PASSAGE_CHARACTERS
+        yield from (f"{line}\n" for line in paragraph.splitlines()) if long else [paragraph.strip()]
+        yield "\n\n"
 
 
-def run(encoder: M3Encoder, index: Index, questions: Sequence[str] = QUESTIONS, *, show_progress: bool = False) -> Demo:
-    """Fill the index with both corpora, ask, explain, and judge every plan on the test questions of the small world.
-
-    Then nudge the index by the other questions of that world, in every mode, and judge again.
-    """
+def run(
+    encoder: M3Encoder, index: Index, questions: Sequence[DemoQuestion] = QUESTIONS, *, show_progress: bool = False
+) -> Demo:
+    """Fill an index with both corpora, search, explain, evaluate every plan, nudge, and evaluate again."""
     collection = world()
     ingested = ingest(encoder, index, [*collection.passages, *python_topics()], show_progress=show_progress)
-    plans = plans_of(encoder.weights)
+    # The corpus is small: every passage is scored in every mode.
+    candidates = ingested.total
+    plans = {name: replace(plan, candidates=candidates) for name, plan in default_plans(encoder.weights).items()}
     answers = [_answer(encoder, index, plans, question) for question in questions]
-    before = judge(encoder, index, collection.queries, plans)
-    nudger = Nudger(encoder, index)
+    before = evaluate_plans(encoder, index, collection.queries, plans, METRICS)
+    nudger = Nudger(encoder, index, SearchPlan(candidates=candidates))
     report = nudger.fit(world("train").queries, world("dev").queries, test=collection.queries, modes=encoder.modes)
-    # Late interaction alone looks at every passage and is not asked again: the curves show what its nudge adds.
-    cheap = {name: plan for name, plan in plans.items() if plan.propose != ("multi_vector",)}
-    nudged = {**cheap, list(plans)[-1]: report.plan}  # of all modes together, as the nudge weighs them
+    nudged = {**plans, list(plans)[-1]: report.plan}  # all modes, with the weights of the nudge
     nudger.close()
     return Demo(
         model=encoder.name,
@@ -144,37 +236,116 @@ def run(encoder: M3Encoder, index: Index, questions: Sequence[str] = QUESTIONS, 
         metrics=before,
         judged=len(collection.queries),
         nudge=report,
-        after=judge(encoder, index, collection.queries, nudged),
+        after=evaluate_plans(encoder, index, collection.queries, nudged, METRICS),
     )
 
 
-def _answer(encoder: M3Encoder, index: Index, plans: Mapping[str, SearchPlan], question: str) -> Answer:
-    asked = encoder.encode_queries([question])
-    found = {name: Retriever(encoder, index, plan).retrieve_encoded(asked, k=3)[0] for name, plan in plans.items()}
-    matches = list(found.values())[-1]  # of all modes together, or of the one there is
+def _answer(encoder: M3Encoder, index: Index, plans: Mapping[str, SearchPlan], question: DemoQuestion) -> Answer:
+    query = encoder.encode_queries([question.text])
+    results = {name: Retriever(encoder, index, plan).retrieve_encoded(query, k=3)[0] for name, plan in plans.items()}
+    matches = list(results.values())[-1]  # of all modes, or of the only one
     return Answer(
         question=question,
-        best_by_plan={name: _first(matches) for name, matches in found.items()},
+        best_by_plan={name: found[0].passage if found else None for name, found in results.items()},
         matches=matches,
-        explanations=[encoder.explain(question, match.passage.text) for match in matches],
+        explanations=[encoder.explain(question.text, match.passage.text) for match in matches],
     )
-
-
-def _first(matches: Sequence[Match]) -> str:
-    return matches[0].passage.id if matches else "nothing: no shared token"
 
 
 def shares(match: Match) -> dict[Mode, float]:
-    """mode -> its part of the score, adding up to 1."""
+    """Return the share of each mode in the score; the shares add up to 1."""
     return {mode: part / match.score if match.score else 0.0 for mode, part in match.by_mode.items()}
 
 
-def segments(explanation: Explanation) -> list[Segment]:
-    """The passage cut where the heat changes, whole again when joined."""
+def segments(explanation: Explanation) -> list[HeatSegment]:
+    """Split the passage where the heat changes; the joined segments are the passage."""
     text, cut, at = explanation.passage, [], 0
     for start, stop, heat in explanation.passage_heat():
         start = max(start, at)
         if start < stop:
-            cut += [Segment(text[at:start], 0.0), Segment(text[start:stop], heat)]
+            cut += [HeatSegment(text[at:start], 0.0), HeatSegment(text[start:stop], heat)]
             at = stop
-    return [segment for segment in [*cut, Segment(text[at:], 0.0)] if segment.text]
+    return [segment for segment in [*cut, HeatSegment(text[at:], 0.0)] if segment.text]
+
+
+def word_pairs(explanation: Explanation) -> list[WordPair]:
+    """Return the pairs of words that matched, in the order of the question, without the faint ones."""
+    return [
+        WordPair(explanation.query[slice(*match.query_at)], explanation.passage[slice(*match.passage_at)], style)
+        for match, style in _styled(explanation)
+        if style != "faint"
+    ]
+
+
+def word_segments(match: Match, explanation: Explanation) -> list[HighlightedText]:
+    """Split the text of a passage, without its title, at the words that matched; joined they are the text."""
+    start = len(explanation.passage) - len(body_of(match.passage))
+    return _split(explanation.passage, _passage_styles(explanation), start)
+
+
+def excerpt_segments(match: Match, explanation: Explanation) -> list[HighlightedText]:
+    """Return the part of a passage's text where the strongest matches are, on about two lines."""
+    text = explanation.passage
+    start = len(text) - len(body_of(match.passage))
+    heat = [(at, stop, value) for at, stop, value in explanation.passage_heat() if at >= start]
+    starts = [start, *(_line_start(text, at, start) for at, _, _ in heat)]
+    low = max(starts, key=lambda low: (sum(v for at, stop, v in heat if low <= at and stop <= low + EXCERPT), -low))
+    high = len(text) if low + EXCERPT >= len(text) else _word_end(text, low + EXCERPT, low)
+    dots = HighlightedText("… ", "")
+    return [
+        *([dots] if low > start else []),
+        *_split(text[:high], _passage_styles(explanation), low),
+        *([HighlightedText(" …", "")] if high < len(text) else []),
+    ]
+
+
+def _line_start(text: str, at: int, least: int) -> int:
+    """Return a place a few words before a match, at the start of a sentence or word."""
+    low = max(least, at - EXCERPT // 3)
+    space = re.search(r"(?<=[.!?。])\s+|\s", text[low:at])
+    return low if low == least or not space else low + space.end()
+
+
+def _word_end(text: str, at: int, least: int) -> int:
+    space = text.rfind(" ", least, at)
+    return at if space < at - EXCERPT // 4 else space
+
+
+def _styled(explanation: Explanation) -> list[tuple[WordMatch, str]]:
+    """Return the visible matches, each with the style of its pair."""
+    words = explanation.words
+    strongest = max((match.strength for match in words), default=0.0)
+    visible = [match for match in words if match.strength > INVISIBLE * strongest]
+    bold = [match for match in visible if match.strength >= FAINT * strongest]
+    hues = {match: f"m{rank % HUES}" for rank, match in enumerate(bold)}
+    return [(match, hues.get(match, "faint")) for match in visible]
+
+
+def _passage_styles(explanation: Explanation) -> dict[TextSpan, str]:
+    """Return the style of each matched word, and of every other occurrence of it."""
+    text = explanation.passage
+    pairs = sorted(_styled(explanation), key=lambda each: each[0].strength)
+    by_word = {text[slice(*match.passage_at)].casefold(): style for match, style in pairs if style != "faint"}
+    places = {match.passage_at: style for match, style in pairs}
+    return {
+        **{span: by_word[word] for span in words_of(text) if (word := text[slice(*span)].casefold()) in by_word},
+        **places,
+    }
+
+
+def _split(text: str, styles: Mapping[TextSpan, str], start: int = 0) -> list[HighlightedText]:
+    """Split a text from `start` at the styled words."""
+    cut, at = [], start
+    for (first, stop), style in sorted(styles.items()):
+        if at <= first and stop <= len(text):
+            cut += [HighlightedText(text[at:first], ""), HighlightedText(text[first:stop], style)]
+            at = stop
+    return [segment for segment in [*cut, HighlightedText(text[at:], "")] if segment.text]
+
+
+def metric_name(metric: str) -> str:
+    """Return the name of a metric for people."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+_FILTERS = (excerpt_segments, word_segments, shares, title_of, language_of, metric_name)

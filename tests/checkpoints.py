@@ -1,4 +1,4 @@
-"""Writes checkpoints for the tests: random weights, and a real tokenizer over characters of many scripts."""
+"""Tiny checkpoints for tests: random weights and a real tokenizer over characters of many scripts."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ WORDS = ("the", "passage", "query", "where", "bridge", "what", "волга", "м
 
 @dataclass(frozen=True)
 class TinyCheckpoint:
+    """Shape of a tiny checkpoint, and which heads it has."""
+
     seed: int = 0
     hidden: int = 32
     layers: int = 2
@@ -41,7 +43,7 @@ class TinyCheckpoint:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer in XLM-RoBERTa's frame: pieces are words, characters, and characters that begin a word."""
+    """A Unigram tokenizer of words and characters, with XLM-RoBERTa's special tokens."""
     characters = sorted({character for script in SCRIPTS for character in script})
     pieces = [
         *SPECIAL,
@@ -51,7 +53,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         *(f"▁{each}" for each in characters),
         "<mask>",
     ]
-    scores = [0.0] * len(SPECIAL) + [-2.0 - 0.01 * place for place in range(len(pieces) - len(SPECIAL))]
+    scores = [0.0] * len(SPECIAL) + [-2.0 - 0.01 * i for i in range(len(pieces) - len(SPECIAL))]
     core = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=3, byte_fallback=False))
     core.normalizer = normalizers.NFKC()
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
@@ -66,7 +68,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_backbone(folder: Path, shape: TinyCheckpoint) -> Path:
-    """A plain transformers folder, which does not say how it pools."""
+    """Write a plain transformers folder, which does not state its pooling."""
     words = tokenizer()
     torch.manual_seed(shape.seed)
     config = XLMRobertaConfig(
@@ -88,7 +90,7 @@ def write_backbone(folder: Path, shape: TinyCheckpoint) -> Path:
 
 
 def write_bge_m3(folder: Path, shape: TinyCheckpoint) -> Path:
-    """BGE-M3's layout: a transformers folder, `sparse_linear.pt` and `colbert_linear.pt`."""
+    """Write BGE-M3's layout: a transformers folder, `sparse_linear.pt` and `colbert_linear.pt`."""
     write_backbone(folder, shape)
     if shape.sparse:
         torch.save(nn.Linear(shape.hidden, 1).state_dict(), folder / "sparse_linear.pt")
@@ -100,7 +102,7 @@ def write_bge_m3(folder: Path, shape: TinyCheckpoint) -> Path:
 def write_sentence_transformers(
     folder: Path, shape: TinyCheckpoint, pooling: str = "mean", normalise: bool = True
 ) -> Path:
-    """A sentence-transformers folder of Transformer, Pooling and, if asked, Normalize."""
+    """Write a sentence-transformers folder of Transformer, Pooling and optionally Normalize."""
     write_backbone(folder, shape)
     modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if normalise else [])]
     entries = [

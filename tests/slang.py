@@ -1,4 +1,4 @@
-"""A built problem for nudging: people ask by words of their own, which no passage holds and the questions share."""
+"""A constructed nudging problem: queries use slang words that occur in no passage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from m3_integrations.core.texts import Query
+from m3_integrations.core.types import Query
 
 PASSAGES = 40
 _WORDS = [f"word{i}" for i in range(200)]
@@ -15,21 +15,21 @@ CORPUS = {f"d{i}": " ".join(_WORDS[j] for j in row) for i, row in enumerate(_ROW
 
 
 def queries(part: str, each: int) -> list[Query]:
-    """`each` questions a passage: its slang, a word of it, and a word that means nothing."""
+    """Make `each` queries per passage: its slang word, one of its own words, and a random word."""
     rng = np.random.default_rng(sum(map(ord, part)))
-    asked = []
+    made = []
     for i in range(each * PASSAGES):
         id = f"d{i % PASSAGES}"
         text = f"slang{i % PASSAGES} {rng.choice(CORPUS[id].split())} {rng.choice(_WORDS)} {part}{i}"
-        asked.append(Query(f"{part}-{i}", text, {id: 1.0}))
-    return asked
+        made.append(Query(f"{part}-{i}", text, {id: 1.0}))
+    return made
 
 
 def dataset(part: str, each: int) -> SimpleNamespace:
-    """The same in the shape of LlamaIndex's EmbeddingQAFinetuneDataset."""
-    asked = queries(part, each)
+    """Make the same queries in the shape of LlamaIndex's EmbeddingQAFinetuneDataset."""
+    made = queries(part, each)
     return SimpleNamespace(
-        queries={query.id: query.text for query in asked},
+        queries={query.id: query.text for query in made},
         corpus=dict(CORPUS),
-        relevant_docs={query.id: list(query.relevant) for query in asked},
+        relevant_docs={query.id: list(query.relevant) for query in made},
     )

@@ -1,1 +1,5 @@
-"""Room 1: values and mathematics. Knows no index and no framework."""
+"""Values, scoring and errors, without an index or a framework."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

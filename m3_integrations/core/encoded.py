@@ -1,9 +1,10 @@
-"""What comes out: texts as vectors in up to three modes, and how they score against each other."""
+"""Embeddings of texts in up to three modes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from collections.abc import Collection, Iterator, Sequence, Set
+from copy import copy
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -14,21 +15,24 @@ from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimen
 
 Mode = Literal["dense", "sparse", "multi_vector"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Modes: TypeAlias = Sequence[Mode] | Set[Mode]  # mypy rejects ("dense",) as a Modes
+SparseScore = Literal["sum", "mean"]
+SPARSE_SCORES: tuple[SparseScore, ...] = get_args(SparseScore)
 DENSE: tuple[Mode, ...] = ("dense",)
 Array: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 Rows: TypeAlias = "Sequence[int] | Ints"
-# OpenBLAS gives a product of fewer multiplications than this to one thread. To wake others for less costs more than it
-# wins, and where the cores are busy a thousand times as much.
-_ON_ONE_THREAD = (1 << 19) - 1
-_SIMILARITIES_AT_ONCE = 1 << 18
-_BUCKETS = 1 << 12
 
 
 class MultiVectors:
-    """The vectors of n texts, ragged: text i owns the rows `offsets[i]:offsets[i + 1]` of `values`.
+    """Vectors of n texts: text i has rows `offsets[i]:offsets[i + 1]` of `values`.
 
-    values: (total, width) float32; offsets: (n + 1,) int64, from 0 to total, never falling.
+    Args:
+        values: Vectors, shape (total, dim), float32.
+        offsets: Ascending from 0 to total, shape (n + 1,), int64.
+
+    Raises:
+        WrongDimension: If shapes or offsets do not match.
     """
 
     __slots__ = ("offsets", "values")
@@ -36,7 +40,7 @@ class MultiVectors:
     offsets: npt.NDArray[np.int64]
 
     def __init__(self, values: npt.ArrayLike, offsets: npt.ArrayLike) -> None:
-        self.values = _read_only(np.asarray(values, dtype=np.float32))
+        self.values = _read_only(_real(values))
         self.offsets = _read_only(np.asarray(offsets, dtype=np.int64))
         if self.values.ndim != 2:
             raise WrongDimension(f"multi-vector values are (total, width), got shape {self.values.shape}")
@@ -46,8 +50,16 @@ class MultiVectors:
 
     @classmethod
     def of(cls, vectors: Sequence[npt.ArrayLike], width: int | None = None) -> MultiVectors:
-        """Join one (tokens_i, width) array a text; `width` says it where there is no text to tell."""
-        arrays = [np.asarray(each, dtype=np.float32) for each in vectors]
+        """Join one array per text.
+
+        Args:
+            vectors: Arrays of shape (tokens, dim).
+            width: Dimension, needed only if there are no texts.
+
+        Raises:
+            WrongDimension: If arrays have other shapes.
+        """
+        arrays = [_real(each) for each in vectors]
         if not arrays:
             return cls(np.zeros((0, width or 0), np.float32), np.zeros(1, np.int64))
         if len({each.shape[1:] for each in arrays}) != 1 or arrays[0].ndim != 2:
@@ -60,11 +72,11 @@ class MultiVectors:
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """(n,) how many vectors each text has."""
+        """Number of vectors of each text, shape (n,)."""
         return np.diff(self.offsets)
 
     def counts_of(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """(rows,) how many vectors each of these texts has."""
+        """Return the number of vectors of each of these texts, shape (rows,)."""
         begins = np.asarray(rows, np.int64)
         return self.offsets[begins + 1] - self.offsets[begins]
 
@@ -90,16 +102,28 @@ class MultiVectors:
 
 
 class Encoded:
-    """n texts in some modes; immutable. One text is a batch of one.
+    """Embeddings of n texts in some modes; immutable. One text is a batch of one.
 
-    dense: (n, dim) float32. sparse: (n, vocab) float32 csr_array, >= 0, column = token id of the model.
-    multi_vector: MultiVectors of n texts. A mode that is not there raises MissingMode when touched.
-    Raises WrongDimension when the modes disagree on n, NonFiniteVector on NaN or infinity, ValueError on a negative
-    sparse weight.
+    Reading a mode that is absent raises MissingMode. With `sparse_score` "mean", each row of `sparse` is divided by the
+    sum of its weights, so that a query's sparse score is a mean over its weights as late interaction is one over its
+    tokens.
+
+    Args:
+        dense: Dense vectors, shape (n, dim), float32.
+        sparse: Non-negative weights, shape (n, vocabulary), float32; the column is the model's token id.
+        multi_vector: Vectors of n texts.
+
+    Raises:
+        MissingMode: If no mode is given.
+        WrongDimension: If the modes hold different numbers of texts, or a sparse column is not below `vocabulary`.
+        NonFiniteVector: If a value is NaN or infinite.
+        ValueError: If a sparse weight is negative.
+        TypeError: If vectors are not real numbers.
     """
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_parts", "sparse_score")
     _parts: dict[Mode, Any]
+    sparse_score: SparseScore
 
     def __init__(
         self,
@@ -116,16 +140,18 @@ class Encoded:
             parts["multi_vector"] = _checked_multi_vector(multi_vector)
         if not parts:
             raise MissingMode(f"an Encoded needs at least one of {list(MODES)}")
-        counts = {mode: rows_of(part) for mode, part in parts.items()}
+        counts = {mode: row_count(part) for mode, part in parts.items()}
         if len(set(counts.values())) != 1:
             raise WrongDimension(f"every mode must hold the same number of texts, got {counts}")
         self._parts = parts
+        self.sparse_score = "sum"
 
     @classmethod
-    def _of(cls, parts: dict[Mode, Any]) -> Encoded:
-        """From parts that were checked before."""
+    def _from_parts(cls, parts: dict[Mode, Any], sparse_score: SparseScore = "sum") -> Encoded:
+        """Make an Encoded of validated parts."""
         encoded = cls.__new__(cls)
         encoded._parts = parts
+        encoded.sparse_score = sparse_score
         return encoded
 
     @property
@@ -139,7 +165,8 @@ class Encoded:
 
     @property
     def sparse(self) -> scipy.sparse.csr_array:
-        return self._part("sparse")
+        rows: scipy.sparse.csr_array = self._part("sparse")
+        return rows if self.sparse_score == "sum" else _divide_by_sums(rows)
 
     @property
     def multi_vector(self) -> MultiVectors:
@@ -153,34 +180,51 @@ class Encoded:
             raise _missing(mode, self.modes) from None
 
     def __len__(self) -> int:
-        return rows_of(next(iter(self._parts.values())))
+        return row_count(next(iter(self._parts.values())))
 
     def take(self, rows: Rows) -> Encoded:
-        """These texts, in this order; a row may come twice."""
+        """Return these rows in this order; rows may repeat."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return Encoded._of({mode: _take(part, chosen) for mode, part in self._parts.items()})
+        return Encoded._from_parts({mode: _take(part, chosen) for mode, part in self._parts.items()}, self.sparse_score)
 
-    def only(self, modes: Collection[Mode]) -> Encoded:
-        """The same texts in these modes alone. Raises MissingMode for one that is not there."""
+    def only(self, modes: Modes) -> Encoded:
+        """Return the same texts in these modes only.
+
+        Raises:
+            MissingMode: If a mode is absent.
+        """
         if not modes:
             raise MissingMode(f"an Encoded needs at least one of {sorted(self.modes)}")
-        return Encoded._of({mode: self._part(mode) for mode in MODES if mode in modes})
+        return Encoded._from_parts({mode: self._part(mode) for mode in MODES if mode in modes}, self.sparse_score)
 
     def join(self, *others: Encoded) -> Encoded:
-        """These texts, then those of the others, all in the same modes."""
+        """Return these texts followed by those of the others.
+
+        Raises:
+            MissingMode: If modes differ.
+            WrongDimension: If dimensions differ.
+            ValueError: If one side has sums and the other means of sparse weights.
+        """
+        if any(other.sparse_score != self.sparse_score for other in others):
+            raise ValueError("cannot join sums and means of sparse weights; use with_sparse_score of both first")
         for other in others:
             if other.modes != self.modes:
                 raise MissingMode(
                     f"cannot join {sorted(self.modes)} with {sorted(other.modes)}; take .only(modes) of both first"
                 )
         parts = {mode: _join([each._parts[mode] for each in (self, *others)]) for mode in self._parts}
-        return Encoded._of(parts)
+        return Encoded._from_parts(parts, self.sparse_score)
 
-    def merged(self) -> Encoded:
-        """One text out of several phrasings of it, which scores as their mean: dense and sparse rows averaged, all
-        vectors kept."""
+    def merge_queries(self) -> Encoded:
+        """Merge phrasings of one query into one text that scores as their mean.
+
+        Dense and sparse rows are averaged; all vectors of the multi-vectors are kept.
+
+        Raises:
+            ValueError: If there is no text.
+        """
         if len(self) == 0:
-            raise ValueError("there is nothing to merge; give at least one text")
+            raise ValueError("there is no text to merge; pass at least one")
         parts: dict[Mode, Any] = {}
         for mode, part in self._parts.items():
             if mode == "multi_vector":
@@ -189,20 +233,33 @@ class Encoded:
                 parts[mode] = _read_only(part.mean(axis=0, keepdims=True))
             else:
                 share = scipy.sparse.csr_array(np.full((1, len(self)), 1 / len(self), np.float32))
-                parts[mode] = _checked_sparse(share @ part)
-        return Encoded._of(parts)
+                parts[mode] = _checked_sparse(share @ self.sparse)
+        return Encoded._from_parts(parts)
 
     def with_dense(self, dense: npt.ArrayLike) -> Encoded:
-        """The same texts with other dense vectors."""
-        return Encoded(**{**self._named(), "dense": dense})
+        """Return the same texts with other dense vectors."""
+        return Encoded(**{**self._named(), "dense": dense}).with_sparse_score(self.sparse_score)
 
     def with_sparse(self, sparse: scipy.sparse.csr_array) -> Encoded:
-        """The same texts with other sparse rows."""
+        """Return the same texts with other sparse rows, which are not divided."""
         return Encoded(**{**self._named(), "sparse": sparse})
 
     def with_multi_vector(self, multi_vector: MultiVectors) -> Encoded:
-        """The same texts with other multi-vectors."""
-        return Encoded(**{**self._named(), "multi_vector": multi_vector})
+        """Return the same texts with other multi-vectors."""
+        return Encoded(**{**self._named(), "multi_vector": multi_vector}).with_sparse_score(self.sparse_score)
+
+    def with_sparse_score(self, sparse_score: SparseScore) -> Encoded:
+        """Return the same queries with their sparse scores as sums, or as means over the weights of a query.
+
+        Args:
+            sparse_score: "sum" for the weights as the model gives them, "mean" to divide each row by its sum. Either
+                can be undone by the other.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        check_sparse_score(sparse_score)
+        return Encoded._from_parts(self._parts, sparse_score)
 
     def _named(self) -> dict[str, Any]:
         return {str(mode): part for mode, part in self._parts.items()}
@@ -211,154 +268,31 @@ class Encoded:
         return f"Encoded({len(self)} texts, {[mode for mode in MODES if mode in self._parts]})"
 
 
-def score(queries: Encoded, passages: Encoded, weights: Mapping[Mode, float]) -> Array:
-    """(queries, passages): the weighted sum of the exact scores of each weighted mode (arXiv 2402.03216, section 3.2).
-
-    Raises MissingMode where a weighted mode is absent on either side, ValueError where no mode has a weight.
-    """
-    weighted = {mode: weight for mode, weight in weights.items() if weight}
-    if not weighted:
-        raise ValueError(f"give at least one of {list(MODES)} a weight, got {dict(weights)}")
-    total = np.zeros((len(queries), len(passages)), np.float32)
-    for mode, weight in weighted.items():
-        total += np.float32(weight) * score_mode(mode, queries, passages)
-    return total
-
-
-def score_mode(mode: Mode, queries: Encoded, passages: Encoded) -> Array:
-    """(queries, passages): the exact scores of one mode."""
-    if mode == "dense":
-        return dense_scores(queries.dense, passages.dense)
-    if mode == "sparse":
-        return sparse_scores(queries.sparse, passages.sparse)
-    if mode == "multi_vector":
-        return multi_vector_scores(queries.multi_vector, passages.multi_vector)
-    raise MissingMode(f"{mode!r} is no mode; the modes are {list(MODES)}")
-
-
-def dense_scores(queries: Array, passages: Array) -> Array:
-    """(queries, passages): inner products, each rounded alike whatever else is scored beside it."""
-    if queries.shape[1] != passages.shape[1]:
-        raise WrongDimension(f"the query has {queries.shape[1]} dimensions and the passages {passages.shape[1]}")
-    scores = np.empty((len(queries), len(passages)), np.float32)
-    for i, query in enumerate(queries):
-        # Not a matrix product: BLAS rounds a pair differently in batches of other shapes, and ties would break by luck.
-        np.einsum("pd,d->p", passages, query, out=scores[i])
-    return scores
-
-
-def sparse_scores(queries: scipy.sparse.csr_array, passages: scipy.sparse.csr_array | scipy.sparse.csc_array) -> Array:
-    """(queries, passages): the sum over shared tokens of the products of their weights, added by ascending token.
-
-    passages: by row; or by column, which spares many queries from turning them.
-    """
-    if queries.shape[1] != passages.shape[1]:
-        raise WrongDimension(f"the query has {queries.shape[1]} sparse columns and the passages {passages.shape[1]}")
-    # Not scipy's product, whose compiler may join a product and a sum: both ways below add the same, to the bit.
-    if passages.format == "csr" and queries.shape[0] == 1:
-        return shared_weights(queries.indices, queries.data, passages.indptr, passages.indices, passages.data)[None]
-    turned = passages.tocsc()
-    scores = np.zeros((queries.shape[0], passages.shape[0]), np.float32)
-    for i, (tokens, weights) in enumerate(entries_of(queries)):
-        _add_by_token(scores[i], tokens, weights, turned)
-    return scores
-
-
-def entries_of(rows: scipy.sparse.csr_array) -> Iterator[tuple[Ints, Array]]:
-    """The columns and the weights of each row."""
-    for begin, end in pairwise(rows.indptr.tolist()):
-        yield rows.indices[begin:end], rows.data[begin:end]
-
-
-def _add_by_token(scores: Array, tokens: Ints, weights: Array, passages: scipy.sparse.csc_array) -> None:
-    for token, weight in zip(tokens.tolist(), weights, strict=True):
-        listed = slice(passages.indptr[token], passages.indptr[token + 1])
-        np.add.at(scores, passages.indices[listed], weight * passages.data[listed])
-
-
-def shared_weights(tokens: Ints, importances: Array, offsets: Ints, columns: Ints, weights: Array) -> Array:
-    """(rows,): the sparse scores of one query with rows that are said as in a csr_array, added by ascending token.
-
-    tokens, importances: the query's, tokens ascending. offsets: (rows + 1,). columns, weights: (total,), each row's
-    columns ascending.
-    """
-    alike = np.zeros(_BUCKETS, bool)
-    alike[tokens % _BUCKETS] = True
-    found = np.flatnonzero(alike[columns % _BUCKETS])  # few: only these are looked up
-    places = np.minimum(np.searchsorted(tokens, columns[found]), len(tokens) - 1)
-    shared = tokens[places] == columns[found]
-    found, places = found[shared], places[shared]
-    scores = np.zeros(len(offsets) - 1, np.float32)
-    rows = np.searchsorted(offsets, found, side="right") - 1
-    np.add.at(scores, rows, importances[places] * weights[found])
-    return scores
-
-
-def multi_vector_scores(queries: MultiVectors, passages: MultiVectors) -> Array:
-    """(queries, passages): the late-interaction score of each pair."""
-    if queries.width != passages.width:
-        raise WrongDimension(f"query vectors are {queries.width} wide and passage vectors {passages.width}")
-    scores = [late_interactions(query, passages, passages.counts) for query in queries]
-    return np.array(scores, np.float32).reshape(len(queries), len(passages))
-
-
-def late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
-    """(passages,): the mean over the query's vectors of the maximum over the passage's (MaxSim).
-
-    0 where either has none. A pair is rounded alike whatever else is scored beside it.
-    query: (query tokens, width). passages: (tokens_i, width) each, taken one at a time; counts: (passages,) the tokens.
-    """
-    if not len(query):
-        return np.zeros(len(counts), np.float32)
-    coming, parts = iter(passages), in_parts(counts * len(query), _SIMILARITIES_AT_ONCE)
-    return np.concatenate([_late_interactions(query, islice(coming, len(part)), counts[part]) for part in parts])
-
-
-def _late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    similarities = np.empty((len(query), starts[-1]), np.float32)
-    step = max(1, _ON_ONE_THREAD // max(1, query.size))
-    # The query stands first: with vectors of 384 that takes a fifth less than the other way round, of 1,024 as long.
-    for passage, (start, stop) in zip(passages, pairwise(starts.tolist()), strict=True):
-        if stop - start > step:
-            _multiply(query, passage, step, similarities[:, start:stop])
-        elif stop > start:
-            np.matmul(query, passage.T, out=similarities[:, start:stop])
-    scores, some = np.zeros(len(counts), np.float32), np.flatnonzero(counts)
-    if len(some):
-        nearest = np.maximum.reduceat(similarities, starts[some], axis=1).T
-        scores[some] = np.ascontiguousarray(nearest).sum(axis=1) / np.float32(len(query))
-    return scores
-
-
-def _multiply(query: Array, passage: Array, step: int, out: Array) -> None:
-    """out = query @ passage.T, `step` rows at a time: numpy goes through the steps without coming back to Python."""
-    whole = len(passage) // step * step
-    steps = passage[:whole].reshape(-1, step, passage.shape[1])
-    np.matmul(query, steps.transpose(0, 2, 1), out=out[:, :whole].reshape(len(query), -1, step).transpose(1, 0, 2))
-    if whole < len(passage):
-        np.matmul(query, passage[whole:].T, out=out[:, whole:])
-
-
-def in_parts(sizes: npt.NDArray[np.int64], at_once: int) -> list[npt.NDArray[np.int64]]:
-    """The places of the sizes in consecutive parts, each of which is about `at_once` together, or one of more."""
-    every, totals = np.arange(len(sizes)), np.cumsum(sizes)
-    if not len(sizes) or totals[-1] < at_once:
-        return [every]
-    return np.split(every, np.flatnonzero(np.diff(totals // at_once)) + 1)
-
-
-def rows_of(part: Any) -> int:
-    """How many texts a part of an Encoded holds, whichever mode it is."""
+def row_count(part: Any) -> int:
+    """Return the number of texts in a part of an Encoded, in any mode."""
     return int(part.shape[0]) if hasattr(part, "shape") else len(part)
 
 
+def check_sparse_score(sparse_score: str) -> None:
+    """Check that a sparse score is "sum" or "mean".
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if sparse_score not in SPARSE_SCORES:
+        raise ValueError(f"sparse_score is one of {list(SPARSE_SCORES)}, got {sparse_score!r}")
+
+
 def check_modes(modes: Collection[str], available: Collection[Mode]) -> frozenset[Mode]:
-    """The modes as a set. Raises MissingMode for a word that is none, one that is not available, or none at all."""
+    """Return modes as a set.
+
+    Raises:
+        MissingMode: If a mode is unknown or not available, or there is none.
+    """
     if isinstance(modes, str):
         raise MissingMode(f"modes is a collection, got {modes!r}; write modes=({modes!r},)")
     if not modes:
-        raise MissingMode(f"ask for at least one of {sorted(available)}")
+        raise MissingMode(f"modes is empty; pass at least one of {sorted(available)}")
     for mode in sorted(modes):
         if mode not in available:
             raise _missing(mode, available)
@@ -367,24 +301,34 @@ def check_modes(modes: Collection[str], available: Collection[Mode]) -> frozense
 
 def _missing(mode: str, present: Collection[str]) -> MissingMode:
     if mode not in MODES:
-        return MissingMode(f"{mode!r} is no mode; the modes are {list(MODES)}")
+        return MissingMode(f"{mode!r} is not a mode; the modes are {list(MODES)}")
     wanted = tuple(each for each in MODES if each in {*present, mode})
     return MissingMode(
-        f"{mode!r} was asked for, but these vectors are {sorted(present)}; pass modes={wanted!r} to the encoder"
+        f"{mode!r} is not available: these vectors are {sorted(present)}; pass modes={wanted!r} to the encoder"
     )
 
 
 def _checked_dense(dense: npt.ArrayLike) -> Array:
-    array = np.ascontiguousarray(dense, dtype=np.float32)  # another layout would be summed in another order
     if np.ndim(dense) != 2:
         raise WrongDimension(
             f"dense vectors are (texts, dim), got shape {np.shape(dense)}; write vectors[None] for one text"
         )
+    array = np.ascontiguousarray(_real(dense))  # sums depend on the memory layout
     _require_finite("dense", array)
     return _read_only(array)
 
 
+def _real(values: npt.ArrayLike) -> Array:
+    """Return real numbers as float32; numpy would drop imaginary parts and parse strings."""
+    array = np.asarray(values)
+    if array.dtype.kind in "cSUmM":
+        raise TypeError(f"vectors are arrays of real numbers, got {array.dtype}; convert them with .astype(np.float32)")
+    with np.errstate(over="ignore"):  # infinity is refused by name
+        return np.asarray(array, np.float32)
+
+
 def _checked_sparse(sparse: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    _require_columns_in_range(sparse)
     rows = scipy.sparse.csr_array(sparse, dtype=np.float32)
     if not rows.has_canonical_format or np.any(rows.data == 0):
         rows = rows.copy()
@@ -394,6 +338,45 @@ def _checked_sparse(sparse: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     if np.any(rows.data < 0):
         raise ValueError("sparse weights are never negative; clip them with numpy.maximum(weights, 0)")
     return rows
+
+
+def _require_columns_in_range(sparse: Any) -> None:
+    """Raise WrongDimension for a matrix that scipy would read beyond its memory: it does not check."""
+    if not scipy.sparse.issparse(sparse):
+        return
+    if sparse.ndim != 2:
+        raise WrongDimension(f"sparse rows are (texts, vocabulary), got shape {sparse.shape}")
+    kind = sparse.format
+    if kind == "coo":
+        for indices, size in zip((sparse.row, sparse.col), sparse.shape, strict=True):
+            _require_below(indices, size)
+    elif kind in ("csr", "csc", "bsr"):
+        blocks = sparse.blocksize if kind == "bsr" else (1, 1)
+        major, minor = (size // block for size, block in zip(sparse.shape, blocks, strict=True))
+        if kind == "csc":
+            major, minor = minor, major
+        indptr, indices = sparse.indptr, sparse.indices
+        stored = min(len(indices), len(sparse.data))
+        if len(indptr) != major + 1 or indptr[0] != 0 or indptr[-1] > stored or np.any(np.diff(indptr) < 0):
+            raise WrongDimension(f"sparse offsets must rise from 0 to at most {stored}, one more of them than texts")
+        _require_below(indices[: indptr[-1]], minor)
+
+
+def _require_below(indices: Ints, size: int) -> None:
+    if len(indices) and not 0 <= indices.min() <= indices.max() < size:
+        raise WrongDimension(
+            f"sparse columns are 0 to {size - 1}, got {indices.min()} to {indices.max()}; use the ids of the model's "
+            "tokens and its vocabulary size"
+        )
+
+
+def _divide_by_sums(rows: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Return rows that add up to 1; empty rows stay empty. A row does not depend on the others."""
+    row_of = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    sums = np.bincount(row_of, weights=rows.data, minlength=rows.shape[0])
+    means = copy(rows)  # shallow, many times as fast as a new array, which is checked again
+    means.data = (rows.data / sums[row_of]).astype(np.float32)
+    return means
 
 
 def _checked_multi_vector(vectors: MultiVectors) -> MultiVectors:
@@ -406,14 +389,16 @@ def _checked_multi_vector(vectors: MultiVectors) -> MultiVectors:
 
 
 def _require_finite(mode: Mode, values: Array, offsets: npt.NDArray[np.integer[Any]] | None = None) -> None:
-    """offsets: where each text's values begin; None where text i is row i."""
-    # A sum is finite only where every term is (or where infinities do not cancel: those give NaN): one pass, no copy.
+    """Raise NonFiniteVector for NaN or infinity; `offsets` mark the starts of texts."""
+    # A finite sum has finite terms (infinities that cancel give NaN): one pass, no copy. BLAS sums rows in threads.
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(values)) or bool(np.isfinite(values).all()):
+        sums = values @ np.ones(values.shape[1], values.dtype) if values.ndim == 2 else np.sum(values)
+        if np.isfinite(sums).all() or bool(np.isfinite(values).all()):
             return
     bad = int(np.argwhere(~np.isfinite(values))[0][0])
     row = bad if offsets is None else int(np.searchsorted(offsets, bad, side="right")) - 1
-    raise NonFiniteVector(f"the {mode} vectors hold NaN or infinity, first in row {row}; remove or re-encode that text")
+    message = f"the {mode} vectors hold NaN or infinity, first in row {{position}}; remove or re-encode that text"
+    raise NonFiniteVector(message, row)
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -443,3 +428,16 @@ def _join(parts: Sequence[Any]) -> Any:
 def _require_one_width(mode: str, widths: Sequence[int]) -> None:
     if len(set(widths)) > 1:
         raise WrongDimension(f"cannot join {mode} vectors of different widths {sorted(set(widths))}")
+
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def vector_arrays(encoded: Encoded, mode: Mode) -> tuple[npt.NDArray[Any], ...]:
+    """Return the arrays of one mode's vectors, in a fixed order and type, for digests."""
+    if mode == "dense":
+        return (encoded.dense,)
+    if mode == "sparse":
+        rows = encoded.sparse
+        return rows.data, rows.indices.astype(np.int64), rows.indptr.astype(np.int64)
+    return encoded.multi_vector.values, encoded.multi_vector.offsets

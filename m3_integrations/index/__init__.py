@@ -1,1 +1,5 @@
-"""Room 2: keeping and finding. Never encodes."""
+"""Indexes of passages and their embeddings."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

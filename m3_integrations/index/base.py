@@ -1,21 +1,29 @@
-"""The protocol that every index keeps, what a search answers, and the filters that it takes."""
+"""Index and HybridIndex protocols, and the values returned by searches."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
-from m3_integrations.core.encoded import Array, Encoded, Mode
-from m3_integrations.core.texts import Passage
-from m3_integrations.index.entries import content_hash
-from m3_integrations.index.where import Where
+from m3_integrations.core.encoded import Array, Encoded, Mode, Modes
+from m3_integrations.core.types import Passage, SearchPlan
+from m3_integrations.index.filters import Where
+from m3_integrations.index.records import content_hash
 
-__all__ = ["Found", "Hit", "Hybrid", "HybridIndex", "Index", "Where", "content_hash"]
+__all__ = ["Fingerprinted", "Hit", "HybridHit", "HybridIndex", "HybridRequest", "Index", "Where", "content_hash"]
+
+
+class Fingerprinted(Protocol):
+    """An encoder, as far as an index records it."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class Hit(NamedTuple):
-    """A passage that was found, and its score: higher is better."""
+    """A passage id and its score; higher is better."""
 
     id: str
     score: float
@@ -23,66 +31,141 @@ class Hit(NamedTuple):
 
 @runtime_checkable
 class Index(Protocol):
-    """Keeps passages with their vectors and finds them by inner products. Ties break by id, ascending."""
+    """Storage of passages and their embeddings, with top-k search by inner product.
+
+    Ties break by id, ascending.
+    """
 
     @property
     def modes(self) -> frozenset[Mode]:
-        """The modes that it keeps: those of the first passages added; none while it has never held any."""
+        """The stored modes: those of the first passages added; empty before."""
+
+    @property
+    def plan(self) -> SearchPlan | None:
+        """Search plan of those who search the index without one of their own; None if none was set.
+
+        Additions, copies and merges keep it. Setting the default `SearchPlan()` or None removes it.
+        """
+
+    @plan.setter
+    def plan(self, plan: SearchPlan | None) -> None: ...
 
     def add(self, passages: Sequence[Passage], encoded: Encoded) -> None:
-        """Keep these passages; an id seen before is replaced. All or nothing.
+        """Add passages, replacing those with the same id. All or nothing.
 
-        encoded: row i is passages[i], in the modes of the index (more raise no error and are not kept; fewer raise
-        MissingMode). Of an id that comes twice in one call the last is kept. No passages: nothing happens.
-        Metadata is kept as JSON says it: a tuple comes back as a list.
-        Raises WrongDimension where widths differ from those kept, ValueError where counts differ or where metadata is
-        not JSON (a datetime, NaN, a key that is no string).
+        Args:
+            passages: Passages to store. If an id occurs twice, the last one is stored. Metadata is stored as JSON: a
+                tuple comes back as a list. An empty sequence does nothing.
+            encoded: Embeddings; row i belongs to passages[i]. Modes that the index does not store are ignored.
+
+        Raises:
+            MissingMode: If `encoded` lacks a mode of the index.
+            WrongDimension: If the vectors have another width than the stored ones.
+            ValueError: If the counts differ, or if metadata is not JSON (a datetime, NaN, a key that is not a string).
         """
 
     def delete(self, ids: Collection[str]) -> None:
-        """Forget these passages; ids that are not there are passed over. Raises ValueError for a bare string."""
+        """Delete passages; unknown ids are ignored.
+
+        Raises:
+            ValueError: If `ids` is a single string.
+        """
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
-        """The best k of one mode among the passages that pass the filter, for each query, best first.
+        """Find the top k passages of one mode.
 
-        A list is shorter only where fewer passages match. A sparse hit has a score above 0.
-        Raises MissingMode for a mode that is not kept, WrongDimension, ValueError for k < 1. An empty index answers
-        empty lists.
+        Args:
+            mode: The mode to search by.
+            queries: Encoded queries.
+            k: Number of hits per query, at least 1.
+            where: Metadata filter; None searches all passages.
+
+        Returns:
+            One list per query, best first, shorter than k only if fewer passages match. Sparse hits have a score
+            above 0. An empty index returns empty lists.
+
+        Raises:
+            MissingMode: If the index or the queries lack the mode.
+            WrongDimension: If the queries have another width than the stored vectors.
+            ValueError: If k is less than 1.
         """
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
-        """The exact scores of ids[i] against query i, in that order. Raises UnknownId."""
+        """Score passages exactly.
 
-    def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
-        """These passages in this order, or all of them ordered by id. Raises UnknownId."""
+        Args:
+            mode: The mode to score by.
+            queries: Encoded queries.
+            ids: One list of passage ids per query.
 
-    def vectors(self, ids: Sequence[str], modes: Collection[Mode] | None = None) -> Encoded:
-        """The kept vectors; row i is ids[i]. None: every mode. Raises UnknownId, MissingMode."""
+        Returns:
+            One array per query, in the order of its ids.
 
-    def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
-        """Replace the vectors of these ids in the modes of `encoded`, atomically; row i is ids[i].
-
-        Of an id that comes twice the last is kept. Raises UnknownId, MissingMode for a mode that the index does not
-        keep, WrongDimension, ValueError where counts differ.
+        Raises:
+            UnknownId: If a passage is not in the index.
+            MissingMode: If the index or the queries lack the mode.
+            WrongDimension: If the queries have another width than the stored vectors.
+            ValueError: If the number of lists is not the number of queries.
         """
 
-    def set_many(self, changes: Sequence[tuple[Sequence[str], Encoded]]) -> None:
-        """Several calls of `set_vectors` as one commit: all of them or none. changes: (ids, encoded) each.
+    def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
+        """Return passages in the order of `ids`, or all of them ordered by id.
 
-        Raises ValueError also where two of them replace the same passage in the same mode.
+        Raises:
+            UnknownId: If a passage is not in the index.
+        """
+
+    def vectors(self, ids: Sequence[str], modes: Modes | None = None) -> Encoded:
+        """Return the stored embeddings.
+
+        Args:
+            ids: Passage ids; row i of the result belongs to ids[i].
+            modes: Modes to return; None returns all of them.
+
+        Raises:
+            UnknownId: If a passage is not in the index.
+            MissingMode: If the index does not store one of the modes.
+        """
+
+    def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
+        """Replace the embeddings of passages in the modes of `encoded`. All or nothing.
+
+        Args:
+            ids: Passage ids. If an id occurs twice, its last row is stored.
+            encoded: New embeddings; row i belongs to ids[i].
+
+        Raises:
+            UnknownId: If a passage is not in the index.
+            MissingMode: If the index does not store one of the modes.
+            WrongDimension: If the vectors have another width than the stored ones.
+            ValueError: If the counts differ.
+        """
+
+    def set_vectors_many(
+        self, updates: Sequence[tuple[Sequence[str], Encoded]], plan: SearchPlan | None = None
+    ) -> None:
+        """Apply several `set_vectors` calls as one commit. All or nothing.
+
+        Args:
+            updates: Arguments (ids, encoded) of each call.
+            plan: Search plan to set in the same commit; None keeps the current one, and `SearchPlan()` removes it.
+
+        Raises:
+            ValueError: If two updates replace the same passage in the same mode, and as `set_vectors` does.
+            UnknownId, MissingMode, WrongDimension: As `set_vectors` does.
         """
 
     def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
-        """`content_hash` of each of these passages, or of all; ids that are not there are passed over."""
+        """Return the `content_hash` of passages by id; None returns all, unknown ids are ignored."""
 
     def ids(self, where: Where | None = None) -> list[str]:
-        """Every id, or those of the passages that pass the filter, ascending."""
+        """Return the ids of the passages matching the filter, or all ids, ascending."""
 
     def __len__(self) -> int:
-        """How many passages it holds."""
+        """Return the number of passages."""
 
     def close(self) -> None:
-        """Let go of files and connections; what was committed stays."""
+        """Close files and connections; committed data stays."""
 
     def __enter__(self) -> Self: ...
 
@@ -91,29 +174,74 @@ class Index(Protocol):
     ) -> None: ...
 
 
-class Hybrid(NamedTuple):
-    """What is asked of several modes together: so many candidates of each that proposes, scored by all that weigh."""
+class HybridRequest(NamedTuple):
+    """A search by several modes.
+
+    Attributes:
+        propose: Number of candidates to generate, per mode.
+        weights: Weight of each mode in the score of a candidate.
+    """
 
     propose: Mapping[Mode, int]
     weights: Mapping[Mode, float]
 
 
-class Found(NamedTuple):
-    """A passage that was found, and its score in each mode that weighs, the weight not included."""
+class HybridHit(NamedTuple):
+    """A passage found by several modes.
+
+    Attributes:
+        passage: The passage.
+        by_mode: Unweighted score in each weighted mode.
+        score: Weighted sum of the scores; 0 if the index leaves it to the caller.
+    """
 
     passage: Passage
     by_mode: Mapping[Mode, float]
+    score: float = 0.0
+
+
+class ClosingIndex(ABC):
+    """The context manager of an index: leaving the block closes it."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def describe_plan(plan: SearchPlan | None) -> str:
+    """Return how the repr of an index shows its search plan."""
+    return "" if plan is None else f" with {plan!r}"
 
 
 @runtime_checkable
 class HybridIndex(Protocol):
-    """An index that puts the modes together where they lie: one far away, or one that reads its state once for all."""
+    """An index with one call for generating and rescoring candidates of several modes.
 
-    def is_hybrid(self, queries: Encoded, asked: Hybrid) -> bool:
-        """Whether `find` answers here what the modes would, asked one by one."""
+    This saves round trips to a remote index, and reads the state of a local one once.
+    """
 
-    def find(self, queries: Encoded, asked: Hybrid, k: int, where: Where | None = None) -> list[list[Found]]:
-        """For each query the best k by the weighted sum, and maybe some that follow, in any order.
+    def supports_hybrid(self, queries: Encoded, request: HybridRequest) -> bool:
+        """Return whether `search_hybrid` gives the same hits as one search per mode does."""
 
-        Raises UnknownId where a passage was deleted meanwhile: ask again.
+    def search_hybrid(
+        self, queries: Encoded, request: HybridRequest, k: int, where: Where | None = None
+    ) -> list[list[HybridHit]]:
+        """Find the top k passages by the weighted sum of their scores.
+
+        Args:
+            queries: Encoded queries, in all modes of the request.
+            request: Candidates and weights per mode.
+            k: Number of hits per query, at least 1.
+            where: Metadata filter; None searches all passages.
+
+        Returns:
+            The top k per query and possibly some more, in any order.
+
+        Raises:
+            UnknownId: If a passage was deleted during the search; retry it.
         """

@@ -1,36 +1,48 @@
-"""M3Reranker: exact scores over documents that another retriever found."""
+"""M3Reranker: a document compressor for exact reranking."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import TypedDict  # pydantic rejects typing.TypedDict before Python 3.12
 
+from m3_integrations.adapters.encoder_registry import picklable_encoder, resolve_encoder
+from m3_integrations.adapters.encoder_settings import EncoderSettings
+from m3_integrations.core.concurrency import to_thread
 from m3_integrations.core.encoded import Mode
-from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.sharing import EncoderOptions
-from m3_integrations.core.threads import on_thread
-from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
+from m3_integrations.encoders.base import Encoder
+from m3_integrations.retrieval.reranking import RerankResult, rerank, weights_of
 
 
-class Found(TypedDict):
-    """A question, and the documents that were found for it."""
+class RerankInput(TypedDict):
+    """Input of M3Reranker in a chain: a query and the documents retrieved for it."""
 
     query: str
     documents: Sequence[Document]
 
 
-class M3Reranker(BaseDocumentCompressor, RunnableSerializable[Found, list[Document]]):
-    """Ranks documents by the hybrid score, or by one mode: `M3Reranker(mode="multi_vector")`.
+class M3Reranker(EncoderSettings, BaseDocumentCompressor, RunnableSerializable[Mapping[str, Any], list[Document]]):
+    """Document compressor for exact reranking by the hybrid score or one mode.
 
-    A document compressor, and a link of a chain that takes {"query": ..., "documents": ...}.
-    model: "m3-mini", a local folder or a hub id, read when it is first needed; an encoder that is given goes before it.
-    The documents that come in stay as they were; those that come out carry metadata["relevance_score"] and, with
-    `keep_mode_scores`, what each mode gave as metadata["score_by_mode"].
+    To rerank by one mode, write `M3Reranker(mode="multi_vector")`. In a chain it takes {"query": ..., "documents":
+    ...}. The input documents are not changed; the returned ones have `metadata["relevance_score"]` and, with
+    `keep_mode_scores`, the score of each mode as `metadata["score_by_mode"]`.
+
+    Attributes:
+        model: "m3-mini" (default), a local folder or a hub id, loaded at the first use.
+        top_n: Number of documents to return, best first; default 5.
+        mode: "hybrid" (default), "dense", "sparse" or "multi_vector".
+        weights: Weights of the hybrid score; default the model's.
+        keep_mode_scores: Add the score of each mode to the metadata; default False.
+        given_encoder: A loaded encoder instead of `model`, passed as `encoder=`.
+
+    Raises:
+        ValidationError: If `weights` are given with a single mode.
     """
 
     model_config = ConfigDict(
@@ -43,57 +55,81 @@ class M3Reranker(BaseDocumentCompressor, RunnableSerializable[Found, list[Docume
     weights: dict[Mode, float] | None = None
     keep_mode_scores: bool = False
     given_encoder: Any = Field(default=None, alias="encoder", repr=False)
-    _encoder: Encoder | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
-    def _only_a_hybrid_is_weighed(self) -> Self:
+    def _check_weights(self) -> Self:
         weights_of(self.mode, self.weights)
         return self
 
     @property
+    def InputType(self) -> type[RerankInput]:
+        """Type of the input for the schemas of LangChain."""
+        return RerankInput
+
+    @property
     def encoder(self) -> Encoder:
-        """What scores: the encoder that was given, or the one of `model`, read when it is first needed."""
-        if self._encoder is None:
-            self._encoder = self.given_encoder or EncoderOptions(model=self.model).load()
-        return self._encoder
+        """The encoder, loaded at the first use."""
+        return super().encoder if self.given_encoder is None else resolve_encoder(self.given_encoder)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        bare = self.model_copy(update={"given_encoder": picklable_encoder(self.given_encoder, self)})
+        return super(M3Reranker, bare).__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        memo[id(self.given_encoder)] = self.given_encoder
+        return super().__deepcopy__(memo)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """The best `top_n` documents, best first."""
+        """Return the `top_n` best documents, best first.
+
+        Args:
+            documents: Documents to rerank.
+            query: The query.
+            callbacks: Ignored, as scoring emits no events.
+        """
         weights = weights_of(self.mode, self.weights)
-        ranked = rerank(self.encoder, query, [document.page_content for document in documents], weights)
-        return [self._scored(documents[each.position], each) for each in ranked[: self.top_n]]
+        results = rerank(self.encoder, query, [document.page_content for document in documents], weights)
+        return [self._with_scores(documents[each.position], each) for each in results[: self.top_n]]
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        return await on_thread(self.compress_documents, documents, query, callbacks)
+        return await to_thread(self.compress_documents, documents, query, callbacks)
 
-    def invoke(self, input: Found, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """`compress_documents` as a link of a chain. Raises ValueError for an input of another shape."""
-        return self._call_with_config(self._best, input, config, **kwargs)
+    def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Rerank as a step of a chain.
 
-    async def ainvoke(self, input: Found, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        return await self._acall_with_config(self._abest, input, config, **kwargs)
+        Args:
+            input: A `RerankInput`.
+            config: Configuration of the run.
+            **kwargs: Passed to LangChain.
 
-    def _best(self, found: Found) -> list[Document]:
-        _require_found(found)
-        return self.compress_documents(found["documents"], found["query"])
+        Raises:
+            ValueError: If the input has another form.
+        """
+        return self._call_with_config(self._rerank, input, config, **kwargs)
 
-    async def _abest(self, found: Found) -> list[Document]:
-        return await on_thread(self._best, found)
+    async def ainvoke(
+        self, input: Mapping[str, Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> list[Document]:
+        return await self._acall_with_config(self._arerank, input, config, **kwargs)
 
-    def _scored(self, document: Document, ranked: Ranked) -> Document:
-        scores: dict[str, Any] = {"relevance_score": ranked.score}
+    def _rerank(self, input: Mapping[str, Any]) -> list[Document]:
+        if not isinstance(input, Mapping) or not {"query", "documents"} <= input.keys():
+            raise ValueError(
+                f"M3Reranker takes a dict of query and documents, got {input!r:.80}; put "
+                "RunnableParallel(query=RunnablePassthrough(), documents=retriever) before it"
+            )
+        return self.compress_documents(input["documents"], input["query"])
+
+    async def _arerank(self, input: Mapping[str, Any]) -> list[Document]:
+        return await to_thread(self._rerank, input)
+
+    def _with_scores(self, document: Document, result: RerankResult) -> Document:
+        scores: dict[str, Any] = {"relevance_score": result.score}
         if self.keep_mode_scores:
-            scores["score_by_mode"] = dict(ranked.by_mode)
+            scores["score_by_mode"] = dict(result.by_mode)
         return document.model_copy(update={"metadata": {**document.metadata, **scores}})
-
-
-def _require_found(found: object) -> None:
-    if not isinstance(found, Mapping) or not {"query", "documents"} <= found.keys():
-        raise ValueError(
-            f"M3Reranker takes a dict of query and documents, got {found!r:.80}; put "
-            "RunnableParallel(query=RunnablePassthrough(), documents=retriever) before it"
-        )

@@ -1,4 +1,4 @@
-"""M3VectorStore: any of our indexes as a LangChain vector store, hybrid from the start."""
+"""M3VectorStore: an index as a LangChain vector store with hybrid search."""
 
 from __future__ import annotations
 
@@ -12,37 +12,41 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from m3_integrations.adapters.encoder_registry import check_index_encoder
+from m3_integrations.core.concurrency import to_thread
 from m3_integrations.core.encoded import Encoded, Mode
-from m3_integrations.core.encoder import Encoder
 from m3_integrations.core.errors import MissingMode
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.core.threads import on_thread
-from m3_integrations.index.base import Index, Where
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.core.types import SearchPlan, is_blank
+from m3_integrations.encoders.base import Encoder
+from m3_integrations.index.base import Index
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.langchain.convert import Filter, document_of, documents_of, passage, where_of
+from m3_integrations.langchain.convert import SearchFilter, texts_to_passages, to_document, to_documents, to_where
+from m3_integrations.langchain.dense_only_encoder import DenseOnlyEncoder
 from m3_integrations.langchain.embeddings import M3Embeddings
-from m3_integrations.langchain.foreign import EmbeddingsEncoder
-from m3_integrations.langchain.settings import require_filler
 from m3_integrations.retrieval.calibration import Calibration, relevance, similarity
-from m3_integrations.retrieval.diversity import diversify
 from m3_integrations.retrieval.ingestion import ingest
+from m3_integrations.retrieval.mmr import mmr_rerank
 from m3_integrations.retrieval.retriever import Match, Retriever
 
 SearchMode: TypeAlias = Mode | Literal["hybrid"]
-Scored: TypeAlias = list[tuple[Document, float]]
+ScoredDocuments: TypeAlias = list[tuple[Document, float]]
 
 
 class M3VectorStore(VectorStore):
-    """Documents in a MemoryIndex, a LocalIndex or any other Index, found by all modes of M3Embeddings at once.
+    """Vector store over a MemoryIndex, a LocalIndex or any other Index.
 
-    embedding: None is M3Embeddings(); other LangChain embeddings serve too, by their dense vectors alone. index: None
-    is memory. plan: how a hybrid search weighs the modes; None leaves it to the encoder.
-    calibration: what makes a hybrid's scores relevance scores, fitted by `retrieval.calibration.calibrate`; None
-    divides a score by the weights of its modes and cuts it to [0, 1], as is done for single modes.
+    Searches take `filter`, for example `{"year": {"$gte": 2020}}` or a `Where`, and `mode`: "hybrid" (default),
+    "dense", "sparse" or "multi_vector". Scores are inner products, higher is better; hybrid scores are their weighted
+    sum.
 
-    Every search takes `filter`, as `{"year": {"$gte": 2020}}` or a Where, and `mode`: "hybrid", or "dense", "sparse",
-    "multi_vector" alone. Scores are inner products, higher is better; those of a hybrid are their weighted sum.
+    Args:
+        embedding: Default `M3Embeddings()`. Other LangChain embeddings are searched in the dense mode only.
+        index: Index of the documents; default a LocalIndex in `folder`, or a MemoryIndex without `folder`.
+        folder: Folder of a LocalIndex, created if missing.
+        plan: Search plan of hybrid searches; default that of the index.
+        calibration: Converts hybrid scores to relevance scores, see `retrieval.calibration.calibrate`. Default: as for
+            single modes, the score divided by the weights of its modes and clipped to [0, 1].
     """
 
     def __init__(
@@ -50,14 +54,22 @@ class M3VectorStore(VectorStore):
         embedding: Embeddings | None = None,
         index: Index | None = None,
         *,
+        folder: str | Path | None = None,
         plan: SearchPlan | None = None,
         calibration: Calibration | None = None,
     ) -> None:
+        if index is not None and folder is not None:
+            raise ValueError(f"index and folder={str(folder)!r} are both given; leave one of them out")
         self.embedding = embedding or M3Embeddings()
-        self.index: Index = MemoryIndex() if index is None else index
+        self.index: Index = index if index is not None else _open(folder)
         self.plan = plan
         self.calibration = calibration
         self._retrievers: dict[SearchMode, Retriever] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of pickles and copies, which load the encoder again or share it."""
+        state = {name: value for name, value in vars(self).items() if name != "encoder"}
+        return {**state, "_retrievers": {}}
 
     @classmethod
     def from_texts(
@@ -69,20 +81,32 @@ class M3VectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> M3VectorStore:
-        """A store with these texts; kwargs are those of the constructor."""
+        """Create a store and add texts.
+
+        Args:
+            texts: See `add_texts`.
+            embedding: See the class.
+            metadatas: See `add_texts`.
+            ids: See `add_texts`.
+            **kwargs: Other arguments of the constructor, such as `folder="my-index"`, which keeps the texts on disk.
+        """
         store = cls(embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
         return store
 
     @classmethod
-    def from_folder(
-        cls, folder: str | Path, embedding: Embeddings | None = None, *, plan: SearchPlan | None = None
-    ) -> M3VectorStore:
-        """A store in a LocalIndex folder, which is made where there is none.
+    def from_folder(cls, folder: str | Path, embedding: Embeddings | None = None, **kwargs: Any) -> M3VectorStore:
+        """Open the store in a folder, created if missing.
 
-        Raises WrongEncoder, at the first use, where other embeddings filled it.
+        Args:
+            folder: Folder of the index.
+            embedding: See the class.
+            **kwargs: Other arguments of the constructor.
+
+        Raises:
+            WrongEncoder: At the first use, if other embeddings filled the folder.
         """
-        return cls(embedding, LocalIndex.open(folder), plan=plan)
+        return cls(embedding, folder=folder, **kwargs)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -90,112 +114,145 @@ class M3VectorStore(VectorStore):
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What reads the texts; the model is read when it is first needed.
+        """Encoder of the embeddings, loaded at the first use.
 
-        Raises WrongEncoder where the index is a folder that another encoder filled.
+        Raises:
+            WrongEncoder: If another encoder filled the index.
         """
         embedding = self.embedding
-        encoder = embedding.encoder if isinstance(embedding, M3Embeddings) else EmbeddingsEncoder(embedding)
-        require_filler(self.index, encoder)
+        encoder = embedding.encoder if isinstance(embedding, M3Embeddings) else DenseOnlyEncoder(embedding)
+        check_index_encoder(self.index, encoder)
         return encoder
 
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Keep texts, and answer their ids; one whose id is there is replaced, and what is unchanged is not encoded.
+        """Add texts, replacing documents with the same ids; unchanged ones are not encoded again.
 
-        A text without id gets one from its content: equal texts with equal metadata are kept once. batch_size, which
-        LangChain's indexing gives, has no use here: passes are filled by tokens.
-        Raises ValueError where counts differ, for a text that is none, and for metadata that JSON cannot say.
+        Args:
+            texts: The texts.
+            metadatas: Metadata of each text; None for none.
+            ids: Ids of the texts. A text without an id gets a hash of text and metadata, so that equal ones are added
+                once.
+            batch_size: Accepted for LangChain's indexing API and ignored; batches are bounded by tokens.
+            **kwargs: None is supported.
+
+        Returns:
+            The ids of the texts.
+
+        Raises:
+            ValueError: If the numbers of arguments differ, a text is no string, or metadata is not JSON-like.
         """
-        _refuse("add_texts", kwargs, "metadatas, ids and batch_size")
-        said = list(texts)
-        named = _one_each("ids", ids, len(said), None)
-        passages = list(map(passage, said, _one_each("metadatas", metadatas, len(said), {}), named))
+        _reject_unknown("add_texts", kwargs, "metadatas, ids and batch_size")
+        texts = list(texts)
+        per_text = _align("metadatas", metadatas, len(texts), None), _align("ids", ids, len(texts), None)
+        passages = texts_to_passages(texts, *per_text)
         ingest(self.encoder, self.index, passages)
         return [each.id for each in passages]
 
     async def aadd_texts(
         self,
         texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        return await on_thread(self.add_texts, texts, metadatas, ids=ids, batch_size=batch_size, **kwargs)
+        return await to_thread(self.add_texts, texts, metadatas, ids=ids, batch_size=batch_size, **kwargs)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Forget these documents, or every one where ids is None; ids that are not there are passed over."""
-        _refuse("delete", kwargs, "ids")
+        """Delete documents; unknown ids are ignored.
+
+        Args:
+            ids: Ids of the documents; None deletes every document.
+            **kwargs: None is supported.
+        """
+        _reject_unknown("delete", kwargs, "ids")
         self.index.delete(self.index.ids() if ids is None else ids)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """These documents, each once and in this order; ids that are not there are passed over."""
-        held = self.index.content_hashes(list(ids))
-        return [document_of(each) for each in self.index.passages([id for id in dict.fromkeys(ids) if id in held])]
+        """Return documents in the order of their ids, without duplicates; unknown ids are ignored."""
+        present = self.index.content_hashes(list(ids))
+        return [to_document(each) for each in self.index.passages([id for id in dict.fromkeys(ids) if id in present])]
 
     def similarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | Where | None = None,
-        mode: SearchMode = "hybrid",
-        **kwargs: Any,
+        self, query: str, k: int = 4, filter: SearchFilter = None, mode: SearchMode = "hybrid", **kwargs: Any
     ) -> list[Document]:
-        """The best k documents for a question, best first; fewer only where fewer are there."""
-        return documents_of(self._find(query, k, filter, mode, kwargs))
+        """Return the k best documents, best first; fewer only if fewer match.
+
+        Args:
+            query: The query.
+            k: Number of documents.
+            filter: See the class.
+            mode: See the class.
+            **kwargs: None is supported.
+
+        Raises:
+            MissingMode: If the encoder does not have the mode.
+            UnsupportedFilter: If a filter has no equivalent.
+        """
+        return to_documents(self._find(query, k, filter, mode, kwargs))
 
     async def asimilarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | Where | None = None,
-        mode: SearchMode = "hybrid",
-        **kwargs: Any,
+        self, query: str, k: int = 4, filter: SearchFilter = None, mode: SearchMode = "hybrid", **kwargs: Any
     ) -> list[Document]:
-        return documents_of(await self._afind(query, k, filter, mode, kwargs))
+        return to_documents(await self._afind(query, k, filter, mode, kwargs))
 
     def similarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | Where | None = None,
-        mode: SearchMode = "hybrid",
-        **kwargs: Any,
-    ) -> Scored:
-        """`similarity_search`, each document with its score."""
-        return _scored(self._find(query, k, filter, mode, kwargs))
+        self, query: str, k: int = 4, filter: SearchFilter = None, mode: SearchMode = "hybrid", **kwargs: Any
+    ) -> ScoredDocuments:
+        """Return the documents of `similarity_search` with their scores.
+
+        Args:
+            query: The query.
+            k: Number of documents.
+            filter: See the class.
+            mode: See the class.
+            **kwargs: None is supported.
+        """
+        return _with_scores(self._find(query, k, filter, mode, kwargs))
 
     async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | Where | None = None,
-        mode: SearchMode = "hybrid",
-        **kwargs: Any,
-    ) -> Scored:
-        return _scored(await self._afind(query, k, filter, mode, kwargs))
+        self, query: str, k: int = 4, filter: SearchFilter = None, mode: SearchMode = "hybrid", **kwargs: Any
+    ) -> ScoredDocuments:
+        return _with_scores(await self._afind(query, k, filter, mode, kwargs))
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: Filter | Where | None = None, **kwargs: Any
+        self, embedding: list[float], k: int = 4, filter: SearchFilter = None, **kwargs: Any
     ) -> list[Document]:
-        """The best k documents by their dense vectors alone. Raises WrongDimension for a vector of another width."""
-        return documents_of(self._find_vector(embedding, k, filter, kwargs))
+        """Return the k best documents by their dense vectors.
+
+        Args:
+            embedding: Dense vector of the query, shape (dim,).
+            k: Number of documents.
+            filter: See the class.
+            **kwargs: None is supported.
+
+        Raises:
+            WrongDimension: If the vector has another dimension than the encoder's.
+        """
+        return to_documents(self._find_by_vector(embedding, k, filter, kwargs))
 
     def similarity_search_with_score_by_vector(
-        self, embedding: list[float], k: int = 4, filter: Filter | Where | None = None, **kwargs: Any
-    ) -> Scored:
-        """`similarity_search_by_vector`, each document with its score."""
-        return _scored(self._find_vector(embedding, k, filter, kwargs))
+        self, embedding: list[float], k: int = 4, filter: SearchFilter = None, **kwargs: Any
+    ) -> ScoredDocuments:
+        """Return the documents of `similarity_search_by_vector` with their scores.
+
+        Args:
+            embedding: Dense vector of the query, shape (dim,).
+            k: Number of documents.
+            filter: See the class.
+            **kwargs: None is supported.
+        """
+        return _with_scores(self._find_by_vector(embedding, k, filter, kwargs))
 
     def max_marginal_relevance_search(
         self,
@@ -203,16 +260,24 @@ class M3VectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: Filter | Where | None = None,
+        filter: SearchFilter = None,
         mode: SearchMode = "hybrid",
         **kwargs: Any,
     ) -> list[Document]:
-        """k of the best fetch_k documents that answer, and do not say the same: see `maximal_marginal_relevance`.
+        """Select k relevant and diverse documents by maximal marginal relevance.
 
-        Relevance is the score over the weights of its modes; documents are compared by their dense vectors.
+        Args:
+            query: The query.
+            k: Number of documents.
+            fetch_k: Number of documents to select from.
+            lambda_mult: Weight of relevance against diversity: 1 ranks by relevance, 0 by diversity alone. Relevance is
+                the score divided by the weights of its modes; diversity compares dense vectors.
+            filter: See the class.
+            mode: See the class.
+            **kwargs: None is supported.
         """
         matches = self._find(query, max(k, fetch_k), filter, mode, kwargs)
-        return documents_of(self._diversified(matches, k, lambda_mult, mode))
+        return to_documents(self._diversify(matches, k, lambda_mult, mode))
 
     async def amax_marginal_relevance_search(
         self,
@@ -220,12 +285,12 @@ class M3VectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: Filter | Where | None = None,
+        filter: SearchFilter = None,
         mode: SearchMode = "hybrid",
         **kwargs: Any,
     ) -> list[Document]:
         matches = await self._afind(query, max(k, fetch_k), filter, mode, kwargs)
-        return documents_of(await on_thread(self._diversified, matches, k, lambda_mult, mode))
+        return to_documents(await to_thread(self._diversify, matches, k, lambda_mult, mode))
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -233,108 +298,113 @@ class M3VectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: Filter | Where | None = None,
+        filter: SearchFilter = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """The same for a question's dense vector, in the dense mode."""
-        matches = self._find_vector(embedding, max(k, fetch_k), filter, kwargs)
-        return documents_of(self._diversified(matches, k, lambda_mult, "dense"))
+        """Select documents as `max_marginal_relevance_search` does, by a dense vector.
+
+        Args:
+            embedding: Dense vector of the query, shape (dim,).
+            k: Number of documents.
+            fetch_k: Number of documents to select from.
+            lambda_mult: Weight of relevance against diversity.
+            filter: See the class.
+            **kwargs: None is supported.
+        """
+        matches = self._find_by_vector(embedding, max(k, fetch_k), filter, kwargs)
+        return to_documents(self._diversify(matches, k, lambda_mult, "dense"))
 
     def _similarity_search_with_relevance_scores(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | Where | None = None,
-        mode: SearchMode = "hybrid",
-        **kwargs: Any,
-    ) -> Scored:
-        return self._relevant(self._find(query, k, filter, mode, kwargs), mode)
+        self, query: str, k: int = 4, filter: SearchFilter = None, mode: SearchMode = "hybrid", **kwargs: Any
+    ) -> ScoredDocuments:
+        return self._with_relevance(self._find(query, k, filter, mode, kwargs), mode)
 
     async def _asimilarity_search_with_relevance_scores(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | Where | None = None,
-        mode: SearchMode = "hybrid",
-        **kwargs: Any,
-    ) -> Scored:
-        return self._relevant(await self._afind(query, k, filter, mode, kwargs), mode)
+        self, query: str, k: int = 4, filter: SearchFilter = None, mode: SearchMode = "hybrid", **kwargs: Any
+    ) -> ScoredDocuments:
+        return self._with_relevance(await self._afind(query, k, filter, mode, kwargs), mode)
 
     def _find(
-        self, query: str, k: int, filter: Filter | Where | None, mode: SearchMode, kwargs: Mapping[str, Any]
+        self, query: str, k: int, filter: SearchFilter, mode: SearchMode, kwargs: Mapping[str, Any]
     ) -> list[Match]:
-        _refuse_search(kwargs)
-        return self._retriever(mode).retrieve(query, k, where_of(filter))
+        _reject_unknown_search(kwargs)
+        return self._get_retriever(mode).retrieve(query, k, to_where(filter))
 
     async def _afind(
-        self, query: str, k: int, filter: Filter | Where | None, mode: SearchMode, kwargs: Mapping[str, Any]
+        self, query: str, k: int, filter: SearchFilter, mode: SearchMode, kwargs: Mapping[str, Any]
     ) -> list[Match]:
-        _refuse_search(kwargs)
-        where = where_of(filter)
+        _reject_unknown_search(kwargs)
+        where = to_where(filter)
         retriever = self._retrievers.get(mode)
         if retriever is None:
-            retriever = await on_thread(self._retriever, mode)
-        if isinstance(retriever.encoder, EmbeddingsEncoder):
+            retriever = await to_thread(self._get_retriever, mode)
+        if isinstance(retriever.encoder, DenseOnlyEncoder) and not is_blank(query):
             encoded = await retriever.encoder.aencode_query(query)
-            matches = await on_thread(retriever.retrieve_encoded, encoded, k, where)
+            matches = await to_thread(retriever.retrieve_encoded, encoded, k, where)
             return matches[0]
         return await retriever.aretrieve(query, k, where)
 
-    def _find_vector(
-        self, embedding: Sequence[float], k: int, filter: Filter | Where | None, kwargs: Mapping[str, Any]
+    def _find_by_vector(
+        self, embedding: Sequence[float], k: int, filter: SearchFilter, kwargs: Mapping[str, Any]
     ) -> list[Match]:
-        _refuse_search(kwargs)
-        retriever, encoder = self._retriever("dense"), self.encoder
-        encoded = encoder.encoded([embedding]) if isinstance(encoder, EmbeddingsEncoder) else Encoded(dense=[embedding])
-        return retriever.retrieve_encoded(encoded, k, where_of(filter))[0]
+        _reject_unknown_search(kwargs)
+        retriever, encoder = self._get_retriever("dense"), self.encoder
+        encoded = encoder.encoded([embedding]) if isinstance(encoder, DenseOnlyEncoder) else Encoded(dense=[embedding])
+        return retriever.retrieve_encoded(encoded, k, to_where(filter))[0]
 
-    def _diversified(self, matches: Sequence[Match], k: int, balance: float, mode: SearchMode) -> list[Match]:
+    def _diversify(self, matches: Sequence[Match], k: int, lambda_mult: float, mode: SearchMode) -> list[Match]:
+        if not matches:
+            return []
         weights = self._weights(mode)
         averaged = [replace(match, score=similarity(match, weights)) for match in matches]
-        return diversify(self.index, averaged, k, balance)
+        return mmr_rerank(self.index, averaged, k, lambda_mult)
 
-    def _relevant(self, matches: Sequence[Match], mode: SearchMode) -> Scored:
+    def _with_relevance(self, matches: Sequence[Match], mode: SearchMode) -> ScoredDocuments:
         if self.calibration is not None and mode == "hybrid":
-            return [(document_of(match.passage), self.calibration.of(match)) for match in matches]
+            return [(to_document(match.passage), self.calibration.of(match)) for match in matches]
+        if not matches:
+            return []
         weights = self._weights(mode)
-        return [(document_of(match.passage), relevance(match, weights)) for match in matches]
+        return [(to_document(match.passage), relevance(match, weights)) for match in matches]
 
     def _weights(self, mode: SearchMode) -> Mapping[Mode, float]:
-        stated = self._retriever(mode).plan.weights
-        return self.encoder.weights if stated is None else stated
+        return self._get_retriever(mode).weights
 
-    def _retriever(self, mode: SearchMode) -> Retriever:
-        """One for each mode, so that questions which are awaited together meet in it."""
+    def _get_retriever(self, mode: SearchMode) -> Retriever:
+        """Return the one retriever of a mode; it micro-batches concurrent queries."""
         if mode not in self._retrievers:
             encoder = self.encoder
             if mode != "hybrid" and mode not in encoder.modes:
                 raise MissingMode(
-                    f"mode={mode!r} is not to be had of {encoder!r}, which has {sorted(encoder.modes)}; mode='hybrid' "
-                    "weighs what there is"
+                    f"mode={mode!r} is not available: {encoder!r} supports {sorted(encoder.modes)}. Use mode='hybrid'."
                 )
             plan = self.plan if mode == "hybrid" else SearchPlan(propose=(mode,), weights={mode: 1.0})
             self._retrievers.setdefault(mode, Retriever(encoder, self.index, plan))
         return self._retrievers[mode]
 
 
-def _scored(matches: Sequence[Match]) -> Scored:
-    return [(document_of(match.passage), match.score) for match in matches]
+def _open(folder: str | Path | None) -> Index:
+    return MemoryIndex() if folder is None else LocalIndex.open(folder)
 
 
-def _one_each(kind: str, given: Sequence[Any] | None, count: int, otherwise: Any) -> Sequence[Any]:
-    if given is None:
-        return [otherwise] * count
-    if len(given) != count:
-        raise ValueError(f"got {count} texts and {len(given)} {kind}; give one for each")
-    return given
+def _with_scores(matches: Sequence[Match]) -> ScoredDocuments:
+    return [(to_document(match.passage), match.score) for match in matches]
 
 
-def _refuse_search(kwargs: Mapping[str, Any]) -> None:
+def _align(name: str, values: Sequence[Any] | None, count: int, default: Any) -> Sequence[Any]:
+    if values is None:
+        return [default] * count
+    if len(values) != count:
+        raise ValueError(f"got {count} texts and {len(values)} {name}; pass one for each text")
+    return values
+
+
+def _reject_unknown_search(kwargs: Mapping[str, Any]) -> None:
     if "score_threshold" in kwargs:
         raise TypeError("score_threshold needs relevance scores; use search_type='similarity_score_threshold'")
-    _refuse("a search", kwargs, "k, filter and mode; one by mmr fetch_k and lambda_mult, too")
+    _reject_unknown("a search", kwargs, "k, filter and mode, and for MMR fetch_k and lambda_mult")
 
 
-def _refuse(call: str, kwargs: Mapping[str, Any], taken: str) -> None:
+def _reject_unknown(method: str, kwargs: Mapping[str, Any], supported: str) -> None:
     if kwargs:
-        raise TypeError(f"{call} of M3VectorStore takes no {sorted(kwargs)}; it takes {taken}")
+        raise TypeError(f"{method} of M3VectorStore takes no {sorted(kwargs)}; it takes {supported}")

@@ -1,51 +1,62 @@
-"""M3Rerank: exact scores over nodes that another retriever found."""
+"""M3Rerank: a node postprocessor for exact reranking."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from llama_index.core.bridge.pydantic import ConfigDict, Field, model_validator
 from llama_index.core.callbacks import CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # core's own way in
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not in __all__
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
+from m3_integrations.adapters.encoder_registry import encoder_options
+from m3_integrations.adapters.encoder_settings import EncoderSettings
 from m3_integrations.core.encoded import Mode
-from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.sharing import EncoderOptions, name_of
-from m3_integrations.retrieval.reranking import Ranked, rerank, weights_of
+from m3_integrations.encoders.base import Encoder
+from m3_integrations.retrieval.reranking import RerankResult, rerank, weights_of
 
 dispatcher = get_dispatcher(__name__)
 
 
-class M3Rerank(BaseNodePostprocessor):
-    """Ranks nodes by the hybrid score, or by one mode: `M3Rerank(mode="multi_vector")`.
+class M3Rerank(EncoderSettings, BaseNodePostprocessor):
+    """Node postprocessor for exact reranking by the hybrid score or one mode.
 
-    `encoder` is used in place of the model, and does not travel: see M3Embedding.
+    To rerank by one mode, write `M3Rerank(mode="multi_vector")`.
 
-    The nodes that come in stay as they were. With `keep_retrieval_score` each node that comes out carries its old score
-    as metadata["retrieval_score"]; with `keep_mode_scores`, what each mode gave as metadata["score_by_mode"]. Neither
-    is part of the text that models read.
+    The input nodes are not changed. `keep_retrieval_score` adds the previous score to each returned node as
+    `metadata["retrieval_score"]`, and `keep_mode_scores` the score of each mode as `metadata["score_by_mode"]`. Both
+    keys are excluded from the text that embedding models and language models read.
+
+    Args:
+        model: "m3-mini", a local folder or a hub id.
+        encoder: An encoder to use instead of `model`. See `EncoderSettings` for copies.
+        settings: The fields below, and the options of `EncoderSettings`.
+
+    Raises:
+        ValueError: If `weights` are given with a single mode.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(default="m3-mini", description="m3-mini, a local folder, or a hub id.")
-    top_n: int = Field(default=5, gt=0, description="Nodes to answer, best first.")
+    top_n: int = Field(default=5, gt=0, description="Number of nodes to return, best first.")
     mode: Mode | Literal["hybrid"] = Field(default="hybrid", description="hybrid, dense, sparse or multi_vector.")
-    weights: dict[Mode, float] | None = Field(default=None, description="Of the hybrid; None takes the model's own.")
-    keep_retrieval_score: bool = Field(default=False, description="Keep the score that a node came with.")
-    keep_mode_scores: bool = Field(default=False, description="Keep what each mode gave to the score.")
-    _encoder: Encoder | None = PrivateAttr(default=None)
+    weights: dict[Mode, float] | None = Field(
+        default=None, description="Weights of the hybrid score; None: the model's."
+    )
+    keep_retrieval_score: bool = Field(default=False, description="Add the previous score to the metadata.")
+    keep_mode_scores: bool = Field(default=False, description="Add the score of each mode to the metadata.")
 
     def __init__(self, model: str | None = None, *, encoder: Encoder | None = None, **settings: Any) -> None:
-        super().__init__(**{"model": model or name_of(encoder), **settings})
+        options = encoder_options(encoder)
+        super().__init__(**{**options, "model": model or options.get("model", "m3-mini"), **settings})
         self._encoder = encoder
 
     @model_validator(mode="after")
-    def _only_a_hybrid_is_weighed(self) -> Self:
+    def _check_weights(self) -> Self:
         weights_of(self.mode, self.weights)
         return self
 
@@ -53,23 +64,11 @@ class M3Rerank(BaseNodePostprocessor):
     def class_name(cls) -> str:
         return "M3Rerank"
 
-    @property
-    def encoder(self) -> Encoder:
-        if self._encoder is None:
-            self._encoder = EncoderOptions(model=self.model).load()
-        return self._encoder
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Weights do not travel: the copy reads them where it wakes up. Other threads go on with those of this one.
-        bare = self.model_copy()
-        bare._encoder = None
-        return super(M3Rerank, bare).__getstate__()
-
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         if query_bundle is None:
-            raise ValueError("M3Rerank needs the question; call postprocess_nodes(nodes, query_str='...')")
+            raise ValueError("M3Rerank needs a query; call postprocess_nodes(nodes, query_str='...')")
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
@@ -78,31 +77,31 @@ class M3Rerank(BaseNodePostprocessor):
             EventPayload.TOP_K: self.top_n,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            best = self._best(nodes, query_bundle.query_str)
-            event.on_end(payload={EventPayload.NODES: best})
-        dispatcher.event(ReRankEndEvent(nodes=best))
-        return best
+            reranked = self._rerank(nodes, query_bundle.query_str)
+            event.on_end(payload={EventPayload.NODES: reranked})
+        dispatcher.event(ReRankEndEvent(nodes=reranked))
+        return reranked
 
-    def _best(self, nodes: Sequence[NodeWithScore], query: str) -> list[NodeWithScore]:
+    def _rerank(self, nodes: Sequence[NodeWithScore], query: str) -> list[NodeWithScore]:
         texts = [each.node.get_content(MetadataMode.EMBED) for each in nodes]
-        ranked = rerank(self.encoder, query, texts, weights_of(self.mode, self.weights))
-        return [self._scored(nodes[each.position], each) for each in ranked[: self.top_n]]
+        results = rerank(self.encoder, query, texts, weights_of(self.mode, self.weights))
+        return [self._with_scores(nodes[each.position], each) for each in results[: self.top_n]]
 
-    def _scored(self, found: NodeWithScore, ranked: Ranked) -> NodeWithScore:
-        kept: dict[str, Any] = {}
+    def _with_scores(self, node: NodeWithScore, result: RerankResult) -> NodeWithScore:
+        scores: dict[str, Any] = {}
         if self.keep_retrieval_score:
-            kept["retrieval_score"] = found.score
+            scores["retrieval_score"] = node.score
         if self.keep_mode_scores:
-            kept["score_by_mode"] = dict(ranked.by_mode)
-        return NodeWithScore(node=_with(found.node, kept) if kept else found.node, score=ranked.score)
+            scores["score_by_mode"] = dict(result.by_mode)
+        return NodeWithScore(node=_add_metadata(node.node, scores) if scores else node.node, score=result.score)
 
 
-def _with(node: BaseNode, kept: Mapping[str, Any]) -> BaseNode:
-    """The node with more metadata, which no embedding and no language model is shown."""
+def _add_metadata(node: BaseNode, added: Mapping[str, Any]) -> BaseNode:
+    """Add metadata, excluded from the text for embedding and language models."""
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, **kept},
-            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *kept],
-            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *kept],
+            "metadata": {**node.metadata, **added},
+            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *added],
+            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *added],
         }
     )

@@ -1,1 +1,5 @@
-"""Room 5: moving vectors. Knows no torch and no framework."""
+"""NUDGE: improve stored embeddings from logged queries."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

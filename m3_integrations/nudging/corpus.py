@@ -1,4 +1,4 @@
-"""The passages that a nudge over several modes looks at: whole where rows are short, a few at a time where not."""
+"""Read access to passage vectors as originally encoded."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import numpy as np
 import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, MultiVectors
+from m3_integrations.core.errors import DamagedFolder
 from m3_integrations.index.base import Index
 from m3_integrations.nudging.judged import Ints
-from m3_integrations.nudging.late import MovedVectors
+from m3_integrations.nudging.method.late_interaction import MovedVectors
 
 _ONLY: Mapping[Mode, tuple[Mode, ...]] = {mode: (mode,) for mode in MODES}
 
 
 class Corpus(Protocol):
-    """n passages by row, as they were encoded."""
+    """Passages by row with their original vectors."""
 
     @property
     def modes(self) -> frozenset[Mode]: ...
 
     @property
     def dense(self) -> Array:
-        """(n, dim)."""
+        """Dense vectors, shape (n, dim)."""
 
     @property
     def sparse(self) -> scipy.sparse.csr_array:
-        """(n, vocab)."""
+        """Sparse rows, shape (n, vocab)."""
 
     def multi_vector(self, rows: Ints) -> MultiVectors:
-        """The multi-vectors of these passages, in this order."""
+        """Return the multi-vectors of these passages, in this order."""
 
     def __len__(self) -> int: ...
 
 
 class EncodedCorpus:
-    """Passages that are all there."""
+    """Passages in memory."""
 
     def __init__(self, encoded: Encoded) -> None:
         self.encoded = encoded
@@ -62,20 +63,23 @@ class EncodedCorpus:
         return len(self.encoded)
 
 
-class Originals(NamedTuple):
-    """What a nudge moved, as it was before. rows: ascending; values: as in `Moved`, of one mode."""
+class OriginalVectors(NamedTuple):
+    """Original vectors of the rows that a nudge moved; `values` as in ModeUpdate."""
 
     rows: Ints
     values: Array | scipy.sparse.csr_array | MovedVectors
 
 
 class IndexCorpus:
-    """The passages of an index as they were encoded, whatever was moved since.
+    """Passages of an index with their original vectors.
 
-    ids: the passages, row by row; originals: by mode, the vectors that are not in the index just now.
+    Args:
+        index: The index.
+        ids: The passages, row by row.
+        originals: By mode, the original vectors of rows that moved in the index.
     """
 
-    def __init__(self, index: Index, ids: Sequence[str], originals: Mapping[Mode, Originals]) -> None:
+    def __init__(self, index: Index, ids: Sequence[str], originals: Mapping[Mode, OriginalVectors]) -> None:
         self.index, self.ids, self.originals = index, ids, originals
 
     @property
@@ -96,21 +100,29 @@ class IndexCorpus:
     def sparse(self) -> scipy.sparse.csr_array:
         sparse = self.index.vectors(self.ids, _ONLY["sparse"]).sparse
         known = self.originals.get("sparse")
-        return sparse if known is None else with_rows(sparse, known.rows, known.values)
+        return sparse if known is None else replace_rows(sparse, known.rows, known.values)
 
     def multi_vector(self, rows: Ints) -> MultiVectors:
         vectors = self.index.vectors([self.ids[row] for row in rows], _ONLY["multi_vector"]).multi_vector
         known = self.originals.get("multi_vector")
         if known is None or not isinstance(known.values, MovedVectors):
             return vectors
-        return known.values.among(rows).put_into(vectors, rows)
+        moved = known.values.among(rows)
+        counts = np.zeros(len(self.ids), np.int64)
+        counts[rows] = vectors.counts
+        if np.any(moved.places >= np.repeat(counts[moved.rows], np.diff(moved.offsets))):
+            raise DamagedFolder(
+                "the ledger records original multi-vectors at positions that their passages do not have; put back a "
+                "copy of the ledger and the index"
+            )
+        return moved.put_into(vectors, rows)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def with_rows(every: scipy.sparse.csr_array, rows: Ints, values: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """`every` with these rows in the place of its own."""
+def replace_rows(every: scipy.sparse.csr_array, rows: Ints, values: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Return the matrix with these rows replaced."""
     order = np.arange(every.shape[0])
     order[rows] = every.shape[0] + np.arange(len(rows))
     return scipy.sparse.csr_array(scipy.sparse.vstack([every, values], format="csr")[order])

@@ -1,4 +1,4 @@
-"""Judged queries as arrays: which rows of the passages answer each query, how well, and how much the query counts."""
+"""Judged queries as arrays: the passages that answer each query, their grades, and the weight of the query."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """n queries and their answers, ragged: query i is answered by `rows[offsets[i]:offsets[i + 1]]`, none twice.
+    """n queries and their answers, ragged: query i is answered by rows[offsets[i]:offsets[i + 1]].
 
-    queries: (n, dim) float32 or float64; rows, grades: (pairs,), grades above 0; offsets: (n + 1,); weights: (n,) >= 0.
-    encoded: the same queries in all their modes, where they were given so; dim is 0 where dense is none of these.
-    Make one with `Judged.of`. A query without answers is kept: it pulls nothing and judges nothing.
+    Build one with `Judged.of`. A query without answers is kept: it pulls nothing and evaluates nothing.
+
+    Attributes:
+        queries: Dense vectors, shape (n, dim), float32 or float64; dim is 0 if the queries have no dense mode.
+        offsets: Start of each query's answers, shape (n + 1,).
+        rows: Rows of the passages that answer, shape (pairs,), none twice per query.
+        grades: Grades above 0, shape (pairs,).
+        weights: Weights of the queries, shape (n,), at least 0.
+        encoded: The queries in all modes, if they were given so.
     """
 
     queries: Floats
@@ -39,43 +45,54 @@ class Judged:
         answers: Sequence[Mapping[int, float]],
         weights: npt.ArrayLike | None = None,
     ) -> Judged:
-        """From one mapping a query: row of a passage -> grade. A grade of 0 or less says "no answer" and is dropped.
+        """Build judged queries.
 
-        queries: (n, dim), or an Encoded of n; weights: (n,), 1 where not said. Raises WrongDimension, NonFiniteVector
-        or ValueError, naming the first query that is at fault.
+        Args:
+            queries: Vectors of shape (n, dim), or an Encoded of n queries.
+            answers: For each query a mapping from passage row to grade; grades of 0 or less are dropped.
+            weights: Weights of the queries, shape (n,); 1 by default.
+
+        Raises:
+            WrongDimension: If shapes do not match.
+            NonFiniteVector: If a query holds NaN or infinity.
+            ValueError: If a row or a grade is invalid; the message names the query.
         """
         encoded = queries if isinstance(queries, Encoded) else None
         vectors = _checked_queries(_dense_of(queries) if isinstance(queries, Encoded) else queries)
         if len(answers) != len(vectors):
             raise WrongDimension(f"one mapping of answers a query: got {len(vectors)} queries, {len(answers)} answers")
-        kept = [_kept(i, each) for i, each in enumerate(answers)]
-        offsets = np.cumsum([0, *(len(each) for each in kept)], dtype=np.int64)
-        rows = np.array([row for each in kept for row in each], np.int64)
-        grades = np.array([grade for each in kept for grade in each.values()], np.float64)
+        positive = [_positive_grades(i, each) for i, each in enumerate(answers)]
+        offsets = np.cumsum([0, *(len(each) for each in positive)], dtype=np.int64)
+        rows = np.array([row for each in positive for row in each], np.int64)
+        grades = np.array([grade for each in positive for grade in each.values()], np.float64)
         return cls(vectors, offsets, rows, grades, _checked_weights(weights, len(vectors)), encoded)
 
     @property
     def in_modes(self) -> Encoded:
-        """The queries in all their modes. Raises MissingMode where they were given as plain vectors."""
+        """The queries in all modes.
+
+        Raises:
+            MissingMode: If they were given as plain vectors.
+        """
         if self.encoded is None:
             raise MissingMode("these queries are plain dense vectors; give Judged.of an Encoded of them, in all modes")
         return self.encoded
 
     @property
     def counts(self) -> Ints:
-        """(n,) how many passages answer each query."""
+        """Number of answers of each query, shape (n,)."""
         return np.diff(self.offsets)
 
     @property
-    def askers(self) -> Ints:
-        """(pairs,) the query of each pair."""
+    def query_ids(self) -> Ints:
+        """The query of each pair, shape (pairs,)."""
         return np.repeat(np.arange(len(self)), self.counts)
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def take(self, queries: npt.ArrayLike) -> Judged:
-        """These queries, in this order."""
+        """Return these queries, in this order."""
         chosen = np.asarray(queries, dtype=np.int64)
         counts = self.counts[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -86,24 +103,34 @@ class Judged:
         )
 
     def answered(self) -> Judged:
-        """The queries that have an answer and a weight above 0."""
+        """Return the queries with an answer and a weight above 0."""
         return self.take(np.flatnonzero((self.counts > 0) & (self.weights > 0)))
 
     def require_rows(self, n: int) -> None:
-        """Raise WrongDimension unless every answer is a row of n passages."""
+        """Check that every answer is a row of n passages.
+
+        Raises:
+            WrongDimension: If one is not.
+        """
         if len(self.rows) and int(self.rows.max()) >= n:
             pair = int(np.argmax(self.rows >= n))
             raise WrongDimension(
-                f"query {self.askers[pair]} is answered by row {self.rows[pair]}, but there are {n} passages; "
+                f"query {self.query_ids[pair]} is answered by row {self.rows[pair]}, but there are {n} passages; "
                 "rows of `background` answer nothing: move that passage among the passages"
             )
 
     def capped(self, *, per_query: float | None = None, per_passage: int | None = None) -> Judged:
-        """For skewed logs: the same queries with less said by those that say most.
+        """Cap the influence of frequent clicks in skewed logs.
 
-        per_query: no query pulls with more than this in all; one click on everything then says as little as it knows.
-        per_passage: only the strongest so many queries pull a passage, the earlier ones where strengths are equal.
-        Raises ValueError for a cap that is not above 0.
+        Args:
+            per_query: Maximum total pull of a query.
+            per_passage: Maximum number of queries that pull a passage, the strongest and of equals the earlier ones.
+
+        Returns:
+            The same queries with lower weights or fewer answers.
+
+        Raises:
+            ValueError: If a cap is not above 0.
         """
         capped = self
         if per_query is not None:
@@ -111,26 +138,26 @@ class Judged:
         return capped if per_passage is None else capped._strongest(per_passage)
 
     @property
-    def strengths(self) -> Floats:
-        """(pairs,) how hard each query pulls each of its answers: weight x grade."""
-        strengths: Floats = self.weights[self.askers] * self.grades
+    def pair_weights(self) -> Floats:
+        """Strength of each query's pull on its answers, weight x grade, shape (pairs,)."""
+        strengths: Floats = self.weights[self.query_ids] * self.grades
         return strengths
 
     def _weights_up_to(self, per_query: float) -> Floats:
         if not per_query > 0:
             raise ValueError(f"per_query must be above 0, got {per_query}; leave it out for no cap")
-        totals = np.bincount(self.askers, self.grades, minlength=len(self))
+        totals = np.bincount(self.query_ids, self.grades, minlength=len(self))
         return np.minimum(self.weights, per_query / np.where(totals > 0, totals, 1))
 
     def _strongest(self, per_passage: int) -> Judged:
         if per_passage < 1:
             raise ValueError(f"per_passage must be at least 1, got {per_passage}; leave it out for no cap")
-        order = np.lexsort((-self.strengths, self.rows))
+        order = np.lexsort((-self.pair_weights, self.rows))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order)) - np.searchsorted(self.rows[order], self.rows[order])
-        kept = np.flatnonzero(place < per_passage)
-        offsets = np.searchsorted(kept, self.offsets).astype(np.int64)
-        return replace(self, offsets=offsets, rows=self.rows[kept], grades=self.grades[kept])
+        keep = np.flatnonzero(place < per_passage)
+        offsets = np.searchsorted(keep, self.offsets).astype(np.int64)
+        return replace(self, offsets=offsets, rows=self.rows[keep], grades=self.grades[keep])
 
 
 def _dense_of(encoded: Encoded) -> Floats:
@@ -160,7 +187,7 @@ def _checked_weights(weights: npt.ArrayLike | None, n: int) -> Floats:
     return array
 
 
-def _kept(i: int, answers: Mapping[int, float]) -> dict[int, float]:
+def _positive_grades(i: int, answers: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(answers, Mapping):
         raise ValueError(f"the answers of query {i} are {answers!r}; write {{row: grade}}, such as {{3: 1.0}}")
     for row, grade in answers.items():

@@ -1,75 +1,106 @@
-"""The ledger of a nudged index: judged queries, the vectors as they were, and every version; one SQLite file beside it.
+"""SQLite ledger of a nudged index: judged queries, original vectors, versions, and a write-ahead record.
 
-What was moved can be put back to the bit, because its original is written here before the index is touched.
+Original vectors are recorded before the index is written, so every nudge can be reverted bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.sparse
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, MultiVectors
-from m3_integrations.core.errors import DamagedFolder, WrongEncoder
-from m3_integrations.core.texts import Query
+from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Modes, MultiVectors, SparseScore
+from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WrongEncoder
+from m3_integrations.core.forking import ProcessBound
+from m3_integrations.core.sqlite.connection import connect, is_read_only, read_only_error, translate_errors
+from m3_integrations.core.sqlite.schema import Schema
+from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.nudging.judged import Ints
 
 FILE_NAME = "nudges.sqlite"
 SCHEMA = 1
 Role = Literal["train", "validation"]
+_ON_DISK = {"nudge-n": "n", "nudge-m": "m", "neighbors": "neighbours"}  # spelling in the file, as in format 1
+_IN_MEMORY = {stored: name for name, stored in _ON_DISK.items()}
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS queries (
+_APPLICATION = 0x4D334E55  # 0 in ledgers from before it was set
+_CREATE = f"""
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE queries (
   number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, relevant TEXT NOT NULL,
   since INTEGER NOT NULL, until INTEGER, dense BLOB, tokens BLOB, weights BLOB, vectors BLOB
 );
-CREATE TABLE IF NOT EXISTS originals (
+CREATE TABLE originals (
   passage TEXT NOT NULL, mode TEXT NOT NULL, content TEXT NOT NULL, places BLOB NOT NULL, vectors BLOB NOT NULL,
   PRIMARY KEY (passage, mode)
 );
-CREATE TABLE IF NOT EXISTS versions (
+CREATE TABLE versions (
   number INTEGER PRIMARY KEY, made TEXT NOT NULL, asked TEXT NOT NULL, moves TEXT NOT NULL, figures TEXT NOT NULL
 );
+PRAGMA application_id = {_APPLICATION}
 """
+_TABLES = Schema(
+    {
+        "about": ("name", "value"),
+        "queries": (
+            *("number", "id", "role", "text", "relevant", "since", "until"),
+            *("dense", "tokens", "weights", "vectors"),
+        ),
+        "originals": ("passage", "mode", "content", "places", "vectors"),
+        "versions": ("number", "made", "asked", "moves", "figures"),
+    }
+)
+T = TypeVar("T")
 
 
-class Asked(NamedTuple):
-    """The options of a fit, which a later `refit` goes by."""
+class FitOptions(NamedTuple):
+    """Options of a fit, which a later `refit` reuses."""
 
     modes: tuple[Mode, ...]
     metric: str
-    method: Literal["auto", "n", "m"]
-    spread: Literal["auto", "neighbours"] | None
+    method: Literal["auto", "nudge-n", "nudge-m"]
+    propagate: Literal["auto", "neighbors"] | None
 
 
 class Version(NamedTuple):
-    """One fit. moves: by mode, how it moved: {"method", "gamma", "spread", "centre"}; weights: that go with it.
+    """One fit.
 
-    before, after: the metric on validation; moved: how many passages moved in any mode.
+    Attributes:
+        number: Number of the version, from 1.
+        made: Time of the fit, ISO 8601 in UTC.
+        asked: Options of the fit.
+        moves: By mode, "method", "gamma", "spread" and "centre" as they are stored.
+        weights: Mode weights chosen with the nudge.
+        before: Metric on the validation questions before the nudge.
+        after: The same after the nudge.
+        moved: Passages that moved in any mode.
+        sparse_score: Sparse score that the weights are for.
     """
 
     number: int
     made: str
-    asked: Asked
+    asked: FitOptions
     moves: Mapping[Mode, Mapping[str, Any]]
     weights: Mapping[Mode, float]
     before: float
     after: float
     moved: int
+    sparse_score: SparseScore = "sum"  # that of versions from before it was recorded
 
 
-class Original(NamedTuple):
-    """Vectors of one passage in one mode as they were encoded.
+class OriginalVector(NamedTuple):
+    """Original vectors of one passage in one mode.
 
-    content: the hash of the passage's text. dense, sparse: the whole row; multi_vector: those at `places` alone.
+    Attributes:
+        content: Content hash of the passage.
+        places: Columns of a sparse row, or positions of the multi-vectors that are stored; empty for dense.
+        vectors: The values as float32 bytes.
     """
 
     content: str
@@ -77,86 +108,188 @@ class Original(NamedTuple):
     vectors: bytes
 
 
-class Pending(NamedTuple):
-    """A change that was begun: the version that it leads to (0: nothing moved), and what it touches.
+class PendingWrite(NamedTuple):
+    """A write to the index that has begun.
 
-    digest: of the vectors of these passages before; fresh: whether the version's questions replace all earlier ones.
+    Attributes:
+        version: Version that the index will hold; 0 for the original vectors.
+        passages: Ids of the passages whose vectors change, by mode.
+        digest: Digest of these vectors before the write.
+        fresh: Whether the questions of the version replace all earlier ones.
+        plan: Search plan that the index will hold, as `SearchPlan.to_json` gives it; None from before it was stored.
     """
 
     version: int
     passages: Mapping[Mode, Sequence[str]]
     digest: str
     fresh: bool
+    plan: Mapping[str, Any] | None = None
 
 
 class Ledger:
-    """Opened beside an index, or in memory. Every method is one transaction."""
+    """SQLite ledger of an index, in a file or in memory; every method is one transaction.
 
-    def __init__(self, path: Path | None, fingerprint: str) -> None:
-        self.path = path
-        self._connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-        try:
-            self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _TABLES)
-            self._check(fingerprint)
-        except sqlite3.DatabaseError as broken:
-            self.close()
-            raise DamagedFolder(
-                f"{path} cannot be read: {broken}; move it away, and the index stays as it is, nudged or not"
-            ) from broken
+    Args:
+        path: Its file; None for a ledger in memory, as is that of a folder that may only be read and has none.
+        fingerprint: Fingerprint of the encoder of the queries.
+        timeout: Seconds that a write waits for another process.
+
+    Raises:
+        WrongEncoder: If the ledger was written with another encoder.
+        WriterBusy: If another process writes for longer than `timeout`.
+        DamagedFolder: If the ledger cannot be read.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: str, timeout: float = 60.0) -> None:
+        self.path = None if path is None else path.absolute()
+        self._timeout = timeout
+        self._process = ProcessBound("a Nudger")
+        self._is_closed = False
+        is_missing = self.path is None or (is_read_only(self.path) and not self.path.exists())
+        with self._guarded():
+            self._database = connect(None if is_missing else self.path, timeout)
+            try:
+                self._prepare()
+                self._check(fingerprint)
+            except BaseException:
+                self._database.close()
+                raise
+
+    def _prepare(self) -> None:
+        """Create the tables of a new ledger, and refuse what is none."""
+        (application,) = self._one("PRAGMA application_id")
+        (objects,) = self._one("SELECT count(*) FROM sqlite_master")
+        if not objects and application == 0:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            with self.transaction():
+                if not self._one("SELECT count(*) FROM sqlite_master")[0]:  # another process may have been faster
+                    for statement in _CREATE.split(";\n"):
+                        self._write(statement)
+        elif application not in (0, _APPLICATION) or (not application and not self._has_tables()):
+            raise IndexFolderError(
+                f"{self.path} was written by another program; pass another file, Nudger(..., ledger=...)"
+            )
+        fault = _TABLES.find_fault(self._database)
+        if fault or not self._has_tables():
+            raise self._damaged(fault or "a table is missing")
+        if not self._database.is_read_only:
+            self._database.execute("PRAGMA synchronous = FULL")
+
+    def _has_tables(self) -> bool:
+        names = {name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return names >= _TABLES.columns.keys()
 
     def _check(self, fingerprint: str) -> None:
-        schema = int(self._about("schema") or SCHEMA)
+        schema = self._parse(int, self._about("schema") or SCHEMA)
         if schema != SCHEMA:
-            raise DamagedFolder(f"{self.path} is of version {schema}, this package reads {SCHEMA}; update the package")
+            raise DamagedFolder(f"{self.path} has format {schema} and this package reads {SCHEMA}; update the package")
         known = self._about("fingerprint")
         if known is not None and known != fingerprint:
             raise WrongEncoder(
-                f"{self.path} holds queries of the encoder {known[:12]}…, this one is {fingerprint[:12]}…; "
+                f"{self.path} holds queries of encoder {known[:12]}…, and this one is {fingerprint[:12]}…; "
                 "open it with the encoder that filled the index"
             )
-        with self.transaction():
-            self._set_about(schema=str(SCHEMA), fingerprint=fingerprint)
+        if known is None and not self._database.is_read_only:
+            with self.transaction():
+                self._set_about(schema=str(SCHEMA), fingerprint=fingerprint)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        self._process.check()
+        if self._is_closed:
+            raise IndexFolderError(f"the ledger {self.path} is closed; make another Nudger")
+        with translate_errors(self.path or Path(":memory:"), self._timeout, self._damaged):
+            yield
+
+    def _damaged(self, problem: str) -> DamagedFolder:
+        return DamagedFolder(
+            f"{self.path} is damaged: {problem}; put back a copy of the whole folder, and keep this file: it holds the "
+            "original vectors"
+        )
+
+    def _parse(self, parse: Callable[..., T], *stored: Any) -> T:
+        """Return what stored values mean, or raise DamagedFolder."""
+        try:
+            return parse(*stored)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, M3Error) as error:
+            raise self._damaged(f"a stored value cannot be read ({error})") from error
+
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        with self._guarded(), self._database.limited():
+            return self._database.execute(query, values).fetchall()
+
+    def _one(self, query: str, *values: Any) -> Any:
+        rows = self._read(query, *values)
+        return rows[0] if rows else None
+
+    def _write(self, statement: str, *values: Any) -> int:
+        with self._guarded():
+            return self._database.execute(statement, values).rowcount
+
+    def _write_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        with self._guarded():
+            self._database.executemany(statement, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that happens inside happens, or none of it."""
-        if self._connection.in_transaction:
+        """Run the block in one transaction, joining one that is open."""
+        self._process.check()
+        if self._database.in_transaction:
             yield
             return
-        self._connection.execute("BEGIN IMMEDIATE")
+        if self.path is not None and self._database.is_read_only:
+            raise read_only_error(self.path)
+        self._write("BEGIN IMMEDIATE")
         try:
             yield
+            self._write("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            self._database.rollback()
             raise
-        self._connection.execute("COMMIT")
 
     def _about(self, name: str) -> str | None:
-        found = self._connection.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
-        return None if found is None else str(found[0])
+        found = self._one("SELECT value FROM about WHERE name = ?", name)
+        return None if found is None else self._parse(_text, found[0])
 
     def _set_about(self, **values: str | None) -> None:
         for name, value in values.items():
             if value is None:
-                self._connection.execute("DELETE FROM about WHERE name = ?", (name,))
+                self._write("DELETE FROM about WHERE name = ?", name)
             else:
-                self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (name, value))
+                self._write("INSERT OR REPLACE INTO about VALUES (?, ?)", name, value)
 
     @property
     def current(self) -> int:
-        """The version whose vectors the index holds; 0 where nothing is moved."""
-        return int(self._about("current") or 0)
+        """Version whose vectors the index holds; 0 for the original vectors."""
+        current = self._parse(int, self._about("current") or 0)
+        if current and self._one("SELECT 1 FROM versions WHERE number = ?", current) is None:
+            raise self._damaged(f"it has no version {current}")
+        return current
 
     @property
-    def pending(self) -> Pending | None:
-        """The change that was begun and not said to have ended."""
-        said = self._about("pending")
-        return None if said is None else Pending(*json.loads(said))
+    def first_plan(self) -> SearchPlan | None:
+        """Search plan of the index before the first nudge; None if it had none."""
+        return self._parse(_plan, self._about("first_plan") or "null")
 
-    def begin(self, pending: Pending, originals: Mapping[Mode, Mapping[str, Original]]) -> None:
-        """Write down the originals of what is about to move for the first time, and what is about to happen."""
+    @first_plan.setter
+    def first_plan(self, plan: SearchPlan | None) -> None:
+        self._set_about(first_plan=json.dumps(None if plan is None else plan.to_json()))
+
+    @property
+    def stores_plans(self) -> bool:
+        """Whether the index holds the plans of its nudges, as it does since they are stored with the vectors."""
+        return self._about("first_plan") is not None
+
+    @property
+    def pending(self) -> PendingWrite | None:
+        """The write that has begun and not ended."""
+        pending = self._about("pending")
+        return None if pending is None else self._parse(_pending, pending)
+
+    def begin(self, pending: PendingWrite, originals: Mapping[Mode, Mapping[str, OriginalVector]]) -> None:
+        """Record a write before it happens, with the original vectors of passages that move."""
         with self.transaction():
-            self._connection.executemany(
+            self._write_many(
                 "INSERT OR REPLACE INTO originals VALUES (?, ?, ?, ?, ?)",
                 (
                     (id, mode, each.content, each.places.astype(np.int32).tobytes(), each.vectors)
@@ -167,92 +300,80 @@ class Ledger:
             self._set_about(pending=json.dumps(pending))
 
     def end(self, version: int | None) -> None:
-        """What was begun has happened, and the index holds this version; None: it has not happened."""
+        """Record that the pending write has happened and the index holds this version."""
         with self.transaction():
             self._set_about(pending=None)
             if version is not None:
                 self._set_about(current=str(version))
             if version == 0:
-                self._connection.execute("DELETE FROM originals")
+                self._write("DELETE FROM originals")
 
-    def drop(self, pending: Pending) -> None:
-        """What was begun has not happened: forget the version that it made, and its questions."""
+    def drop(self, pending: PendingWrite) -> None:
+        """Forget the pending write, which has not happened, with its version and questions."""
         with self.transaction():
             self._set_about(pending=None)
-            made = self._connection.execute("SELECT MAX(number) FROM versions").fetchone()[0]
+            made = self.next_version - 1
             if pending.version and pending.version == made and pending.version != self.current:
-                self._connection.execute("DELETE FROM versions WHERE number = ?", (made,))
+                self._write("DELETE FROM versions WHERE number = ?", made)
                 if pending.fresh:
-                    self._connection.execute("DELETE FROM queries WHERE since = ?", (made,))
-                    self._connection.execute("UPDATE queries SET until = NULL WHERE until = ?", (made,))
+                    self._write("DELETE FROM queries WHERE since = ?", made)
+                    self._write("UPDATE queries SET until = NULL WHERE until = ?", made)
 
-    def originals(self, mode: Mode) -> dict[str, Original]:
-        """By passage id."""
-        rows = self._connection.execute(
-            "SELECT passage, content, places, vectors FROM originals WHERE mode = ?", (mode,)
-        )
-        return {
-            id: Original(content, np.frombuffer(places, np.int32).astype(np.int64), vectors)
-            for id, content, places, vectors in rows
-        }
+    def originals(self, mode: Mode, width: int) -> dict[str, OriginalVector]:
+        """Return original vectors of `width` dimensions or columns by passage id."""
+        rows = self._read("SELECT passage, content, places, vectors FROM originals WHERE mode = ?", mode)
+        return {self._parse(_text, id): self._parse(_original, mode, width, *stored) for id, *stored in rows}
 
-    def keep_version(self, version: Version) -> None:
-        """Remember a fit; its number is the next one. Queries that were added or removed since the last one count."""
-        figures = {"weights": version.weights, "before": version.before, "after": version.after, "moved": version.moved}
+    def record_version(self, version: Version) -> None:
+        """Record a fit; its number is the next one."""
+        figures = {name: getattr(version, name) for name in ("weights", "before", "after", "moved", "sparse_score")}
         with self.transaction():
-            self._connection.execute(
+            self._write(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-                (
-                    version.number,
-                    version.made,
-                    json.dumps(version.asked),
-                    json.dumps(version.moves),
-                    json.dumps(figures),
-                ),
+                version.number,
+                version.made,
+                json.dumps([version.asked.modes, version.asked.metric, *map(to_stored, version.asked[2:])]),
+                json.dumps(version.moves),
+                json.dumps(figures),
             )
 
     def versions(self) -> list[Version]:
-        """Every fit, oldest first."""
-        rows = self._connection.execute("SELECT number, made, asked, moves, figures FROM versions ORDER BY number")
-        return [_version(*row) for row in rows]
+        """Return every fit, oldest first."""
+        rows = self._read("SELECT number, made, asked, moves, figures FROM versions ORDER BY number")
+        return [self._parse(_version, *row) for row in rows]
 
     @property
     def next_version(self) -> int:
-        (last,) = self._connection.execute("SELECT COALESCE(MAX(number), 0) FROM versions").fetchone()
-        return int(last) + 1
+        (last,) = self._one("SELECT COALESCE(MAX(number), 0) FROM versions")
+        return self._parse(_whole, last) + 1
 
     def replace_queries(self, role: Role, queries: Sequence[Query], encoded: Encoded) -> None:
-        """From the next version on the queries of this role are these."""
+        """Replace the queries of a role from the next version on."""
         with self.transaction():
-            self._retire("role = ?", [(role,)])
+            self._end_validity("role = ?", [(role,)])
             self._insert(role, queries, encoded)
 
     def add_queries(self, role: Role, queries: Sequence[Query], encoded: Encoded) -> None:
-        """From the next version on these count too; one whose id is known is replaced."""
+        """Add queries from the next version on; a known id is replaced."""
         with self.transaction():
-            self._retire("id = ?", [(query.id,) for query in queries])
+            self._end_validity("id = ?", [(query.id,) for query in queries])
             self._insert(role, queries, encoded)
 
     def remove_queries(self, ids: Collection[str]) -> int:
-        """From the next version on these do not count. Returns how many there were."""
+        """Remove queries from the next version on; return how many there were."""
         with self.transaction():
-            return self._retire("id = ?", [(id,) for id in ids])
+            return self._end_validity("id = ?", [(id,) for id in ids])
 
-    def _retire(self, which: str, values: Iterable[tuple[str]]) -> int:
+    def _end_validity(self, which: str, values: Iterable[tuple[str]]) -> int:
         number, count = self.next_version, 0
         for value in values:
-            self._connection.execute(
-                f"DELETE FROM queries WHERE {which} AND until IS NULL AND since = ?", (*value, number)
-            )
-            done = self._connection.execute(
-                f"UPDATE queries SET until = ? WHERE {which} AND until IS NULL", (number, *value)
-            )
-            count += done.rowcount
+            self._write(f"DELETE FROM queries WHERE {which} AND until IS NULL AND since = ?", *value, number)
+            count += self._write(f"UPDATE queries SET until = ? WHERE {which} AND until IS NULL", number, *value)
         return count
 
     def _insert(self, role: Role, queries: Sequence[Query], encoded: Encoded) -> None:
-        since = self.next_version
-        self._connection.executemany(
+        since, encoded = self.next_version, encoded.with_sparse_score("sum")
+        self._write_many(
             "INSERT INTO queries (id, role, text, relevant, since, dense, tokens, weights, vectors) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -262,46 +383,135 @@ class Ledger:
         )
 
     def queries(self, role: Role, version: int | None = None) -> list[Query]:
-        """The queries of a role that count in a version; None: in the next one."""
-        rows = self._connection.execute(
+        """Return the queries of a role in a version; None for the next one."""
+        rows = self._read(
             "SELECT id, text, relevant FROM queries WHERE role = ? AND since <= ? AND (until IS NULL OR until > ?) "
             "ORDER BY number",
-            (role, *self._at(version)),
+            role,
+            *self._at(version),
         )
-        return [Query(id, text, json.loads(relevant)) for id, text, relevant in rows]
+        return [self._parse(_query, *row) for row in rows]
 
-    def encoded(self, role: Role, modes: Collection[Mode], shape: Shape, version: int | None = None) -> Encoded:
-        """The vectors of `queries(role, version)` in these modes."""
-        rows = self._connection.execute(
+    def encoded(self, role: Role, modes: Modes, dimensions: Dimensions, version: int | None = None) -> Encoded:
+        """Return the embeddings of `queries(role, version)` in these modes, with sums of sparse weights."""
+        rows = self._read(
             "SELECT dense, tokens, weights, vectors FROM queries WHERE role = ? AND since <= ? "
             "AND (until IS NULL OR until > ?) ORDER BY number",
-            (role, *self._at(version)),
-        ).fetchall()
-        return _unblobbed(rows, [mode for mode in MODES if mode in modes], shape)
+            role,
+            *self._at(version),
+        )
+        return self._parse(_unblobbed, rows, [mode for mode in MODES if mode in modes], dimensions)
 
     def _at(self, version: int | None) -> tuple[int, int]:
         number = self.next_version if version is None else version
         return number, number
 
     def close(self) -> None:
-        self._connection.close()
+        if not self._process.is_forked:
+            self._is_closed = True
+            self._database.close()
 
 
-class Shape(NamedTuple):
-    """The widths of an encoder's vectors."""
+class Dimensions(NamedTuple):
+    """Dimensions of an encoder's embeddings."""
 
     dim: int
     vocab: int
     width: int
 
 
+def to_stored(name: str | None) -> str | None:
+    """Return the spelling of an option in the file."""
+    return None if name is None else _ON_DISK.get(name, name)
+
+
+def from_stored(stored: str | None) -> Any:
+    """Return the option that the file spells so."""
+    return None if stored is None else _IN_MEMORY.get(stored, stored)
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _version(number: int, made: str, asked: str, moves: str, figures: str) -> Version:
-    modes, metric, method, spread = json.loads(asked)
-    return Version(number, made, Asked(tuple(modes), metric, method, spread), json.loads(moves), **json.loads(figures))
+def _text(stored: Any) -> str:
+    if not isinstance(stored, str):
+        raise TypeError(f"{stored!r:.80} is not a text")
+    return stored
+
+
+def _plan(stored: str) -> SearchPlan | None:
+    plan = json.loads(stored)
+    return None if plan is None else SearchPlan.from_json(plan)
+
+
+def _pending(stored: str) -> PendingWrite:
+    pending = PendingWrite(*json.loads(stored))
+    passages = {_mode(mode): [_text(id) for id in ids] for mode, ids in pending.passages.items()}
+    if pending.plan is not None:
+        SearchPlan.from_json(pending.plan)
+    return pending._replace(version=_whole(pending.version), passages=passages, digest=_text(pending.digest))
+
+
+def _query(id: Any, text: Any, relevant: Any) -> Query:
+    grades = {_text(passage): _finite(grade) for passage, grade in json.loads(_text(relevant)).items()}
+    return Query(_text(id), _text(text), grades)
+
+
+def _version(number: Any, made: Any, asked: Any, moves: Any, figures: Any) -> Version:
+    modes, metric, method, propagate = json.loads(_text(asked))
+    options = FitOptions(tuple(map(_mode, modes)), _text(metric), from_stored(method), from_stored(propagate))
+    if options.method not in ("auto", "nudge-n", "nudge-m") or options.propagate not in ("auto", "neighbors", None):
+        raise ValueError(f"the options {options!r:.80}")
+    version = Version(_whole(number), _text(made), options, json.loads(_text(moves)), **json.loads(_text(figures)))
+    for mode, move in version.moves.items():
+        _check_move(_mode(mode), move)
+    weights = {mode: _finite(weight) for mode, weight in version.weights.items()}
+    SearchPlan(weights=weights or None, sparse_score=version.sparse_score)  # raises an error for invalid ones
+    return version._replace(moved=_whole(version.moved), before=float(version.before), after=float(version.after))
+
+
+def _check_move(mode: Mode, move: Mapping[str, Any]) -> None:
+    """Raise ValueError or KeyError for a move that no fit records."""
+    if mode == "dense" and from_stored(move["method"]) not in ("nudge-n", "nudge-m"):
+        raise ValueError(f"the method {move['method']!r:.80}")
+    if move["spread"]:
+        temperature, self_weight = map(_finite, move["spread"])
+        if temperature <= 0 or not 0 <= self_weight <= 1:
+            raise ValueError(f"the spread {move['spread']}")
+    if _finite(move["gamma"]) < 0 or _finite(move["centre"]) < 0:
+        raise ValueError(f"the step {move['gamma']} around {move['centre']}")
+
+
+def _mode(stored: Any) -> Mode:
+    if stored not in MODES:
+        raise ValueError(f"the mode {stored!r:.80}")
+    mode: Mode = stored
+    return mode
+
+
+def _whole(stored: Any) -> int:
+    if type(stored) is not int or not 0 <= stored < 1 << 31:
+        raise ValueError(f"{stored!r:.80} is no whole number")
+    return stored
+
+
+def _finite(stored: Any) -> float:
+    if type(stored) not in (int, float) or not abs(stored) < 1e30:
+        raise ValueError(f"{stored!r:.80} is no finite number")
+    return float(stored)
+
+
+def _original(mode: Mode, width: int, content: Any, places: Any, vectors: Any) -> OriginalVector:
+    positions = np.frombuffer(places, np.int32).astype(np.int64)
+    values = np.frombuffer(vectors, np.float32)
+    expected = {"dense": width, "sparse": len(positions), "multi_vector": len(positions) * width}[mode]
+    if len(values) != expected or not np.isfinite(values).all() or (mode == "sparse" and np.any(values < 0)):
+        raise ValueError(f"original {mode} vectors that are none")
+    above = width if mode == "sparse" else np.iinfo(np.int32).max
+    if len(positions) and (positions[0] < 0 or positions[-1] >= above or np.any(np.diff(positions) <= 0)):
+        raise ValueError(f"positions of original {mode} vectors that are none")
+    return OriginalVector(_text(content), positions, vectors)
 
 
 def _blobs(encoded: Encoded, i: int) -> tuple[bytes | None, bytes | None, bytes | None, bytes | None]:
@@ -313,18 +523,18 @@ def _blobs(encoded: Encoded, i: int) -> tuple[bytes | None, bytes | None, bytes 
     return dense, encoded.sparse.indices[row].astype(np.int32).tobytes(), encoded.sparse.data[row].tobytes(), vectors
 
 
-def _unblobbed(rows: Sequence[Sequence[bytes]], modes: Sequence[Mode], shape: Shape) -> Encoded:
+def _unblobbed(rows: Sequence[Sequence[bytes]], modes: Sequence[Mode], dimensions: Dimensions) -> Encoded:
     parts: dict[str, Any] = {}
     if "dense" in modes:
-        parts["dense"] = _floats(row[0] for row in rows).reshape(-1, shape.dim)
+        parts["dense"] = _floats(row[0] for row in rows).reshape(-1, dimensions.dim)
     if "sparse" in modes:
         tokens = np.frombuffer(b"".join(row[1] for row in rows), np.int32)
         offsets = np.cumsum([0, *(len(row[1]) // 4 for row in rows)])
         weights = _floats(row[2] for row in rows)
-        parts["sparse"] = scipy.sparse.csr_array((weights, tokens, offsets), shape=(len(rows), shape.vocab))
+        parts["sparse"] = scipy.sparse.csr_array((weights, tokens, offsets), shape=(len(rows), dimensions.vocab))
     if "multi_vector" in modes:
-        offsets = np.cumsum([0, *(len(row[3]) // 4 // shape.width for row in rows)])
-        parts["multi_vector"] = MultiVectors(_floats(row[3] for row in rows).reshape(-1, shape.width), offsets)
+        offsets = np.cumsum([0, *(len(row[3]) // 4 // dimensions.width for row in rows)])
+        parts["multi_vector"] = MultiVectors(_floats(row[3] for row in rows).reshape(-1, dimensions.width), offsets)
     return Encoded(**parts)
 
 

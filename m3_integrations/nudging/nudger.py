@@ -1,58 +1,88 @@
-"""Nudger: an index that learns from its judged questions, and can always go back."""
+"""Nudger: fit nudges of a live index from judged questions, keep their versions, revert."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from m3_integrations.core.encoded import DENSE, MODES, Encoded, Mode, check_modes
-from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.errors import MissingMode, UnknownId
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.core.texts import Query
+from m3_integrations.core.encoded import DENSE, MODES, Encoded, Mode, Modes, SparseScore, check_modes
+from m3_integrations.core.errors import MissingMode, StaleReport, UnknownId
+from m3_integrations.core.types import Query, SearchPlan
+from m3_integrations.encoders.base import Encoder, sparse_score_of
 from m3_integrations.index.base import Index
-from m3_integrations.nudging.accounts import (
-    Judging,
-    coverage_of,
-    measured,
-    no_answers,
-    other_curves,
-    outcome_of,
-    shifted_outcome,
-)
 from m3_integrations.nudging.corpus import IndexCorpus
-from m3_integrations.nudging.dense import Curve, nudge_dense
-from m3_integrations.nudging.hybrid import Moved, Race, dense_move, late_move, nudge_modes, sparse_move
 from m3_integrations.nudging.judged import Judged
-from m3_integrations.nudging.ledger import FILE_NAME, Asked, Ledger, Original, Pending, Role, Shape, Version, now
-from m3_integrations.nudging.originals import changes as changes_of
-from m3_integrations.nudging.originals import digest, packed, unpacked
-from m3_integrations.nudging.plans import Plan
-from m3_integrations.nudging.report import NudgeReport
-from m3_integrations.nudging.spread import Spread
+from m3_integrations.nudging.ledger import (
+    FILE_NAME,
+    Dimensions,
+    FitOptions,
+    Ledger,
+    OriginalVector,
+    PendingWrite,
+    Role,
+    Version,
+    from_stored,
+    now,
+    to_stored,
+)
+from m3_integrations.nudging.ledger_vectors import digest, pack, unpack, vector_updates
+from m3_integrations.nudging.method.propagation import Propagation
+from m3_integrations.nudging.method.variants import MethodChoice, Propagate, Variant
+from m3_integrations.nudging.optimize.dense import Curve, NudgeOptions, nudge_dense
+from m3_integrations.nudging.optimize.hybrid import (
+    ModeUpdate,
+    NudgeConfig,
+    dense_move,
+    late_move,
+    nudge_modes,
+    sparse_move,
+)
+from m3_integrations.nudging.report.outcomes import (
+    EvaluatedQueries,
+    FittedNudge,
+    coverage_of,
+    displacement,
+    evaluate,
+    no_answers_message,
+)
+from m3_integrations.nudging.report.report import NudgeReport
+from m3_integrations.nudging.report.values import Evaluation
 
 _IN_MEMORY: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()
 ROLES: tuple[Role, ...] = ("train", "validation")
 
 
 class Nudger:
-    """Moves the vectors of an index towards the judged questions that its passages answer, and remembers how.
+    """Moves the vectors of an index towards the judged questions that its passages answer (NUDGE, arXiv 2409.02343).
 
-    The ledger lies beside a LocalIndex, in its folder, and in memory beside any other index: there it lives as long as
-    the index does, unless `ledger` names a file. plan: the search to be judged by; None: the nudged mode alone, or of
-    several modes their sum, with weights that are chosen along. Its own weights, where it states them, are kept.
+    A ledger records the questions, the original vectors and the versions: in the folder of a LocalIndex, in memory for
+    any other index (as long as the index object lives), or in the file given.
+
+    Args:
+        encoder: The encoder that filled the index.
+        index: The index to nudge.
+        plan: Search plan to evaluate with. None: the nudged mode alone, or the weighted sum of several modes. Weights
+            that the plan states are kept; otherwise they are chosen together with the step sizes.
+        ledger: File of the ledger.
+
+    Raises:
+        WrongEncoder: If the ledger was written with another encoder.
+        DamagedFolder: If the ledger cannot be read.
     """
 
     def __init__(
         self, encoder: Encoder, index: Index, plan: SearchPlan | None = None, *, ledger: str | Path | None = None
     ) -> None:
         self.encoder, self.index, self._plan = encoder, index, plan
-        self._ledger = _ledger_of(index, encoder, ledger)
+        self._ledger = _open_ledger(index, encoder, ledger)
         self._recover()
 
     def fit(
@@ -61,42 +91,79 @@ class Nudger:
         validation: Sequence[Query] | None = None,
         *,
         test: Sequence[Query] | None = None,
-        modes: Collection[Mode] = DENSE,
+        modes: Modes = DENSE,
         metric: str = "ndcg@10",
-        method: Literal["auto", "n", "m"] = "auto",
-        spread: Literal["auto", "neighbours"] | None = "auto",
+        method: MethodChoice = "auto",
+        propagate: Propagate = "auto",
     ) -> NudgeReport:
-        """Move the passages, from where they were encoded, by these questions; earlier ones no longer count.
+        """Move the original vectors towards these questions; questions of earlier fits no longer count.
 
-        validation: chooses how far; None, or a few: folds of the training questions choose too. test: questions that
-        have no part in it, for the report. modes: what is moved; method and spread are those of `nudge` and concern the
-        dense vectors; with "auto" nothing moves where no gain stands out from chance.
-        Raises ValueError where no training question has an answer in the index, MissingMode for a mode that the index
-        or the encoder lacks. The index holds the old vectors or all of the new ones, whenever the process dies.
+        If the process dies, the index holds either the old vectors or all of the new ones.
+
+        Args:
+            train: Questions that pull the passages answering them.
+            validation: Questions that choose variants and step sizes. With none, or few, cross-fitted folds of the
+                training questions take part in the choice.
+            test: Questions for the report alone.
+            modes: Modes to nudge.
+            metric: Ranking metric to maximize, such as "ndcg@10".
+            method: Method for dense vectors, as in `nudge`; with "auto" nothing moves without a significant gain.
+            propagate: Propagation of the pulls of dense vectors, as in `nudge`.
+
+        Returns:
+            The report; its outcomes are computed when they are first read.
+
+        Raises:
+            ValueError: If no training question has an answer in the index, or an option is unknown.
+            MissingMode: If the index or the encoder lacks a mode.
         """
-        asked = Asked(self._checked_modes(modes), metric, method, spread)
-        sides = _Sides(self._encoded(train, asked), self._encoded(validation or (), asked))
-        return self._fit(asked, sides, test, replace=True)
+        options = FitOptions(self._checked_modes(modes), metric, method, propagate)
+        query_sets = _QuerySets(self._encode(train, options), self._encode(validation or (), options))
+        return self._fit(options, query_sets, test, fresh=True)
 
     def refit(self, *, test: Sequence[Query] | None = None) -> NudgeReport:
-        """Fit anew with the options of the last fit, by the questions that now count and the passages now there.
+        """Fit again with the last options, for the questions that count now and the passages there are now.
 
-        Equal to a fit from nothing with these questions. Raises ValueError before the first fit.
+        Equal to a first fit with the same questions.
+
+        Args:
+            test: Questions for the report alone.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: If there was no fit before.
         """
         versions = self._ledger.versions()
         if not versions:
             raise ValueError("there is nothing to refit; call fit(train, validation) first")
-        asked = versions[-1].asked
-        return self._fit(asked, self._sides(asked), test, replace=False)
+        options = versions[-1].asked
+        return self._fit(options, self._query_sets(options), test, fresh=False)
 
     def add_queries(self, queries: Sequence[Query], role: Role = "train") -> None:
-        """Let these count from the next `refit` on; one whose id is known is replaced. They are encoded here."""
+        """Add questions that count from the next `refit` on; a known id is replaced.
+
+        Args:
+            queries: Questions with their answers; they are encoded now.
+            role: "train" or "validation".
+
+        Raises:
+            ValueError: If the role is unknown.
+        """
         if role not in ROLES:
             raise ValueError(f"role is 'train' or 'validation', got {role!r}")
-        self._ledger.add_queries(role, queries, self._encoded(queries, None).encoded)
+        self._ledger.add_queries(role, queries, self._encode(queries, None).encoded)
 
     def remove_queries(self, ids: Collection[str]) -> None:
-        """Let these no longer count from the next `refit` on. Raises UnknownId, and removes none, for a stranger."""
+        """Remove questions from the next `refit` on.
+
+        Args:
+            ids: Ids of the questions, or one id.
+
+        Raises:
+            UnknownId: If an id is unknown; then none is removed.
+        """
         wanted = [ids] if isinstance(ids, str) else list(ids)
         known = {query.id for role in ROLES for query in self._ledger.queries(role)}
         for id in wanted:
@@ -105,243 +172,307 @@ class Nudger:
         self._ledger.remove_queries(wanted)
 
     def queries(self, role: Role = "train") -> list[Query]:
-        """The questions that count in the next `refit`."""
+        """Return the questions that count in the next `refit`."""
         return self._ledger.queries(role)
 
     def versions(self) -> list[Version]:
-        """Every fit so far, oldest first."""
+        """Return every fit so far, oldest first."""
         return self._ledger.versions()
 
     @property
     def version(self) -> int:
-        """The version that the index holds; 0 where nothing is moved."""
+        """Version that the index holds; 0 for the original vectors."""
         return self._ledger.current
 
     @property
     def plan(self) -> SearchPlan | None:
-        """The plan to search with: the one given, or that of the version that the index holds; None before a fit."""
+        """Plan to search with: the one given, or that of the current version; None if there is neither."""
         if self._plan is not None and self._plan.weights is not None:
             return self._plan
         version = self._version(self.version) if self.version else None
-        return self._plan if version is None else self._planned(version.asked, version.weights)
+        return self._plan if version is None else self._plan_of(version)
+
+    @property
+    def stores_plans(self) -> bool:
+        """Whether nudges were stored with their plans in the index, as they are since `Index.plan` exists."""
+        return self._ledger.stores_plans
 
     def revert(self, version: int | None = None) -> None:
-        """Put every vector back as it was encoded, to the bit; or go back (or on) to a version.
+        """Restore every original vector bit for bit, or switch to a version.
 
-        A version is made again out of its questions, for the passages now there. Raises ValueError for one that is not
-        in `versions()`.
+        A version is computed again from its questions, for the passages there are now.
+
+        Args:
+            version: Number of the version; None or 0 for the original vectors.
+
+        Raises:
+            ValueError: If there is no such version.
         """
         self._recover()
         if not version:
-            self._write(0, {}, self._corpus())
+            self._write(0, {}, self._corpus(), self._ledger.first_plan)
             return
         known, corpus = self._version(version), self._corpus()
-        sides = self._sides(known.asked, version)
-        train = self._judged(sides.train, corpus).judged.answered()
-        moved = {mode: _move(corpus, train, mode, move) for mode, move in known.moves.items()}
-        self._write(version, moved, corpus)
+        query_sets = self._query_sets(known.asked, version)
+        train = self._judged(query_sets.train, corpus).judged.answered()
+        moved = {mode: _restore_move(corpus, train, mode, move) for mode, move in known.moves.items()}
+        self._write(version, moved, corpus, self._stored_plan(self._plan_of(known)))
 
     def close(self) -> None:
-        """Let go of the ledger's file; the index stays open."""
+        """Close the file of the ledger; the index stays open."""
         if self._ledger.path is not None:
             self._ledger.close()
 
-    def _fit(self, asked: Asked, sides: _Sides, test: Sequence[Query] | None, *, replace: bool) -> NudgeReport:
-        began = time.perf_counter()
+    def _fit(
+        self, options: FitOptions, query_sets: _QuerySets, test: Sequence[Query] | None, *, fresh: bool
+    ) -> NudgeReport:
+        start = time.perf_counter()
         self._recover()
         corpus = self._corpus()
-        train, validation = (self._judged(side, corpus) for side in sides)
+        train, validation = (self._judged(each, corpus) for each in query_sets)
         if not len(train.judged.answered()):
-            raise ValueError(no_answers(train, corpus))
-        race = self._race(asked)
-        result = _nudge(corpus, train.judged, validation.judged, asked, race)
-        plan = self._planned(asked, result.weights)
-        version = Version(
-            number=self._ledger.next_version,
-            made=now(),
-            asked=asked,
-            moves={mode: _said(moved) for mode, moved in result.moved.items()},
-            weights=dict(result.weights),
-            before=result.before,
-            after=result.after,
-            moved=len(np.unique(np.concatenate([[], *(each.rows for each in result.moved.values())]))),
-        )
-        tested = self._judged(self._encoded(test, asked), corpus) if test else None
-        # The corpus reads from the index as it is asked: all accounts come before the write.
-        report = NudgeReport(
+            raise ValueError(no_answers_message(train, corpus))
+        config = self._config(options)
+        result = _nudge(corpus, train.judged, validation.judged, options, config)
+        version = self._new_version(options, result)
+        test_set = self._judged(self._encode(test, options), corpus) if test else None
+        fitted = FittedNudge(train, validation, test_set, config, result.moved, result.weights, result.curves)
+        # The corpus reads from the index on demand: these come before the write.
+        moves = {mode: displacement(corpus, mode, moved) for mode, moved in result.moved.items()}
+        coverage = coverage_of(corpus, train, [validation, *([test_set] if test_set else [])])
+        plan = self._plan_of(version)
+        stored = self._stored_plan(plan)
+        self._write(version.number, result.moved, corpus, stored, version, query_sets if fresh else None)
+        return NudgeReport(
             version=version.number,
-            metric=asked.metric,
+            metric=options.metric,
             plan=plan,
-            moves={mode: measured(corpus, mode, moved) for mode, moved in result.moved.items()},
+            moves=moves,
             before=result.before,
             after=result.after,
             gain=result.gain,
             error=result.error,
             curves=result.curves,
-            validation=outcome_of(corpus, train, validation, race, result.moved, result.weights),
-            test=outcome_of(corpus, train, tested, race, result.moved, result.weights) if tested else None,
-            shifted=shifted_outcome(corpus, train, race, result.moved, result.weights),
-            coverage=coverage_of(corpus, train, [validation, *([tested] if tested else [])]),
-            other_curves=other_curves(
-                corpus, train.judged, validation.judged, race, result.moved, result.weights, result.curves
-            ),
-            seconds=time.perf_counter() - began,
+            coverage=coverage,
+            seconds=time.perf_counter() - start,
+            evaluate=partial(self._evaluate, fitted, self._contents()),
         )
-        self._write(version.number, result.moved, corpus, version, sides if replace else None)
-        return report
 
-    def _checked_modes(self, modes: Collection[Mode]) -> tuple[Mode, ...]:
+    def _new_version(self, options: FitOptions, result: _Result) -> Version:
+        rows = [np.empty(0, np.int64), *(each.rows for each in result.moved.values())]
+        return Version(
+            number=self._ledger.next_version,
+            made=now(),
+            asked=options,
+            moves={mode: _to_json(moved) for mode, moved in result.moved.items()},
+            weights=dict(result.weights),
+            before=result.before,
+            after=result.after,
+            moved=len(np.unique(np.concatenate(rows))),
+            sparse_score=self._sparse_score,
+        )
+
+    def _contents(self) -> int:
+        """Return a hash of the passages in the index, to notice changes."""
+        return hash(frozenset(self.index.content_hashes().items()))
+
+    def _evaluate(self, fitted: FittedNudge, contents: int) -> Evaluation:
+        """Evaluate a nudge on the passages it was fitted for, whichever version the index holds now."""
+        if self._contents() != contents:
+            raise StaleReport(
+                "passages of the index changed since this nudge, so its outcomes can no longer be computed; print or "
+                "render the report before you change passages, or call refit()"
+            )
+        reader = Nudger(self.encoder, self.index, ledger=self._ledger.path)  # this one may be closed
+        with closing(reader):
+            return evaluate(reader._corpus(), fitted)
+
+    def _checked_modes(self, modes: Modes) -> tuple[Mode, ...]:
         if not modes:
-            raise MissingMode("modes names no mode; write modes=('dense',) or more")
+            raise MissingMode("modes is empty; write modes=('dense',) or more")
         chosen = check_modes(modes, self.encoder.modes & self.index.modes)
         return tuple(mode for mode in MODES if mode in chosen)
 
-    def _race(self, asked: Asked) -> Race:
-        weights, free = self._start_weights(asked)
-        plan = self._plan or SearchPlan(propose=self._proposing(asked))
-        return Race(
-            modes=asked.modes,
+    def _config(self, options: FitOptions) -> NudgeConfig:
+        weights, free = self._start_weights(options)
+        plan = self._plan or SearchPlan(propose=self._candidate_modes(options))
+        return NudgeConfig(
+            modes=options.modes,
             weights=weights,
-            weigh=free,
+            tune_weights=free,
             propose=plan.propose,
             candidates=plan.candidates,
-            metric=asked.metric,
-            method=asked.method,
-            spread=asked.spread,
+            metric=options.metric,
+            method=options.method,
+            propagate=options.propagate,
         )
 
-    def _start_weights(self, asked: Asked) -> tuple[Mapping[Mode, float], bool]:
+    def _start_weights(self, options: FitOptions) -> tuple[Mapping[Mode, float], bool]:
+        """Return the weights to start with, and whether they are to be chosen."""
         if self._plan is not None and self._plan.weights is not None:
             return {mode: weight for mode, weight in self._plan.weights.items() if weight}, False
-        if self._plan is None and len(asked.modes) == 1:
-            return {asked.modes[0]: 1.0}, False
-        there = asked.modes if self._plan is None else tuple(self.encoder.modes & self.index.modes)
-        return {mode: self.encoder.weights.get(mode) or 1.0 for mode in MODES if mode in there}, True
+        if self._plan is None and len(options.modes) == 1:
+            return {options.modes[0]: 1.0}, False
+        available = options.modes if self._plan is None else self._summed_modes(self._plan)
+        recommended = self.encoder.weights_for(available)
+        return {mode: recommended.get(mode) or 1.0 for mode in MODES if mode in available}, True
 
-    def _proposing(self, asked: Asked) -> tuple[Mode, ...]:
-        """By what a plan of ours proposes: a mode alone by itself, but for late interaction, which ranks anew."""
-        if len(asked.modes) == 1 and asked.modes[0] != "multi_vector":
-            return asked.modes
+    def _summed_modes(self, plan: SearchPlan) -> frozenset[Mode]:
+        available = self.encoder.modes & self.index.modes
+        return available if plan.modes is None else available & frozenset(plan.modes)
+
+    def _candidate_modes(self, options: FitOptions) -> tuple[Mode, ...]:
+        """Return the modes of our own plans: a single mode itself, except late interaction, which rescores."""
+        if len(options.modes) == 1 and options.modes[0] != "multi_vector":
+            return options.modes
         cheap = tuple(mode for mode in SearchPlan().propose if mode in self.index.modes & self.encoder.modes)
         return cheap or ("multi_vector",)
 
-    def _planned(self, asked: Asked, weights: Mapping[Mode, float]) -> SearchPlan:
-        if self._plan is not None:
-            return SearchPlan(self._plan.propose, self._plan.candidates, self._plan.weights or weights)
-        return SearchPlan(propose=self._proposing(asked), weights=weights)
+    @property
+    def _sparse_score(self) -> SparseScore:
+        """The sparse score of the plan, otherwise that of the encoder."""
+        stated = self._plan.sparse_score if self._plan is not None else None
+        return stated or sparse_score_of(self.encoder)
 
-    def _encoded(self, queries: Sequence[Query], asked: Asked | None) -> _Side:
-        modes = self._modes_of_queries(asked)
-        return _Side(list(queries), self.encoder.encode_queries([query.text for query in queries], modes=modes))
+    def _plan_of(self, version: Version) -> SearchPlan:
+        """Return the plan of a version; the weights of a given plan are kept with their sparse score."""
+        if self._plan is not None and self._plan.weights is not None:
+            return replace(self._plan, modes=None)
+        sparse_score = None if version.sparse_score == sparse_score_of(self.encoder) else version.sparse_score
+        plan = self._plan or SearchPlan(propose=self._candidate_modes(version.asked))
+        return replace(plan, weights=version.weights, modes=None, sparse_score=sparse_score)
 
-    def _modes_of_queries(self, asked: Asked | None) -> tuple[Mode, ...]:
-        """What a fit needs of a question: what moves, what is weighed, what proposes, and dense to find its like by."""
-        if asked is None:
-            known = self._ledger.versions()
-            asked = known[-1].asked if known else Asked(tuple(self.encoder.modes & self.index.modes), "", "auto", None)
-        race = self._race(asked)
-        wanted = {*asked.modes, *race.weights, *race.propose, *DENSE}
-        return tuple(mode for mode in MODES if mode in wanted & self.encoder.modes)
+    def _stored_plan(self, plan: SearchPlan) -> SearchPlan | None:
+        """Return the plan to store with the index: its earlier one if a nudge of some modes would leave out others."""
+        if self._plan is not None or set(plan.summed or ()) >= self.encoder.modes & self.index.modes:
+            return plan
+        return self._ledger.first_plan if self.version else self.index.plan
 
-    def _sides(self, asked: Asked, version: int | None = None) -> _Sides:
-        shape = Shape(self.encoder.dim, self.encoder.vocab_size, self.encoder.width)
-        modes = self._modes_of_queries(asked)
-        return _Sides(
+    def _encode(self, queries: Sequence[Query], options: FitOptions | None) -> _QuerySet:
+        modes = self._query_modes(options)
+        encoded = self.encoder.encode_queries([query.text for query in queries], modes=modes)
+        return _QuerySet(list(queries), encoded.with_sparse_score(self._sparse_score))
+
+    def _query_modes(self, options: FitOptions | None) -> tuple[Mode, ...]:
+        """Return the modes in which a fit needs questions: moved, weighted, of candidates, and dense for clustering."""
+        if options is None:
+            versions = self._ledger.versions()
+            every = FitOptions(tuple(self.encoder.modes & self.index.modes), "", "auto", None)
+            options = versions[-1].asked if versions else every
+        config = self._config(options)
+        needed = {*options.modes, *config.weights, *config.propose, *DENSE}
+        return tuple(mode for mode in MODES if mode in needed & self.encoder.modes)
+
+    def _query_sets(self, options: FitOptions, version: int | None = None) -> _QuerySets:
+        dimensions = Dimensions(self.encoder.dense_dim, self.encoder.vocab_size, self.encoder.multi_vector_dim)
+        modes = self._query_modes(options)
+        encoded = (self._ledger.encoded(role, modes, dimensions, version) for role in ROLES)
+        return _QuerySets(
             *(
-                _Side(self._ledger.queries(role, version), self._ledger.encoded(role, modes, shape, version))
-                for role in ROLES
+                _QuerySet(self._ledger.queries(role, version), each.with_sparse_score(self._sparse_score))
+                for role, each in zip(ROLES, encoded, strict=True)
             )
         )
 
-    def _judged(self, side: _Side, corpus: IndexCorpus) -> Judging:
+    def _judged(self, queries: _QuerySet, corpus: IndexCorpus) -> EvaluatedQueries:
         rows = {id: row for row, id in enumerate(corpus.ids)}
-        known = [{rows[id]: g for id, g in query.relevant.items() if id in rows} for query in side.queries]
-        unknown = sum(len(query.relevant) for query in side.queries) - sum(map(len, known))
-        return Judging(side.queries, Judged.of(side.encoded, known), unknown)
+        answers = [{rows[id]: g for id, g in query.relevant.items() if id in rows} for query in queries.queries]
+        unknown = sum(len(query.relevant) for query in queries.queries) - sum(map(len, answers))
+        return EvaluatedQueries(queries.queries, Judged.of(queries.encoded, answers), unknown)
 
     def _corpus(self) -> IndexCorpus:
-        """The passages as they were encoded."""
+        """Return the passages with their original vectors."""
         ids = self.index.ids()
         rows = {id: row for row, id in enumerate(ids)}
         hashes = self.index.content_hashes()
         originals = {}
         for mode in self.index.modes:
-            kept = self._ledger.originals(mode)
-            # A passage that was written anew since is what it is now.
-            alive = sorted((rows[id], each) for id, each in kept.items() if hashes.get(id) == each.content)
-            if alive:
-                originals[mode] = unpacked(mode, alive, self._widths(mode))
+            recorded = self._ledger.originals(mode, self._dimension(mode))
+            # A passage that was replaced since holds its original vectors already.
+            valid = sorted((rows[id], each) for id, each in recorded.items() if hashes.get(id) == each.content)
+            if valid:
+                originals[mode] = unpack(mode, valid, self._dimension(mode))
         return IndexCorpus(self.index, ids, originals)
 
-    def _widths(self, mode: Mode) -> int:
-        return {"dense": self.encoder.dim, "sparse": self.encoder.vocab_size}.get(mode, self.encoder.width)
+    def _dimension(self, mode: Mode) -> int:
+        dimensions = {"dense": self.encoder.dense_dim, "sparse": self.encoder.vocab_size}
+        return dimensions.get(mode, self.encoder.multi_vector_dim)
 
     def _version(self, number: int) -> Version:
         for version in self._ledger.versions():
             if version.number == number:
                 return version
-        there = [version.number for version in self._ledger.versions()]
-        raise ValueError(f"there is no version {number}; there are {there}, and revert() goes back to none")
+        known = [version.number for version in self._ledger.versions()]
+        raise ValueError(f"there is no version {number}; there are {known}, and revert() restores the original vectors")
 
     def _write(
         self,
         number: int,
-        moved: Mapping[Mode, Moved],
+        moved: Mapping[Mode, ModeUpdate],
         corpus: IndexCorpus,
+        plan: SearchPlan | None,
         version: Version | None = None,
-        sides: _Sides | None = None,
+        query_sets: _QuerySets | None = None,
     ) -> None:
-        """Originals first, then the index in one commit, then the ledger's word that it happened."""
-        changed = changes_of(corpus, moved)
+        """Record the originals, write vectors and search plan in one commit, then record its success."""
+        changed = vector_updates(corpus, moved)
         touched = {mode: ids for mode, (ids, _) in changed.items()}
         with self._ledger.transaction():
-            if sides is not None:
-                for role, side in zip(ROLES, sides, strict=True):
-                    self._ledger.replace_queries(role, side.queries, side.encoded)
+            if query_sets is not None:
+                for role, queries in zip(ROLES, query_sets, strict=True):
+                    self._ledger.replace_queries(role, queries.queries, queries.encoded)
             if version is not None:
-                self._ledger.keep_version(version)
-            pending = Pending(number, touched, digest(self.index, touched), fresh=sides is not None)
+                self._ledger.record_version(version)
+            if not self.version and number:
+                self._ledger.first_plan = self.index.plan
+            stored = (plan or SearchPlan()).to_json()
+            pending = PendingWrite(number, touched, digest(self.index, touched), query_sets is not None, stored)
             self._ledger.begin(pending, self._first_originals(corpus, moved))
-        if changed:
-            self.index.set_many(list(changed.values()))
+        self.index.set_vectors_many(list(changed.values()), plan or SearchPlan())
         self._ledger.end(number)
 
-    def _first_originals(self, corpus: IndexCorpus, moved: Mapping[Mode, Moved]) -> dict[Mode, dict[str, Original]]:
-        """The originals of what moves, as the ledger keeps them."""
+    def _first_originals(
+        self, corpus: IndexCorpus, moved: Mapping[Mode, ModeUpdate]
+    ) -> dict[Mode, dict[str, OriginalVector]]:
+        """Return the original vectors of passages that move."""
         ids = {corpus.ids[row] for each in moved.values() for row in each.rows.tolist()}
         hashes = self.index.content_hashes(ids)
-        return {mode: packed(corpus, mode, each, hashes) for mode, each in moved.items()}
+        return {mode: pack(corpus, mode, each, hashes) for mode, each in moved.items()}
 
     def _recover(self) -> None:
-        """After a death between the ledger's first word and its last: what the index holds says which it is."""
+        """Complete or forget a write that was interrupted, depending on what the index holds."""
         pending = self._ledger.pending
         if pending is None:
             return
-        there = set(self.index.ids())
-        touched = {mode: [id for id in ids if id in there] for mode, ids in pending.passages.items()}
-        happened = touched != pending.passages or digest(self.index, touched) != pending.digest
-        if happened or not any(touched.values()):
+        known = set(self.index.ids())
+        touched = {mode: [id for id in ids if id in known] for mode, ids in pending.passages.items()}
+        written = touched != pending.passages or digest(self.index, touched) != pending.digest
+        if written or not any(touched.values()):
+            if pending.plan is not None:
+                self.index.plan = SearchPlan.from_json(pending.plan)
             self._ledger.end(pending.version)
         else:
             self._ledger.drop(pending)
 
 
-class _Side(NamedTuple):
-    """Questions of one role, and their vectors."""
+class _QuerySet(NamedTuple):
+    """Questions of one role and their embeddings."""
 
     queries: Sequence[Query]
     encoded: Encoded
 
 
-class _Sides(NamedTuple):
-    train: _Side
-    validation: _Side
+class _QuerySets(NamedTuple):
+    """The questions of both roles."""
+
+    train: _QuerySet
+    validation: _QuerySet
 
 
 class _Result(NamedTuple):
-    """What was chosen, by whichever way."""
+    """The chosen moves and weights."""
 
-    moved: Mapping[Mode, Moved]
+    moved: Mapping[Mode, ModeUpdate]
     weights: Mapping[Mode, float]
     before: float
     after: float
@@ -350,47 +481,47 @@ class _Result(NamedTuple):
     curves: Mapping[Mode, Curve]
 
 
-def _ledger_of(index: Index, encoder: Encoder, named: str | Path | None) -> Ledger:
+def _open_ledger(index: Index, encoder: Encoder, path: str | Path | None) -> Ledger:
     folder: Path | None = getattr(index, "folder", None)
-    if named is not None or folder is not None:
-        return Ledger(Path(named or (folder or Path()) / FILE_NAME), encoder.fingerprint)
+    if path is not None or folder is not None:
+        file = Path(path or (folder or Path()) / FILE_NAME)
+        return Ledger(file, encoder.fingerprint, getattr(index, "write_timeout", 60.0))
     if index not in _IN_MEMORY:
         _IN_MEMORY[index] = Ledger(None, encoder.fingerprint)
     return _IN_MEMORY[index]
 
 
-def _nudge(corpus: IndexCorpus, train: Judged, validation: Judged, asked: Asked, race: Race) -> _Result:
-    """Dense alone is swept exactly; more than that goes by the fused ranking."""
-    if asked.modes == ("dense",) and set(race.weights) == {"dense"} and len(validation.answered()):
-        nudged = nudge_dense(
-            corpus.dense, train, validation, method=asked.method, metric=asked.metric, spread=asked.spread
-        )
-        moved: dict[Mode, Moved] = {}
+def _nudge(corpus: IndexCorpus, train: Judged, validation: Judged, options: FitOptions, config: NudgeConfig) -> _Result:
+    """Nudge dense vectors alone by an exact sweep, anything else by the fused ranking."""
+    if options.modes == ("dense",) and set(config.weights) == {"dense"} and len(validation.answered()):
+        dense_options = NudgeOptions(options.method, options.metric, options.propagate)
+        nudged = nudge_dense(corpus.dense, train, validation, dense_options)
+        moved: dict[Mode, ModeUpdate] = {}
         if nudged.moved:
             vectors = np.asarray(nudged.vectors, np.float32)
-            moved["dense"] = Moved(nudged.rows, vectors, nudged.method, nudged.gamma, nudged.spread, nudged.centre)
+            moved["dense"] = ModeUpdate(
+                nudged.rows, vectors, nudged.method, nudged.gamma, nudged.propagation, nudged.center
+            )
         gain, error = (nudged.choice.gain, nudged.choice.error) if nudged.choice else (0.0, 0.0)
-        return _Result(moved, race.weights, nudged.before, nudged.after, gain, error, {"dense": nudged.curve})
-    found = nudge_modes(corpus, train, validation, race)
-    return _Result(
-        found.moved, found.weights, found.before, found.after, found.choice.gain, found.choice.error, found.curves
-    )
+        return _Result(moved, config.weights, nudged.before, nudged.after, gain, error, {"dense": nudged.curve})
+    fused = nudge_modes(corpus, train, validation, config)
+    choice = fused.choice
+    return _Result(fused.moved, fused.weights, fused.before, fused.after, choice.gain, choice.error, fused.curves)
 
 
-def _said(moved: Moved) -> dict[str, Any]:
+def _to_json(moved: ModeUpdate) -> dict[str, Any]:
     return {
-        "method": moved.method,
+        "method": to_stored(moved.method),
         "gamma": moved.gamma,
-        "spread": list(moved.spread) if moved.spread else None,
-        "centre": moved.centre,
+        "spread": list(moved.propagation) if moved.propagation else None,
+        "centre": moved.center,
     }
 
 
-def _move(corpus: IndexCorpus, train: Judged, mode: Mode, said: Mapping[str, Any]) -> Moved:
-    """The move that a version remembers, made again."""
-    spread = Spread(*said["spread"]) if said["spread"] else None
+def _restore_move(corpus: IndexCorpus, train: Judged, mode: Mode, move: Mapping[str, Any]) -> ModeUpdate:
+    """Compute the move of a recorded version again."""
+    propagation = Propagation(*move["spread"]) if move["spread"] else None
+    gamma, center = move["gamma"], move["centre"]
     if mode == "dense":
-        return dense_move(corpus, train, Plan(said["method"], spread, said["centre"]), said["gamma"])
-    if mode == "sparse":
-        return sparse_move(corpus, train, said["gamma"], said["centre"])
-    return late_move(corpus, train, said["gamma"], said["centre"])
+        return dense_move(corpus, train, Variant(from_stored(move["method"]), propagation, center), gamma)
+    return sparse_move(corpus, train, gamma, center) if mode == "sparse" else late_move(corpus, train, gamma, center)

@@ -1,1 +1,5 @@
-"""Room 3: asking well. Sees only the protocols."""
+"""Hybrid retrieval, ingestion, reranking and calibration."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,22 +1,22 @@
-"""What scores mean, and how to read them as relevance between 0 and 1.
+"""Calibration: scores as probabilities of relevance, and thresholds.
 
-A score is an inner product, and each mode has a scale of its own. Dense and late-interaction scores are cosines where
-the model normalises, yet many models use a narrow part of their range (0.7 to 0.9 for E5, whatever the texts). Lexical
-scores are sums of products of small weights: 0.02 is no fault, and 0.2 may be the best that a model ever gives.
-`Match.by_mode` says what each mode gave, weights included, and sums to `Match.score`. Scores rank the passages of one
-question; they say little across questions, and nothing across models, modes or weights.
+A score is an inner product, and each mode has its own scale. Dense and late-interaction scores are cosines if the model
+normalizes, but many models use a narrow part of the range (0.7 to 0.9 for E5). Sparse scores are sums of products of
+small weights: 0.02 is normal, and 0.2 may be the maximum. `Match.by_mode` holds the weighted score of each mode, which
+add up to `Match.score`. Scores rank the passages of one question; they are not comparable across questions, models,
+modes or weights.
 
-`similarity` puts a score on the scale of one mode by dividing by the weights, and `relevance` cuts that to [0, 1]:
-enough to sort by, not a probability. Judged questions give better. `calibrate` fits the probability that a match is
-relevant, and `fit_threshold` finds the score from which on matches are worth keeping:
+`similarity` divides a score by the weights, and `relevance` clips that to [0, 1]: enough to sort by, not a probability.
+With judged questions, `calibrate` fits the probability that a match is relevant, and `fit_threshold` finds the score
+from which matches are worth keeping:
 
-    found = retriever.retrieve_many([query.text for query in queries], k=100)
-    probability = calibrate(queries, found)            # probability.of(match)
-    threshold = fit_threshold(queries, found, precision=0.9)
-    threshold.keep(retriever.retrieve("Who built the bridge?"))
+    results = retriever.retrieve_many([query.text for query in queries], k=100)
+    probability = calibrate(queries, results)            # probability.of(match)
+    threshold = fit_threshold(queries, results, precision=0.9)
+    threshold.filter(retriever.retrieve("Who built the bridge?"))
 
-Both hold for the model, the plan and the kind of text that they were fitted on, and see only what was retrieved; a
-passage that no judgement names counts as not relevant. Judge other questions than those that weights were tuned on.
+Both hold for the model, the plan and the kind of text that they were fitted on, and consider only retrieved passages; a
+passage without a judgement counts as not relevant. Use other questions than those that weights were tuned on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.core.texts import Query
+from m3_integrations.core.types import Query
 from m3_integrations.retrieval.retriever import Match
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
@@ -39,20 +39,23 @@ _PULL_TO_ZERO = 1e-6
 
 
 def similarity(match: Match, weights: Mapping[Mode, float]) -> float:
-    """The score over the weights of its modes: the modes' own scores, averaged as they are weighed."""
+    """Return the score divided by the weights of its modes: their weighted mean."""
     return match.score / sum(weights[mode] for mode in match.by_mode)
 
 
 def relevance(match: Match, weights: Mapping[Mode, float]) -> float:
-    """`similarity`, cut to [0, 1]; for dense vectors of length 1 it is the cosine."""
+    """Return `similarity` clipped to [0, 1]; for unit dense vectors it is the cosine."""
     return min(1.0, max(0.0, similarity(match, weights)))
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The probability that a match is relevant, by its score: a rising curve through (scores, probabilities).
+    """The probability that a match is relevant, as a rising, piecewise linear curve over its score.
 
-    Between two points it is a straight line, and flat beyond the first and the last. modes: of the scores fitted.
+    Attributes:
+        scores: Scores of the points, ascending; the curve is flat beyond them.
+        probabilities: Probabilities of the points.
+        modes: Modes of the scores fitted.
     """
 
     scores: tuple[float, ...]
@@ -60,16 +63,24 @@ class Calibration:
     modes: frozenset[Mode]
 
     def of(self, match: Match) -> float:
-        """The probability that this match is relevant. Raises ValueError for one that other modes scored."""
+        """Return the probability that a match is relevant.
+
+        Raises:
+            ValueError: If the match was scored by other modes.
+        """
         _require_modes(self.modes, match)
         return float(np.interp(match.score, self.scores, self.probabilities))
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The score that a match needs, and what that gave on the judged questions, all of them taken together.
+    """A minimum score, and its effect on the judged questions, all taken together.
 
-    recall: of all passages that are judged relevant, found or not. modes: of the scores fitted.
+    Attributes:
+        score: The minimum score.
+        precision: Precision of the matches kept.
+        recall: Recall over all relevant passages, found or not.
+        modes: Modes of the scores fitted.
     """
 
     score: float
@@ -79,25 +90,33 @@ class Threshold:
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall."""
+        """Harmonic mean of precision and recall."""
         return 2 * self.precision * self.recall / (self.precision + self.recall)
 
-    def keep(self, matches: Sequence[Match]) -> list[Match]:
-        """Those that reach the threshold, in their order. Raises ValueError for one that other modes scored."""
+    def filter(self, matches: Sequence[Match]) -> list[Match]:
+        """Return the matches that reach the threshold, in order.
+
+        Raises:
+            ValueError: If a match was scored by other modes.
+        """
         for match in matches:
             _require_modes(self.modes, match)
         return [match for match in matches if match.score >= self.score]
 
 
 def calibrate(
-    queries: Sequence[Query],
-    found: Sequence[Sequence[Match]],
-    method: Literal["logistic", "isotonic"] = "logistic",
+    queries: Sequence[Query], found: Sequence[Sequence[Match]], method: Literal["logistic", "isotonic"] = "logistic"
 ) -> Calibration:
-    """Fit the probability that a match is relevant to what judged questions found; found[i] are queries[i]'s matches.
+    """Fit the probability that a match is relevant.
 
-    logistic: one curve of two numbers (Platt, 1999), for tens of judgements and more. isotonic: whatever rises
-    (Zadrozny and Elkan, KDD 2002), for thousands. Raises ValueError where no match is relevant, or every one.
+    Args:
+        queries: Judged questions.
+        found: Matches of each question.
+        method: "logistic" (Platt, 1999) for tens of judgements and more, "isotonic" (Zadrozny and Elkan, KDD 2002) for
+            thousands.
+
+    Raises:
+        ValueError: If no match is relevant, or all are.
     """
     judged = _judged(queries, found)
     if judged.relevant.all() or not judged.relevant.any():
@@ -115,10 +134,17 @@ def calibrate(
 def fit_threshold(
     queries: Sequence[Query], found: Sequence[Sequence[Match]], *, precision: float | None = None
 ) -> Threshold:
-    """The score from which on matches are kept: with the best F1, or with the best recall at this precision.
+    """Find the score from which matches are kept: the best F1, or the best recall at a given precision.
 
-    found[i] are queries[i]'s matches. The score stands midway between the last match kept and the first left out.
-    Raises ValueError where no match is relevant, and where no score gives the precision, naming the best to be had.
+    The score is midway between the last match kept and the first one dropped.
+
+    Args:
+        queries: Judged questions.
+        found: Matches of each question.
+        precision: Minimum precision; None for the best F1.
+
+    Raises:
+        ValueError: If no match is relevant, or no score reaches the precision.
     """
     judged = _judged(queries, found)
     if not judged.relevant.any():
@@ -129,13 +155,13 @@ def fit_threshold(
     precise = [cut for cut in cuts if cut.precision >= precision]
     if not precise:
         best = max(cut.precision for cut in cuts)
-        raise ValueError(f"no score gives a precision of {precision}; the best that these queries give is {best:.3f}")
+        raise ValueError(f"no score gives a precision of {precision}; the best of these queries is {best:.3f}")
     return max(precise, key=lambda cut: (cut.recall, cut.score))
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """Matches as arrays, best first: (matches,) scores, (matches,) whether relevant."""
+class _LabeledScores:
+    """Scores of matches and whether they are relevant, best first, shape (matches,)."""
 
     scores: Doubles
     relevant: npt.NDArray[np.bool_]
@@ -143,7 +169,7 @@ class _Judged:
     modes: frozenset[Mode]
 
 
-def _judged(queries: Sequence[Query], found: Sequence[Sequence[Match]]) -> _Judged:
+def _judged(queries: Sequence[Query], found: Sequence[Sequence[Match]]) -> _LabeledScores:
     if len(queries) != len(found):
         raise ValueError(f"got {len(queries)} queries and {len(found)} lists of matches; give one list for each query")
     wanted = [{id for id, grade in query.relevant.items() if grade > 0} for query in queries]
@@ -156,7 +182,7 @@ def _judged(queries: Sequence[Query], found: Sequence[Sequence[Match]]) -> _Judg
     scores = np.array([match.score for match, _ in matches])
     order = np.argsort(-scores, kind="stable")
     relevant = np.array([is_relevant for _, is_relevant in matches])
-    return _Judged(scores[order], relevant[order], sum(map(len, wanted)), modes)
+    return _LabeledScores(scores[order], relevant[order], sum(map(len, wanted)), modes)
 
 
 def _require_modes(modes: frozenset[Mode], match: Match) -> None:
@@ -167,11 +193,11 @@ def _require_modes(modes: frozenset[Mode], match: Match) -> None:
         )
 
 
-def _logistic(judged: _Judged) -> Calibration:
-    """Probabilities `expit(slope · z + height)`, z the standardised score; the slope is never negative."""
-    middle, spread = judged.scores.mean(), judged.scores.std() or 1.0
-    standard = (judged.scores - middle) / spread
-    # Platt's targets: as if one more of each kind had been seen, so that kinds which a score divides have a finite fit.
+def _logistic(judged: _LabeledScores) -> Calibration:
+    """Fit expit(slope * z + intercept) over standardized scores z, with a slope of at least 0."""
+    middle, deviation = judged.scores.mean(), judged.scores.std() or 1.0
+    standard = (judged.scores - middle) / deviation
+    # Platt's targets add one observation of each class, so that separable scores have a finite fit.
     ones, zeros = judged.relevant.sum(), (~judged.relevant).sum()
     targets = np.where(judged.relevant, (ones + 1) / (ones + 2), 1 / (zeros + 2))
 
@@ -181,14 +207,14 @@ def _logistic(judged: _Judged) -> Calibration:
         value = np.mean(np.logaddexp(0, logits) - targets * logits) + _PULL_TO_ZERO * parameters[0] ** 2
         return float(value), np.array([np.mean(errors * standard) + 2 * _PULL_TO_ZERO * parameters[0], errors.mean()])
 
-    slope, height = minimize(loss, np.zeros(2), jac=True, bounds=[(0, None), (None, None)]).x
-    reach = np.linspace(-1, 1, 257) * (12 / slope if slope > 1e-9 else 1.0)  # beyond it the curve is flat within 1e-5
-    places = reach - (height / slope if slope > 1e-9 else 0.0)
-    return _curve(places * spread + middle, expit(slope * places + height), judged.modes)
+    slope, intercept = minimize(loss, np.zeros(2), jac=True, bounds=[(0, None), (None, None)]).x
+    center, width = (-intercept / slope, 12 / slope) if slope > 1e-9 else (0.0, 1.0)
+    points = np.linspace(-1, 1, 257) * width + center  # the curve is flat within 1e-5 beyond
+    return _curve(points * deviation + middle, expit(slope * points + intercept), judged.modes)
 
 
-def _isotonic(judged: _Judged) -> Calibration:
-    """The rising steps closest to the judgements; equal scores share one."""
+def _isotonic(judged: _LabeledScores) -> Calibration:
+    """Fit the rising step function closest to the judgements; equal scores share a step."""
     scores, inverse = np.unique(judged.scores, return_inverse=True)
     counts = np.bincount(inverse)
     shares = np.bincount(inverse, weights=judged.relevant) / counts
@@ -199,11 +225,11 @@ def _curve(scores: Doubles, probabilities: Doubles, modes: frozenset[Mode]) -> C
     return Calibration(tuple(scores.tolist()), tuple(np.clip(probabilities, 0, 1).tolist()), modes)
 
 
-def _cuts(judged: _Judged) -> list[Threshold]:
-    """One threshold for each distinct score: those at and above it are kept."""
-    kept = np.append(np.flatnonzero(np.diff(judged.scores)), len(judged.scores) - 1) + 1
-    lowest = judged.scores[kept - 1]
+def _cuts(judged: _LabeledScores) -> list[Threshold]:
+    """Return one threshold per distinct score."""
+    kept_counts = np.append(np.flatnonzero(np.diff(judged.scores)), len(judged.scores) - 1) + 1
+    lowest = judged.scores[kept_counts - 1]
     between = np.append((lowest[:-1] + lowest[1:]) / 2, lowest[-1:])
-    right = np.cumsum(judged.relevant)[kept - 1]
-    columns = np.stack([between, right / kept, right / judged.all_relevant], axis=1)
+    right = np.cumsum(judged.relevant)[kept_counts - 1]
+    columns = np.stack([between, right / kept_counts, right / judged.all_relevant], axis=1)
     return [Threshold(score, precision, recall, judged.modes) for score, precision, recall in columns.tolist()]

@@ -1,27 +1,32 @@
-"""Filling an index: texts stream in, what is unchanged is skipped, the rest is encoded and added."""
+"""Ingestion: a stream of passages, unchanged ones skipped, the rest encoded and added."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
+from time import perf_counter
 
 from tqdm import tqdm
 
-from m3_integrations.core.encoded import Encoded, Mode
-from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.texts import Passage
+from m3_integrations.core.encoded import Encoded, Mode, Modes
+from m3_integrations.core.types import Passage
+from m3_integrations.encoders.base import Encoder
 from m3_integrations.index.base import Index, content_hash
 
-# What is encoded at once, and held until it is written: some 30,000 tokens, 120 MB of BGE-M3's multi-vectors, or two
-# batches of an encoder whose batches are large, as an accelerator's are.
+# Encoded at once and held until written: about 30,000 tokens, 120 MB of BGE-M3's multi-vectors, or two batches of an
+# encoder with larger batches, as on an accelerator.
 _PASSAGES_AT_ONCE, _CHARACTERS_AT_ONCE = 512, 1 << 17
 _PASSAGES_A_TOKEN, _CHARACTERS_A_TOKEN = 1 / 32, 8
+# Seconds of encoding between two commits, which are what an interruption loses; characters of the first, of unknown
+# speed; how many characters the encoding of any passage costs; and how much larger the next part may be.
+_SECONDS, _FIRST_CHARACTERS, _OVERHEAD, _GROWTH = 2.0, 2048, 64, 4
 
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """How many passages came, by what became of them; one that the same call brings again, changed, is `superseded`."""
+    """How many passages were added, replaced, unchanged, or superseded by a later one of the same call."""
 
     added: int
     replaced: int
@@ -30,15 +35,11 @@ class IngestReport:
 
     @property
     def total(self) -> int:
-        return self.added + self.replaced + self.unchanged + self.superseded
+        """Number of passages."""
+        return sum(astuple(self))
 
     def __add__(self, other: IngestReport) -> IngestReport:
-        return IngestReport(
-            self.added + other.added,
-            self.replaced + other.replaced,
-            self.unchanged + other.unchanged,
-            self.superseded + other.superseded,
-        )
+        return IngestReport(*map(add, astuple(self), astuple(other)))
 
 
 def ingest(
@@ -46,24 +47,62 @@ def ingest(
     index: Index,
     passages: Iterable[Passage],
     *,
-    modes: Collection[Mode] | None = None,
+    modes: Modes | None = None,
     show_progress: bool = False,
+    on_progress: Callable[[IngestReport], object] | None = None,
 ) -> IngestReport:
-    """Encode and add a stream of passages; one whose text and metadata the index holds already is skipped.
+    """Encode and add a stream of passages, skipping those whose text and metadata are unchanged.
 
-    modes: what to keep; None keeps what the index keeps already, else all that the encoder has. What was added before
-    an error stays, so that the same call goes on where it stopped.
+    Passages are committed every two seconds of encoding. Those added before an error or an interruption stay, so
+    running the same call again resumes.
+
+    Args:
+        encoder: Encoder of the index.
+        index: Index to add to.
+        passages: Passages; they are not held in memory.
+        modes: Modes to store; by default those of the index, or all of the encoder for an empty index.
+        show_progress: Whether to show a progress bar.
+        on_progress: Called with the counts so far after each part.
+
+    Returns:
+        Counts of what happened to the passages.
     """
-    report = IngestReport(0, 0, 0)
-    with _Writing(index) as writing, tqdm(desc="ingest", unit="passage", disable=not show_progress) as bar:
+    report, pace = IngestReport(0, 0, 0), _Pace()
+    with _BackgroundWriter(index) as writer, tqdm(desc="ingest", unit="passage", disable=not show_progress) as bar:
         for chunk in _chunks(passages, getattr(encoder, "batch_tokens", 0)):
-            report += _ingest_chunk(encoder, index, writing, chunk, modes)
-            bar.update(len(chunk))
+            for part in _ingest_chunk(encoder, index, writer, pace, chunk, modes):
+                report += part
+                bar.update(part.total)
+                if on_progress is not None:
+                    on_progress(report)
     return report
 
 
-class _Writing:
-    """Adds passages to an index on a thread, so that those after them are encoded meanwhile; one addition at a time."""
+class _Pace:
+    """Size of the parts of a stream that are encoded in about `_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._characters: float = _FIRST_CHARACTERS
+
+    def split(self, passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
+        """Yield parts of at least one passage; the time until the next is asked for sets its size."""
+        start = 0
+        while start < len(passages):
+            stop, characters = start, 0
+            while stop < len(passages) and (stop == start or characters < self._characters):
+                characters += len(passages[stop].text) + _OVERHEAD
+                stop += 1
+            began = perf_counter()
+            yield passages[start:stop]
+            self._adapt(characters, perf_counter() - began)
+            start = stop
+
+    def _adapt(self, characters: int, seconds: float) -> None:
+        self._characters = min(_SECONDS * characters / max(seconds, 1e-9), _GROWTH * max(self._characters, characters))
+
+
+class _BackgroundWriter:
+    """Adds passages on a thread while the next ones are encoded, one addition at a time."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -73,36 +112,36 @@ class _Writing:
         self.modes: frozenset[Mode] = frozenset()
 
     def add(self, passages: Sequence[Passage], encoded: Encoded, hashes: Mapping[str, str]) -> None:
-        """hashes: passage id -> content_hash, of these passages and maybe of others that are in the index already."""
+        """Add passages; `hashes` maps ids to content hashes, possibly of other passages in the index too."""
         self.wait()
         self._last = self._thread.submit(self._index.add, passages, encoded)
         self.hashes = hashes
         self.modes = encoded.modes
 
     def wait(self) -> None:
-        """Until what was added is in the index. Raises what the addition raised."""
+        """Wait for the last addition and raise its error."""
         if self._last is not None:
             self._last.result()
 
-    def __enter__(self) -> _Writing:
+    def __enter__(self) -> _BackgroundWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown(wait=True)  # what was encoded before an error is kept
+        self._thread.shutdown(wait=True)  # passages encoded before an error are written
         if error is None:
             self.wait()
 
 
 def _chunks(passages: Iterable[Passage], batch_tokens: int) -> Iterator[list[Passage]]:
-    """The stream in parts. batch_tokens: what the encoder computes at once; 0 where it does not say."""
-    most = max(_PASSAGES_AT_ONCE, int(batch_tokens * _PASSAGES_A_TOKEN))
-    room = max(_CHARACTERS_AT_ONCE, batch_tokens * _CHARACTERS_A_TOKEN)
+    """Yield parts of the stream; `batch_tokens` is the encoder's batch size, 0 if unknown."""
+    max_passages = max(_PASSAGES_AT_ONCE, int(batch_tokens * _PASSAGES_A_TOKEN))
+    max_characters = max(_CHARACTERS_AT_ONCE, batch_tokens * _CHARACTERS_A_TOKEN)
     chunk: list[Passage] = []
     characters = 0
     for passage in passages:
         chunk.append(passage)
         characters += len(passage.text)
-        if len(chunk) == most or characters >= room:
+        if len(chunk) == max_passages or characters >= max_characters:
             yield chunk
             chunk, characters = [], 0
     if chunk:
@@ -112,25 +151,23 @@ def _chunks(passages: Iterable[Passage], batch_tokens: int) -> Iterator[list[Pas
 def _ingest_chunk(
     encoder: Encoder,
     index: Index,
-    writing: _Writing,
+    writer: _BackgroundWriter,
+    pace: _Pace,
     passages: Sequence[Passage],
-    modes: Collection[Mode] | None,
-) -> IngestReport:
+    modes: Modes | None,
+) -> Iterator[IngestReport]:
+    """Yield the counts of the skipped passages, and of each part that was encoded."""
     latest = {passage.id: passage for passage in passages}
-    kept = {**index.content_hashes(list(latest)), **_only(writing.hashes, latest)}
+    known = {**index.content_hashes(list(latest)), **_hashes_of(writer.hashes, latest)}
     hashes = {id: content_hash(passage) for id, passage in latest.items()}
-    fresh = [passage for id, passage in latest.items() if kept.get(id) != hashes[id]]
-    if fresh:
-        wanted = modes or ((index.modes | writing.modes) & encoder.modes) or None
-        writing.add(fresh, encoder.encode_passages([passage.text for passage in fresh], wanted), hashes)
-    replaced = sum(passage.id in kept for passage in fresh)
-    return IngestReport(
-        added=len(fresh) - replaced,
-        replaced=replaced,
-        unchanged=len(latest) - len(fresh),
-        superseded=len(passages) - len(latest),
-    )
+    fresh = [passage for id, passage in latest.items() if known.get(id) != hashes[id]]
+    yield IngestReport(0, 0, unchanged=len(latest) - len(fresh), superseded=len(passages) - len(latest))
+    for part in pace.split(fresh):
+        wanted = modes or ((index.modes | writer.modes) & encoder.modes) or None
+        writer.add(part, encoder.encode_passages([passage.text for passage in part], wanted), hashes)
+        replaced = sum(passage.id in known for passage in part)
+        yield IngestReport(added=len(part) - replaced, replaced=replaced, unchanged=0)
 
 
-def _only(hashes: Mapping[str, str], ids: Collection[str]) -> dict[str, str]:
+def _hashes_of(hashes: Mapping[str, str], ids: Collection[str]) -> dict[str, str]:
     return {id: value for id, value in hashes.items() if id in ids}

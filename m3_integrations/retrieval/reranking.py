@@ -1,18 +1,18 @@
-"""Scoring texts that someone else found."""
+"""Reranking of a list of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from m3_integrations.core.encoded import MODES, Mode, check_modes, score_mode
-from m3_integrations.core.encoder import Encoder
-from m3_integrations.core.fusion import weighted_sum
-from m3_integrations.core.plan import SearchPlan
+from m3_integrations.core.encoded import MODES, Mode, check_modes
+from m3_integrations.core.scoring import score_mode, weighted_sum
+from m3_integrations.core.types import SearchPlan
+from m3_integrations.encoders.base import Encoder, has_content
 
 
-class Ranked(NamedTuple):
-    """A text by its position in the caller's list. score is the sum of `by_mode`, weights included."""
+class RerankResult(NamedTuple):
+    """A text by its position in the list; `score` is the sum of the weighted scores `by_mode`."""
 
     position: int
     score: float
@@ -20,29 +20,39 @@ class Ranked(NamedTuple):
 
 
 def weights_of(mode: Mode | Literal["hybrid"], weights: Mapping[Mode, float] | None) -> Mapping[Mode, float] | None:
-    """What `rerank` takes for the hybrid as weighed, or for one mode alone.
+    """Return the weights for `rerank` from a mode, or from weights for "hybrid".
 
-    Raises ValueError for weights beside a single mode, or that no plan could have.
+    Raises:
+        ValueError: If weights are given with a single mode, or are invalid.
     """
     if mode != "hybrid" and weights is not None:
-        raise ValueError(f"weights weigh the hybrid, but mode is {mode!r}; leave one of them out")
+        raise ValueError(f"weights apply to mode='hybrid', but mode is {mode!r}; leave one of them out")
     return SearchPlan(weights=weights).weights if mode == "hybrid" else {mode: 1.0}
 
 
 def rerank(
     encoder: Encoder, query: str, texts: Sequence[str], weights: Mapping[Mode, float] | None = None
-) -> list[Ranked]:
-    """Every text with its exact score against the query, best first, ties by position.
+) -> list[RerankResult]:
+    """Score texts against a query exactly.
 
-    weights: mode -> weight; None takes the encoder's own, and `{"multi_vector": 1.0}` ranks by one mode alone.
-    Raises MissingMode for a weighted mode that the encoder lacks.
+    Args:
+        encoder: Encoder.
+        query: The question.
+        texts: Texts to score.
+        weights: Mode weights; by default the encoder's own. {"multi_vector": 1.0} ranks by one mode.
+
+    Returns:
+        Results, best first, ties by position; none for a query without content.
+
+    Raises:
+        MissingMode: If the encoder lacks a weighted mode.
     """
     weighted = {mode: weight for mode, weight in (weights or encoder.weights).items() if weight}
     modes = check_modes(weighted, MODES)
-    if not texts:
+    if not texts or not has_content(encoder, [query])[0]:
         return []
-    asked, found = encoder.encode_queries([query], modes), encoder.encode_passages(texts, modes)
-    scores = {mode: score_mode(mode, asked, found)[0] for mode in modes}
+    encoded_query, encoded_texts = encoder.encode_queries([query], modes), encoder.encode_passages(texts, modes)
+    scores = {mode: score_mode(mode, encoded_query, encoded_texts)[0] for mode in modes}
     summed = [weighted_sum({mode: float(scores[mode][i]) for mode in scores}, weighted) for i in range(len(texts))]
-    ranked = [Ranked(position, total, parts) for position, (total, parts) in enumerate(summed)]
+    ranked = [RerankResult(position, total, parts) for position, (total, parts) in enumerate(summed)]
     return sorted(ranked, key=lambda each: (-each.score, each.position))

@@ -1,39 +1,42 @@
-"""Asking an index: candidates by the modes that propose, scored exactly in every weighted mode."""
+"""Retriever: candidates by some modes, rescored exactly by all weighted modes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from m3_integrations.core.encoded import MODES, Encoded, Mode
-from m3_integrations.core.encoder import Encoder
+from m3_integrations.core.concurrency import micro_batched, to_thread
+from m3_integrations.core.encoded import MODES, Encoded, Mode, Modes, SparseScore
 from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
-from m3_integrations.core.fusion import weighted_sum
-from m3_integrations.core.microbatch import gathered
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.core.texts import Passage
-from m3_integrations.core.threads import on_thread
-from m3_integrations.index.base import Found, Hybrid, HybridIndex, Index, Where
+from m3_integrations.core.scoring import weighted_sum
+from m3_integrations.core.types import Passage, SearchPlan, positive_integer
+from m3_integrations.encoders.base import Encoder, has_content, sparse_score_of
+from m3_integrations.index.base import HybridHit, HybridIndex, HybridRequest, Index, Where
 
 _TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A passage that was found. score is the sum of `by_mode`: what each mode gave, its weight included."""
+    """A passage found; `score` is the sum of the weighted scores `by_mode`."""
 
     passage: Passage
     score: float
     by_mode: Mapping[Mode, float]
 
 
-class _Usable(NamedTuple):
-    """The part of a plan that this encoder and this index can carry out."""
+class _EffectivePlan(NamedTuple):
+    """The part of a plan that the encoder and the index support."""
 
     propose: tuple[Mode, ...]
     weights: Mapping[Mode, float]
+    sparse_score: SparseScore | None
+
+    def apply_to(self, queries: Encoded) -> Encoded:
+        """Return the queries with the sparse scores of the plan; without one, as the encoder gives them."""
+        return queries if self.sparse_score is None else queries.with_sparse_score(self.sparse_score)
 
     @property
     def modes(self) -> frozenset[Mode]:
@@ -41,39 +44,81 @@ class _Usable(NamedTuple):
 
 
 class Retriever:
-    """Hybrid retrieval over any encoder and any index that holds the encoder's vectors.
+    """Hybrid retrieval over any encoder and any index that holds its vectors.
 
-    An index that puts the modes together itself (`HybridIndex`) is asked for the whole plan at once; one far away is
-    asked twice: the best by the weighted sum, then the scores of those few mode by mode, for `Match.by_mode`.
+    An index that implements `HybridIndex` runs the whole plan in one call.
+
+    Args:
+        encoder: Encoder of the questions.
+        index: Index to search.
+        plan: Search plan. Default: the plan of the index; if it has none, dense and sparse search generate 100
+            candidates each, scored in all modes.
     """
 
     def __init__(self, encoder: Encoder, index: Index, plan: SearchPlan | None = None) -> None:
         self.encoder = encoder
         self.index = index
-        self.plan = plan or SearchPlan()
-        self._said: set[Mode] = set()
+        self._plan = plan
+        self._warned: set[Mode] = set()
+
+    @property
+    def plan(self) -> SearchPlan:
+        """The plan given, otherwise the present one of the index, otherwise the default."""
+        return self._plan or self.index.plan or SearchPlan()
+
+    @property
+    def weights(self) -> Mapping[Mode, float]:
+        """Weights of the modes that are summed.
+
+        Raises:
+            MissingMode: If encoder and index have no mode of the plan.
+        """
+        return self._effective_plan(self.plan).weights
+
+    @property
+    def sparse_score(self) -> SparseScore:
+        """The sparse score that the weights are for, see `SearchPlan`."""
+        return self._effective_plan(self.plan).sparse_score or sparse_score_of(self.encoder)
 
     def retrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
-        """The best k passages for a question, best first, ties by id; fewer only where fewer were found."""
+        """Find the best k passages for a question, best first, ties by id.
+
+        A question without content (empty, or whitespace only) finds nothing.
+
+        Args:
+            query: The question.
+            k: Number of passages, at least 1.
+            where: Metadata filter.
+
+        Raises:
+            ValueError: If k is below 1.
+            MissingMode: If the encoder and the index have no mode of the plan.
+        """
         return self.retrieve_many([query], k, where)[0]
 
     def retrieve_many(self, queries: Sequence[str], k: int = 10, where: Where | None = None) -> list[list[Match]]:
-        """The best k passages for each question, from one pass through the model."""
-        if self._is_new():
-            _check_k(k)
-            return [[] for _ in queries]
-        return self.retrieve_encoded(self.encode(queries), k, where)
+        """Find the best k passages for each question with one call of the encoder; see `retrieve`."""
+        positive_integer("k", k)
+        matches: list[list[Match]] = [[] for _ in queries]
+        if self._index_is_empty():
+            return matches
+        rows = [row for row, full in enumerate(has_content(self.encoder, queries)) if full]
+        if rows:
+            found = self.retrieve_encoded(self.encode([queries[row] for row in rows]), k, where)
+            for row, each in zip(rows, found, strict=True):
+                matches[row] = each
+        return matches
 
     async def aretrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
-        """`retrieve` while the event loop goes on; questions that are awaited at the same time share a pass."""
-        if await on_thread(self._is_new):
-            return await on_thread(self.retrieve, query, k, where)
-        matches = await on_thread(self.retrieve_encoded, await self.aencode(query), k, where)
+        """`retrieve` for asyncio; concurrent questions share a forward pass."""
+        if await to_thread(self._finds_nothing, query):
+            return await to_thread(self.retrieve, query, k, where)
+        matches = await to_thread(self.retrieve_encoded, await self.aencode(query), k, where)
         return matches[0]
 
     async def aencode(self, query: str) -> Encoded:
-        """A question in the modes that the plan needs, from a pass with others that are awaited at the same time."""
-        return await gathered(self._encode_each, query)
+        """Encode a question in the modes of the plan, in one pass with concurrent ones."""
+        return await micro_batched(self._encode_each, query)
 
     def _encode_each(self, queries: Sequence[str]) -> list[Encoded]:
         encoded = self.encode(queries)
@@ -81,100 +126,118 @@ class Retriever:
 
     @property
     def modes(self) -> frozenset[Mode]:
-        """The modes that the plan needs of a question here. Raises MissingMode where none of them is to be had."""
-        return self.encoder.modes if self._is_new() else self._usable().modes
+        """The modes that the plan needs of a question.
+
+        Raises:
+            MissingMode: If none is available.
+        """
+        return self.encoder.modes if self._index_is_empty() else self._effective_plan(self.plan).modes
 
     def encode(self, queries: Sequence[str]) -> Encoded:
-        """Questions in the modes that the plan needs and no others; over an empty index, in all of the encoder's."""
-        return self.encoder.encode_queries(queries, self.modes)
+        """Encode questions in the modes of the plan; for an empty index in all modes of the encoder."""
+        if self._index_is_empty():
+            return self.encoder.encode_queries(queries)
+        plan = self._effective_plan(self.plan)
+        return plan.apply_to(self.encoder.encode_queries(queries, plan.modes))
 
     def retrieve_encoded(
-        self,
-        queries: Encoded,
-        k: int = 10,
-        where: Where | None = None,
-        *,
-        candidates: Mapping[Mode, int] | None = None,
+        self, queries: Encoded, k: int = 10, where: Where | None = None, *, candidates: Mapping[Mode, int] | None = None
     ) -> list[list[Match]]:
-        """The best k passages for questions that were encoded before. Modes that they lack drop out of the plan.
+        """Find the best k passages for encoded questions; modes that they lack are left out.
 
-        candidates: how many a mode proposes, where that is not the plan's number (or k, where k is higher).
+        Args:
+            queries: Encoded questions.
+            k: Number of passages, at least 1.
+            where: Metadata filter.
+            candidates: Number of candidates by mode, instead of the plan's (or k, if that is higher).
         """
-        _check_k(k)
-        if self._is_new():
+        positive_integer("k", k)
+        if self._index_is_empty():
             return [[] for _ in range(len(queries))]
-        counts = {mode: max(k, self.plan.candidates) for mode in MODES} | dict(candidates or {})
+        plan = self.plan
+        counts = {mode: max(k, plan.candidates) for mode in MODES} | dict(candidates or {})
+        effective = self._effective_plan(plan, queries.modes)
+        queries = effective.apply_to(queries)
         for _ in range(_TRIES):
             try:
-                return self._search(queries, k, where, counts)
+                return self._search(queries, k, where, effective, counts)
             except UnknownId:
-                continue  # a candidate was deleted by another thread or process after it was found: look again
-        return self._search(queries, k, where, counts)
+                continue  # another thread or process deleted a candidate: search again
+        return self._search(queries, k, where, effective, counts)
 
-    def _is_new(self) -> bool:
-        """Whether the index never held a passage: it remembers that, where a count may be a way there and back."""
+    def _finds_nothing(self, query: str) -> bool:
+        return self._index_is_empty() or not has_content(self.encoder, [query])[0]
+
+    def _index_is_empty(self) -> bool:
+        """Return whether the index never held a passage; unlike a count, this needs no request."""
         return not self.index.modes
 
-    def _search(self, queries: Encoded, k: int, where: Where | None, counts: Mapping[Mode, int]) -> list[list[Match]]:
-        usable = self._usable(queries.modes)
-        asked = Hybrid({mode: counts[mode] for mode in usable.propose}, usable.weights)
-        if isinstance(self.index, HybridIndex) and self.index.is_hybrid(queries, asked):
-            return [_best(found, usable.weights, k) for found in self.index.find(queries, asked, k, where)]
-        candidates = self._propose(queries, asked, where)
-        return self._rank(queries, asked.weights, candidates, k)
+    def _search(
+        self, queries: Encoded, k: int, where: Where | None, plan: _EffectivePlan, counts: Mapping[Mode, int]
+    ) -> list[list[Match]]:
+        request = HybridRequest({mode: counts[mode] for mode in plan.propose}, plan.weights)
+        if isinstance(self.index, HybridIndex) and self.index.supports_hybrid(queries, request):
+            return [_best(found, plan.weights, k) for found in self.index.search_hybrid(queries, request, k, where)]
+        candidates = self._candidates(queries, request, where)
+        return self._rescore(queries, request.weights, candidates, k)
 
-    def _propose(self, queries: Encoded, asked: Hybrid, where: Where | None) -> list[list[str]]:
-        """For each query the union of what each proposing mode found."""
+    def _candidates(self, queries: Encoded, request: HybridRequest, where: Where | None) -> list[list[str]]:
+        """Return for each query the union of what each candidate mode found."""
         found: list[set[str]] = [set() for _ in range(len(queries))]
-        for mode, count in asked.propose.items():
+        for mode, count in request.propose.items():
             for ids, hits in zip(found, self.index.search(mode, queries, count, where), strict=True):
                 ids.update(hit.id for hit in hits)
         return [sorted(ids) for ids in found]
 
-    def _rank(
+    def _rescore(
         self, queries: Encoded, weights: Mapping[Mode, float], candidates: Sequence[Sequence[str]], k: int
     ) -> list[list[Match]]:
         scores = {mode: self.index.score(mode, queries, candidates) for mode in weights}
-        best = []
+        top: list[dict[str, Mapping[Mode, float]]] = []
         for i, ids in enumerate(candidates):
             by_mode = {mode: each[i].tolist() for mode, each in scores.items()}
             total = [0.0] * len(ids)
-            for mode, weight in weights.items():  # in the order in which `weighted_sum` adds them
+            for mode, weight in weights.items():  # in the order of `weighted_sum`
                 total = [score + weight * part for score, part in zip(total, by_mode[mode], strict=True)]
             first = sorted(range(len(ids)), key=lambda j: (-total[j], ids[j]))[:k]
-            said = [{mode: by_mode[mode][j] for mode in by_mode} for j in first]
-            best.append([(ids[j], weighted_sum(each, weights)) for j, each in zip(first, said, strict=True)])
-        return self._matches(best)
-
-    def _matches(self, ranked: Sequence[Sequence[tuple[str, tuple[float, Mapping[Mode, float]]]]]) -> list[list[Match]]:
-        wanted = sorted({id for best in ranked for id, _ in best})
+            top.append({ids[j]: {mode: by_mode[mode][j] for mode in by_mode} for j in first})
+        wanted = sorted({id for found in top for id in found})
         passages = dict(zip(wanted, self.index.passages(wanted), strict=True))
-        return [[Match(passages[id], score, parts) for id, (score, parts) in best] for best in ranked]
+        return [_best([HybridHit(passages[id], found[id]) for id in found], weights, k) for found in top]
 
-    def _usable(self, asked: frozenset[Mode] | None = None) -> _Usable:
-        """What of the plan can be done here; says once a mode that cannot."""
-        there = self.encoder.modes & self.index.modes & (asked or self.encoder.modes)
-        stated = self.encoder.weights if self.plan.weights is None else self.plan.weights
-        weights = {mode: stated[mode] for mode in MODES if stated.get(mode)}
-        planned = frozenset(self.plan.propose) | weights.keys()
-        if self.plan.propose == SearchPlan().propose and self.plan.weights is None:
-            planned &= self.encoder.modes  # nobody asked this encoder for more than it has
-        self._say_dropped(planned - there)
-        usable = _Usable(
-            tuple(mode for mode in self.plan.propose if mode in there),
-            {mode: weight for mode, weight in weights.items() if mode in there},
-        )
-        if not usable.propose or not usable.weights:
+    def _effective_plan(self, plan: SearchPlan, query_modes: frozenset[Mode] | None = None) -> _EffectivePlan:
+        """Return the supported part of a plan, warning once for each mode left out."""
+        available = self.encoder.modes & self.index.modes & (query_modes or self.encoder.modes)
+        summed = frozenset(self.encoder.modes if plan.summed is None else plan.summed)
+        planned = frozenset(plan.propose) | summed
+        if replace(plan, candidates=SearchPlan().candidates, sparse_score=None) == SearchPlan():
+            planned &= self.encoder.modes  # the defaults adapt to the encoder
+        self._warn_dropped(planned - available)
+        propose = tuple(mode for mode in plan.propose if mode in available)
+        effective = _EffectivePlan(propose, *self._weights(plan, summed & available))
+        if not effective.propose or not effective.weights:
             raise MissingMode(
-                f"the plan proposes by {list(self.plan.propose)} and weighs {list(weights)}, but the index holds "
-                f"{sorted(self.index.modes)} and the encoder gives {sorted(self.encoder.modes)}; "
-                "choose others with SearchPlan(propose=..., weights=...)"
+                f"the plan uses {list(plan.propose)} for candidates and sums {_in_order(summed)}, but the index has "
+                f"{sorted(self.index.modes)} and the encoder {sorted(self.encoder.modes)}; choose others with "
+                "SearchPlan(propose=..., weights=...)"
             )
-        return usable
+        return effective
 
-    def _say_dropped(self, modes: frozenset[Mode]) -> None:
-        for mode in sorted(modes - self._said):
-            self._said.add(mode)
+    def _weights(self, plan: SearchPlan, modes: frozenset[Mode]) -> tuple[dict[Mode, float], SparseScore | None]:
+        """Return the weights of a sum of these modes, and the sparse score that they are for.
+
+        A given plan's own are kept if it sums more of the modes.
+        """
+        if plan.weights is None or not (plan is self._plan or modes == frozenset(plan.summed or ())):
+            default = default_plan(self.encoder, self.index, modes)
+            asked = plan.sparse_score if plan.weights is None else None
+            plan = replace(default, sparse_score=asked or default.sparse_score)
+        stated = plan.weights or {}
+        return {mode: stated[mode] for mode in _in_order(modes) if stated.get(mode)}, plan.sparse_score
+
+    def _warn_dropped(self, modes: frozenset[Mode]) -> None:
+        for mode in sorted(modes - self._warned):
+            self._warned.add(mode)
             warnings.warn(
                 f"the plan uses {mode!r}, which the index ({sorted(self.index.modes)}) or the encoder "
                 f"({sorted(self.encoder.modes)}) does not have; searching without it",
@@ -183,12 +246,25 @@ class Retriever:
             )
 
 
-def _best(found: Sequence[Found], weights: Mapping[Mode, float], k: int) -> list[Match]:
-    """The best k by the weighted sum, ties by id."""
+def default_plan(encoder: Encoder, index: Index, modes: Modes) -> SearchPlan:
+    """Return a plan with the weights of a sum of these modes: the index's own, or those of the encoder.
+
+    Args:
+        encoder: Encoder of the questions.
+        index: Index; the weights of its plan apply to the sum of exactly the modes of the plan.
+        modes: Modes that are summed.
+    """
+    plan = index.plan or SearchPlan()
+    if plan.weights is None:
+        return SearchPlan(weights=encoder.weights_for(modes), sparse_score=plan.sparse_score)
+    return plan if frozenset(plan.summed or ()) == frozenset(modes) else SearchPlan(weights=encoder.weights_for(modes))
+
+
+def _in_order(modes: Modes) -> list[Mode]:
+    return [mode for mode in MODES if mode in modes]
+
+
+def _best(found: Sequence[HybridHit], weights: Mapping[Mode, float], k: int) -> list[Match]:
+    """Return the best k by the weighted sum, ties by id."""
     matches = [Match(each.passage, *weighted_sum(each.by_mode, weights)) for each in found]
     return sorted(matches, key=lambda match: (-match.score, match.passage.id))[:k]
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")

@@ -1,1 +1,5 @@
-"""Moving the model: what it learns from, the losses, and the loop."""
+"""Training and fine-tuning of encoders."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Hard negatives: passages that a retriever finds for a query and that do not answer it."""
+"""Hard-negative mining: high-ranking passages without the answer to a query."""
 
 from __future__ import annotations
 
@@ -11,53 +11,68 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from m3_integrations.core.encoded import Encoded, Mode, score
-from m3_integrations.nudging.splits import normalised
+from m3_integrations.core.encoded import Encoded, Mode
+from m3_integrations.core.scoring import score
+from m3_integrations.data.splits import normalize_question
 from m3_integrations.retrieval.retriever import Match, Retriever
-from m3_integrations.training.data import Example, Fields, write_examples
+from m3_integrations.training.data.examples import Example, FieldNames, write_examples
 
 T = TypeVar("T")
 Reason: TypeAlias = Literal["window", "known", "margin", "teacher"]
-# Why a query has fewer negatives than asked, in the words of a report.
-WHY: Mapping[Reason, str] = {
-    "window": "the retriever found too few passages within the ranks",
-    "known": "the passages found are positives, the query itself, or repeat one another",
-    "margin": "the passages found score too near the positives",
-    "teacher": "the teacher scores the passages found too near the positives",
+# Why a query got fewer negatives than requested, as a report says it.
+REASON_TEXTS: Mapping[Reason, str] = {
+    "window": "too few passages within the ranks",
+    "known": "passages are positives, the query itself, or duplicates",
+    "margin": "scores are too close to the positives",
+    "teacher": "the teacher's scores are too close to the positives",
 }
 
 
 class Teacher(Protocol):
-    """Scores passages for a query, such as a cross-encoder does; higher is better."""
+    """Scorer of passages for a query, such as a cross-encoder; higher is better."""
 
     def __call__(self, query: str, passages: Sequence[str], /) -> Sequence[float] | np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """How far below every positive a negative must score: by `absolute`, and by the share `relative` of its score."""
+    """Minimum distance between a negative's score and the lowest positive's.
+
+    Attributes:
+        absolute: Distance in units of the score; default 0.
+        relative: Distance as a share of the positive's score; default 0. The larger distance counts.
+
+    Raises:
+        ValueError: If a distance is negative.
+    """
 
     absolute: float = 0.0
     relative: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.absolute >= 0 and self.relative >= 0):
-            raise ValueError(f"margins are at least 0, got absolute={self.absolute} and relative={self.relative}")
+            raise ValueError(f"margins must be at least 0, got absolute={self.absolute} and relative={self.relative}")
 
-    def ceiling(self, positive_scores: Sequence[float]) -> float:
-        """What a negative may score at most: the lowest positive's score less the margin."""
+    def max_score(self, positive_scores: Sequence[float]) -> float:
+        """Compute a negative's maximum score: the lowest positive's score less the margin."""
         lowest = min(positive_scores)
         return lowest - max(self.absolute, self.relative * abs(lowest))
 
 
 @dataclass(frozen=True, slots=True)
 class Mining:
-    """Which of the passages that are found become negatives.
+    """Selection of negatives among the retrieved passages.
 
-    negatives: how many a query gets. first, last: the ranks to take them from, 1 being the best that was found.
-    margin: on the retriever's scores; None takes whatever ranks there.
-    teacher_margin: on the teacher's scores, where there is one; None keeps its scores and drops nothing by them. By
-    default a negative has at most 95 % of the positive's score, as in NV-Retriever (arXiv 2407.15831).
+    Attributes:
+        negatives: Maximum negatives per query.
+        first: Best rank to select from; 1 is the top.
+        last: Worst rank to select from.
+        margin: Margin on the retriever's scores; None for none.
+        teacher_margin: Margin on a teacher's scores; None to record its scores without filtering. By default, a
+            negative has at most 95 % of the positive's score, as in NV-Retriever (arXiv 2407.15831).
+
+    Raises:
+        ValueError: If negatives is below 1, or not 1 <= first <= last.
     """
 
     negatives: int = 7
@@ -70,41 +85,50 @@ class Mining:
         if self.negatives < 1:
             raise ValueError(f"negatives must be at least 1, got {self.negatives}")
         if not 1 <= self.first <= self.last:
-            raise ValueError(f"ranks are 1 <= first <= last, got first={self.first} and last={self.last}")
+            raise ValueError(f"ranks must be 1 <= first <= last, got first={self.first} and last={self.last}")
 
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """An example with its negatives, and where these are fewer than asked, what first left too few."""
+    """An example with mined negatives, and the reason for a shortfall (None without one)."""
 
     example: Example
-    shortage: Reason | None
+    reason: Reason | None
 
     @property
-    def outcome(self) -> tuple[int, Reason | None]:
-        """How many negatives there are, and what left too few."""
-        return len(self.example.negatives), self.shortage
+    def shortfall(self) -> tuple[int, Reason | None]:
+        """Number of negatives, and the reason for a shortfall."""
+        return len(self.example.negatives), self.reason
 
 
 @dataclass(frozen=True, slots=True)
 class MiningReport:
-    """How many queries were mined, how many got no negatives, and how many fewer than asked, by reason."""
+    """Summary of mining.
+
+    Attributes:
+        queries: Mined queries.
+        negatives: Negatives of all queries.
+        without_negatives: Queries without negatives.
+        shortfalls: Queries with fewer negatives than requested, by reason.
+    """
 
     queries: int
     negatives: int
-    without: int
-    short: Mapping[Reason, int]
+    without_negatives: int
+    shortfalls: Mapping[Reason, int]
 
     @classmethod
-    def of(cls, outcomes: Iterable[tuple[int, Reason | None]]) -> MiningReport:
-        """What came of each query: how many negatives, and what left too few."""
-        told = list(outcomes)
-        counts = [count for count, _ in told]
-        return cls(len(counts), sum(counts), counts.count(0), Counter(why for _, why in told if why is not None))
+    def from_shortfalls(cls, shortfalls: Iterable[tuple[int, Reason | None]]) -> MiningReport:
+        """Summarize the `Mined.shortfall` of each query."""
+        pairs = list(shortfalls)
+        counts = [count for count, _ in pairs]
+        return cls(len(counts), sum(counts), counts.count(0), Counter(why for _, why in pairs if why is not None))
 
     def __str__(self) -> str:
-        lines = [f"{self.negatives} negatives for {self.queries} queries; {self.without} queries got none"]
-        return "\n".join(lines + [f"{self.short[why]} got fewer: {WHY[why]}" for why in WHY if self.short.get(why)])
+        lines = [f"{self.negatives} negatives for {self.queries} queries; {self.without_negatives} queries got none"]
+        texts = REASON_TEXTS.items()
+        lines += [f"{count} got fewer: {text}" for why, text in texts if (count := self.shortfalls.get(why))]
+        return "\n".join(lines)
 
 
 def mine(
@@ -115,10 +139,23 @@ def mine(
     teacher: Teacher | None = None,
     rng: np.random.Generator | None = None,
 ) -> tuple[list[Example], MiningReport]:
-    """Each example with negatives mined, in their order, and how it went; see `mine_each`."""
-    asked = mining or Mining()
-    mined = list(mine_each(examples, retriever, asked, teacher=teacher, rng=rng))
-    return [each.example for each in mined], MiningReport.of(each.outcome for each in mined)
+    """Mine negatives for all examples.
+
+    Args:
+        examples: Examples; their negatives are replaced.
+        retriever: Retriever over the corpus.
+        mining: Options; None for the defaults.
+        teacher: Scorer that filters the negatives; see `mine_each`.
+        rng: Source of randomness; None selects the best ranks.
+
+    Returns:
+        The examples with negatives, in order, and a summary.
+
+    Raises:
+        ValueError: If a teacher does not return one finite number per passage.
+    """
+    mined = list(mine_each(examples, retriever, mining, teacher=teacher, rng=rng))
+    return [each.example for each in mined], MiningReport.from_shortfalls(each.shortfall for each in mined)
 
 
 def mine_each(
@@ -130,135 +167,154 @@ def mine_each(
     rng: np.random.Generator | None = None,
     batch: int = 64,
 ) -> Iterator[Mined]:
-    """Examples with negatives from what a retriever finds for their queries, as they come.
+    """Mine negatives lazily, reading the examples batch by batch.
 
-    Negatives that an example has are replaced. None is a positive, the query, or another negative, whatever its id,
-    case and spacing.
-    teacher: judges what is taken, and the positives; its scores go into the example.
-    rng: draws the negatives from all that may be taken; None takes the best ranked.
-    batch: queries that are asked together.
-    Raises ValueError where a teacher does not answer one finite number a passage.
+    A negative is never a positive, the query or another negative of its example, compared by text without case and
+    spacing.
+
+    Args:
+        examples: Examples; their negatives are replaced.
+        retriever: Retriever over the corpus.
+        mining: Options; None for the defaults.
+        teacher: Scorer of the candidates and the positives; it filters by `Mining.teacher_margin`, and its scores are
+            stored in the examples.
+        rng: Source of randomness, to select negatives uniformly from all candidates; None selects the best ranks.
+        batch: Queries per search; default 64.
+
+    Yields:
+        Mined examples, in order.
+
+    Raises:
+        ValueError: If batch is below 1, or a teacher does not return one finite number per passage.
     """
-    asked = mining or Mining()
-    for together in _batched(examples, batch):
-        queries = retriever.encode([example.query for example in together])
-        found = retriever.retrieve_encoded(queries, asked.last)
-        ceilings = _ceilings(retriever, queries, together, found, asked.margin)
-        for example, matches, ceiling in zip(together, found, ceilings, strict=True):
-            yield _mined(example, matches[asked.first - 1 :], ceiling, asked, teacher, rng)
+    options = mining or Mining()
+    for chunk in _iter_batches(examples, batch):
+        queries = retriever.encode([example.query for example in chunk])
+        retrieved = retriever.retrieve_encoded(queries, options.last)
+        limits = _max_scores(retriever, queries, chunk, retrieved, options.margin)
+        for example, matches, limit in zip(chunk, retrieved, limits, strict=True):
+            yield _select_negatives(example, matches[options.first - 1 :], limit, options, teacher, rng)
 
 
-def write_mined(path: str | os.PathLike[str], mined: Iterable[Mined], fields: Fields = "m3") -> MiningReport:
-    """Write mined examples as they come, as `write_examples` does, and answer how it went."""
-    outcomes = []
+def write_mined(path: str | os.PathLike[str], mined: Iterable[Mined], fields: FieldNames = "m3") -> MiningReport:
+    """Write mined examples to a JSONL file as they are produced.
 
-    def noted() -> Iterator[Example]:
+    Args:
+        path: Target file; the suffix .gz compresses it.
+        mined: Results of `mine_each`.
+        fields: Field names, as in `write_examples`.
+
+    Returns:
+        A summary.
+    """
+    shortfalls = []
+
+    def record() -> Iterator[Example]:
         for each in mined:
-            outcomes.append(each.outcome)
+            shortfalls.append(each.shortfall)
             yield each.example
 
-    write_examples(path, noted(), fields)
-    return MiningReport.of(outcomes)
+    write_examples(path, record(), fields)
+    return MiningReport.from_shortfalls(shortfalls)
 
 
-def _ceilings(
+def _max_scores(
     retriever: Retriever,
     queries: Encoded,
     examples: Sequence[Example],
-    found: Sequence[Sequence[Match]],
+    retrieved: Sequence[Sequence[Match]],
     margin: Margin | None,
 ) -> list[float]:
-    """What the retriever may give a negative of each query at most; positives that it did not find count too."""
-    if margin is None or not any(found):
+    """Each query's maximum score of a negative; positives not retrieved are scored too."""
+    if margin is None or not any(retrieved):
         return [np.inf] * len(examples)
-    scored = [{match.passage.text: match.score for match in reversed(matches)} for matches in found]
+    scored = [{match.passage.text: match.score for match in reversed(matches)} for matches in retrieved]
     pairs = [(i, text) for i, each in enumerate(examples) for text in each.positives if text not in scored[i]]
     if pairs:
-        places = {text: place for place, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+        rows = {text: row for row, text in enumerate(dict.fromkeys(text for _, text in pairs))}
         weights = _weights(retriever, queries)
-        passages = retriever.encoder.encode_passages(list(places), weights.keys())
+        passages = retriever.encoder.encode_passages(list(rows), weights.keys())
         for i, text in pairs:
-            scored[i][text] = float(score(queries.take([i]), passages.take([places[text]]), weights)[0, 0])
+            scored[i][text] = float(score(queries.take([i]), passages.take([rows[text]]), weights)[0, 0])
     return [
-        margin.ceiling([there[text] for text in each.positives]) for there, each in zip(scored, examples, strict=True)
+        margin.max_score([scores[text] for text in each.positives])
+        for scores, each in zip(scored, examples, strict=True)
     ]
 
 
 def _weights(retriever: Retriever, queries: Encoded) -> dict[Mode, float]:
-    stated = retriever.encoder.weights if retriever.plan.weights is None else retriever.plan.weights
-    there = queries.modes & retriever.index.modes
-    return {mode: weight for mode, weight in stated.items() if weight and mode in there}
+    return {mode: weight for mode, weight in retriever.weights.items() if mode in queries.modes}
 
 
-def _mined(
+def _select_negatives(
     example: Example,
     matches: Sequence[Match],
-    ceiling: float,
+    max_score: float,
     mining: Mining,
     teacher: Teacher | None,
     rng: np.random.Generator | None,
 ) -> Mined:
-    unknown = _unknown(example, matches)
-    below = [match.passage.text for match in unknown if match.score <= ceiling]
+    unknown = _drop_known(example, matches)
+    below = [match.passage.text for match in unknown if match.score <= max_score]
     texts = below if rng is None else [below[i] for i in rng.permutation(len(below))]
     if teacher is None:
         mined = Example(example.query, example.positives, tuple(texts[: mining.negatives]))
     else:
-        mined = _taught(example, texts, mining, teacher)
-    left: dict[Reason, int] = {
+        mined = _filter_by_teacher(example, texts, mining, teacher)
+    remaining: dict[Reason, int] = {
         "window": len(matches),
         "known": len(unknown),
         "margin": len(below),
         "teacher": len(mined.negatives),
     }
-    return Mined(mined, next((why for why, count in left.items() if count < mining.negatives), None))
+    return Mined(mined, next((why for why, count in remaining.items() if count < mining.negatives), None))
 
 
-def _unknown(example: Example, matches: Sequence[Match]) -> list[Match]:
-    """The matches that are neither a positive, nor the query, nor blank, nor a text that ranks above them."""
-    known = {normalised(text) for text in ("", example.query, *example.positives)}
+def _drop_known(example: Example, matches: Sequence[Match]) -> list[Match]:
+    """Drop positives, the query, blank texts and repetitions of a better match."""
+    known = {normalize_question(text) for text in ("", example.query, *example.positives)}
     unknown = []
     for match in matches:
-        text = normalised(match.passage.text)
+        text = normalize_question(match.passage.text)
         if text not in known:
             unknown.append(match)
             known.add(text)
     return unknown
 
 
-def _taught(example: Example, texts: Sequence[str], mining: Mining, teacher: Teacher) -> Example:
-    """The example with the first texts that the teacher lets pass, judged a handful at a time, and its scores."""
-    positive_scores = _judged(teacher, example.query, example.positives)
-    ceiling = np.inf if mining.teacher_margin is None else mining.teacher_margin.ceiling(positive_scores)
-    passed: list[tuple[str, float]] = []
-    waiting = iter(texts)
-    while len(passed) < mining.negatives and (some := list(islice(waiting, mining.negatives))):
-        judged = zip(some, _judged(teacher, example.query, some), strict=True)
-        passed += [(text, given) for text, given in judged if given <= ceiling]
-    taken = passed[: mining.negatives]
+def _filter_by_teacher(example: Example, texts: Sequence[str], mining: Mining, teacher: Teacher) -> Example:
+    """Take the first texts within the teacher's margin, scored a few at a time."""
+    positive_scores = _teacher_scores(teacher, example.query, example.positives)
+    max_score = np.inf if mining.teacher_margin is None else mining.teacher_margin.max_score(positive_scores)
+    accepted: list[tuple[str, float]] = []
+    candidates = iter(texts)
+    while len(accepted) < mining.negatives and (chunk := list(islice(candidates, mining.negatives))):
+        scored = zip(chunk, _teacher_scores(teacher, example.query, chunk), strict=True)
+        accepted += [(text, value) for text, value in scored if value <= max_score]
+    del accepted[mining.negatives :]
     return Example(
         example.query,
         example.positives,
-        tuple(text for text, _ in taken),
+        tuple(text for text, _ in accepted),
         tuple(positive_scores),
-        tuple(given for _, given in taken),
+        tuple(value for _, value in accepted),
     )
 
 
-def _judged(teacher: Teacher, query: str, passages: Sequence[str]) -> list[float]:
+def _teacher_scores(teacher: Teacher, query: str, passages: Sequence[str]) -> list[float]:
     scores = np.asarray(teacher(query, passages), np.float64)
     if scores.shape != (len(passages),) or not np.isfinite(scores).all():
         raise ValueError(
-            f"a teacher answers one finite number a passage, {len(passages)} of them, got {scores.tolist()} for the "
-            f"query {query!r}"
+            f"a teacher must return one finite number per passage, {len(passages)} in all, got {scores.tolist()} for "
+            f"the query {query!r}"
         )
-    judged: list[float] = scores.tolist()
-    return judged
+    values: list[float] = scores.tolist()
+    return values
 
 
-def _batched(examples: Iterable[T], size: int) -> Iterator[list[T]]:
+def _iter_batches(examples: Iterable[T], size: int) -> Iterator[list[T]]:
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {size}")
-    waiting = iter(examples)
-    while together := list(islice(waiting, size)):
-        yield together
+    remaining = iter(examples)
+    while chunk := list(islice(remaining, size)):
+        yield chunk

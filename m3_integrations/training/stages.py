@@ -1,4 +1,4 @@
-"""A stretch of training: what learns, from which examples, by which loss, how fast and for how long."""
+"""Training stages, and presets of the papers' stages."""
 
 from __future__ import annotations
 
@@ -7,33 +7,47 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.training.data import Example
-from m3_integrations.training.losses import Variant
-from m3_integrations.training.model import PARTS, Part
-from m3_integrations.training.sampling import Sampling
+from m3_integrations.training.data.examples import Example
+from m3_integrations.training.data.sampler import Sampling
+from m3_integrations.training.objective.losses import Variant
+from m3_integrations.training.objective.model import PARTS, Part
 
 Sources: TypeAlias = Mapping[str, Sequence[Example]]
-Objective: TypeAlias = Literal["m3", "gte"]
+ObjectiveName: TypeAlias = Literal["m3", "gte"]
 _RATE, _LOW_RANK_RATE = 1e-5, 2e-4
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stretch of training.
+    """One stage of training.
 
-    sources: the examples by name. steps: batches to learn from; None takes `epochs` of all sources. modes: what is
-    learned; None is all that the model has. parts: what of the model learns; of these, what the modes do not use rests.
-    "layers" is the encoder without its table of tokens, which is most of a small multilingual model: its gradient and
-    AdamW's state cost more than the layers' own.
-    low_rank: the rank of an update that the encoder learns in the place of its own weights (LoRA, arXiv 2106.09685);
-    None learns the weights. objective: "m3" (arXiv 2402.03216) or "gte" (arXiv 2308.03281). weights: of the summed
-    score that teaches; None takes those that the checkpoint recommends.
-    learning_rate: of the encoder at its highest; None is 1e-5, or 2e-4 of a low-rank update. head_learning_rate: of the
-    heads. warm_up: the share of steps in which
-    the rate rises, before it falls to 0. dropout: None leaves the checkpoint's. precision: of the forward pass.
-    sub_batch: padded tokens that are encoded at a time with all that the backward pass needs; the gradient is the whole
-    batch's. checkpointing: layers keep their input alone and compute again. sampling: how batches are drawn.
+    Attributes:
+        sources: Examples by name of their source.
+        steps: Batches to train on; None for `epochs` epochs of all sources.
+        epochs: Epochs if steps is None; default 1.
+        modes: Modes to train; None for all modes of the model.
+        parts: Parts of the model to train; those unused by the modes stay frozen. "layers" is the encoder without its
+            token embeddings, which are most of a small multilingual model: their gradient and AdamW state need more
+            memory than those of the layers.
+        low_rank: Rank of a LoRA update (arXiv 2106.09685) trained instead of the encoder's weights; None for none.
+        objective: "m3" (arXiv 2402.03216) or "gte" (arXiv 2308.03281).
+        variant: Weights of the "m3" objective: "code" as in FlagEmbedding, "paper" as in the paper's first version.
+        self_distillation: Distill the summed score into each mode; "m3" with several modes only.
+        weights: Weights of the modes in the summed score; None for the checkpoint's recommended weights.
+        temperature: Temperature of the softmax over scores; default 0.02.
+        learning_rate: Peak learning rate of the encoder; None for 1e-5, or 2e-4 with `low_rank`.
+        head_learning_rate: Peak learning rate of the heads; default 1e-3.
+        weight_decay: AdamW's weight decay, except for biases, norms and the token prior.
+        warm_up: Share of the steps with a rising learning rate, which then falls linearly to 0; from 0 to below 1.
+        dropout: Dropout probability; None for the checkpoint's.
+        precision: Precision of the forward pass.
+        sub_batch: Padded tokens encoded at once with a graph; the gradient is that of the whole batch (GradCache).
+        checkpointing: Recompute activations in the backward pass, to save memory.
+        sampling: Options of batch sampling.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     sources: Sources
@@ -42,7 +56,7 @@ class Stage:
     modes: tuple[Mode, ...] | None = None
     parts: tuple[Part, ...] = ("encoder", "sparse", "multi_vector")
     low_rank: int | None = None
-    objective: Objective = "m3"
+    objective: ObjectiveName = "m3"
     variant: Variant = "code"
     self_distillation: bool = True
     weights: Mapping[Mode, float] | None = None
@@ -59,9 +73,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective is one of {OBJECTIVES}, got {self.objective!r}")
-        if not self.parts or (strange := set(self.parts) - set(PARTS)):
-            raise ValueError(f"parts are some of {PARTS}, got {self.parts!r}" + (f": {strange}" if self.parts else ""))
+            raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"parts must be some of {PARTS}, got {self.parts!r}")
         for name in ("steps", "epochs", "low_rank", "sub_batch"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -69,23 +83,33 @@ class Stage:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if not 0 <= self.warm_up < 1:
-            raise ValueError(f"warm_up is a share of the steps from 0 to below 1, got {self.warm_up}")
+            raise ValueError(f"warm_up must be from 0 to below 1, got {self.warm_up}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is from 0 to below 1, or None, got {self.dropout}")
+            raise ValueError(f"dropout must be None or from 0 to below 1, got {self.dropout}")
 
     @property
     def encoder_rate(self) -> float:
-        """The highest learning rate of the encoder, or of its low-rank update."""
+        """Peak learning rate of the encoder, or of its low-rank update."""
         return self.learning_rate or (_RATE if self.low_rank is None else _LOW_RANK_RATE)
 
 
 def warm_up(sources: Sources, **options: Any) -> Stage:
-    """New heads learn alone, over an encoder that rests, before they may pull at it."""
+    """Build a stage to train new heads on a frozen encoder.
+
+    Args:
+        sources: Examples by name of their source.
+        options: Further options of `Stage`; they override the preset.
+    """
     return Stage(sources, **{"parts": ("sparse", "multi_vector"), **options})
 
 
 def contrastive(sources: Sources, **options: Any) -> Stage:
-    """Stage one of both papers: dense alone, contrastive, on many pairs without hard negatives."""
+    """Build the first stage of M3 and GTE: dense only, on pairs without hard negatives.
+
+    Args:
+        sources: Examples by name of their source.
+        options: Further options of `Stage`; they override the preset.
+    """
     sampling = Sampling(negatives=0)
     return Stage(
         sources,
@@ -94,5 +118,10 @@ def contrastive(sources: Sources, **options: Any) -> Stage:
 
 
 def unified(sources: Sources, **options: Any) -> Stage:
-    """Stage two of M3: all modes with self-knowledge distillation, on labelled pairs with hard negatives."""
+    """Build the second stage of M3: all modes, self-distillation, hard negatives.
+
+    Args:
+        sources: Examples by name of their source.
+        options: Further options of `Stage`.
+    """
     return Stage(sources, **options)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import scipy.sparse
 
 from m3_integrations import Encoded, MultiVectors, score
-from m3_integrations.core.encoded import MODES, check_modes, dense_scores, multi_vector_scores, sparse_scores
+from m3_integrations.core.encoded import MODES, check_modes
 from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimension
+from m3_integrations.core.scoring import dense_scores, multi_vector_scores, sparse_scores
 
 
 def sparse(*rows):
@@ -121,7 +123,7 @@ def test_scoring_in_a_mode_that_is_absent_says_what_to_pass(two):
 
 
 def test_scoring_in_a_mode_that_is_none_names_those_that_are(two):
-    with pytest.raises(MissingMode, match="'bm25' is no mode; the modes are"):
+    with pytest.raises(MissingMode, match="'bm25' is not a mode; the modes are"):
         score(two, two, {"bm25": 1})
 
 
@@ -289,13 +291,39 @@ def test_merged_phrasings_score_as_their_mean(two):
     passages = two.take([1, 0])
     for mode in ("dense", "sparse"):
         expected = score(two, passages, {mode: 1}).mean(axis=0)
-        assert score(two.merged(), passages, {mode: 1})[0] == pytest.approx(expected)
+        assert score(two.merge_queries(), passages, {mode: 1})[0] == pytest.approx(expected)
+
+
+def test_a_mean_of_sparse_weights_divides_each_row_by_its_sum_and_can_be_undone():
+    rows = scipy.sparse.csr_array(np.array([[1, 0, 3], [0, 0, 0], [0, 0.5, 0]], np.float32))
+    sums = Encoded(sparse=rows)
+    means = sums.with_sparse_score("mean")
+    assert means.sparse.toarray().tolist() == [[1 / 4, 0, 3 / 4], [0, 0, 0], [0, 1, 0]]
+    assert (sums.sparse_score, means.sparse_score) == ("sum", "mean")
+    for derived in (means.take([2, 0]), means.only(("sparse",)).take([2]).join(means.take([0]))):
+        assert derived.sparse.toarray().tolist() == [[0, 1, 0], [1 / 4, 0, 3 / 4]]
+        assert derived.with_sparse_score("sum").sparse.toarray().tolist() == [[0, 0.5, 0], [1, 0, 3]]
+    assert means.with_dense(np.zeros((3, 1))).sparse.toarray().tolist() == means.sparse.toarray().tolist()
+    assert pickle.loads(pickle.dumps(means)).sparse.toarray().tolist() == means.sparse.toarray().tolist()
+
+
+def test_merged_phrasings_with_means_score_as_the_mean_of_their_scores():
+    rows = scipy.sparse.csr_array(np.array([[1, 0, 3], [0, 0.5, 0]], np.float32))
+    merged = Encoded(sparse=rows).with_sparse_score("mean").merge_queries()
+    assert merged.sparse.toarray().tolist() == [[1 / 8, 1 / 2, 3 / 8]]
+
+
+def test_sums_and_means_of_sparse_weights_are_not_joined(two):
+    with pytest.raises(ValueError, match="with_sparse_score of both"):
+        two.join(two.with_sparse_score("mean"))
+    with pytest.raises(ValueError, match=r"one of \['sum', 'mean'\], got 'max'"):
+        two.with_sparse_score("max")
 
 
 def test_merged_phrasings_keep_all_vectors(two):
-    assert two.merged().multi_vector[0].tolist() == two.multi_vector.values.tolist()
-    with pytest.raises(ValueError, match="nothing to merge"):
-        two.take([]).merged()
+    assert two.merge_queries().multi_vector[0].tolist() == two.multi_vector.values.tolist()
+    with pytest.raises(ValueError, match="no text to merge"):
+        two.take([]).merge_queries()
 
 
 def test_with_a_mode_replaces_that_and_leaves_the_rest(two):
@@ -356,5 +384,33 @@ def test_a_bare_string_of_modes_is_refused_with_what_to_write():
 
 
 def test_modes_are_at_least_one():
-    with pytest.raises(MissingMode, match="ask for at least one"):
+    with pytest.raises(MissingMode, match="modes is empty"):
         check_modes([], MODES)
+
+
+@pytest.mark.parametrize("column", [5, 2_000_000_000, -1, -2_000_000_000])
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "bsr"])
+def test_sparse_positions_outside_the_matrix_are_refused(kind, column):
+    sparse = scipy.sparse.csr_array(np.eye(3, 5, dtype=np.float32)).asformat(kind)
+    positions = sparse.col if kind == "coo" else sparse.indices
+    positions[1] = column
+    with pytest.raises(WrongDimension, match=r"sparse columns are 0 to \d"):
+        Encoded(sparse=sparse)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 1, 3], [1, 2, 2, 3], [0, 1, 2, 9], [0, 1, -2, 3]])
+def test_sparse_offsets_that_do_not_rise_to_the_number_of_weights_are_refused(offsets):
+    sparse = scipy.sparse.csr_array(np.eye(3, 5, dtype=np.float32))
+    sparse.indptr[:] = offsets
+    with pytest.raises(WrongDimension, match="sparse offsets must rise"):
+        Encoded(sparse=sparse)
+
+
+@pytest.mark.parametrize(
+    "dense", [np.array([[1 + 2j]]), np.array([["1"]]), np.array([["2020-01-01"]], "datetime64[s]")]
+)
+def test_vectors_that_are_no_real_numbers_are_refused(dense):
+    with pytest.raises(TypeError, match="arrays of real numbers"):
+        Encoded(dense=dense)
+    with pytest.raises(TypeError, match="arrays of real numbers"):
+        MultiVectors.of([dense])

@@ -1,4 +1,4 @@
-"""The example of finetuning runs offline, mines, trains, and loads what came of it."""
+"""The fine-tuning example runs offline: it mines, trains and loads the model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
 
 
-def test_a_few_steps_of_finetuning_leave_a_model_that_finds_no_less(mini, capsys, monkeypatch):
+def test_a_few_steps_of_fine_tuning_do_not_worsen_the_model(mini, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(EXAMPLE), "2"])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     before, after = (
-        float(value) for value in re.findall(r"^(?:before|after).*all ([\d.]+)$", said, flags=re.MULTILINE)
+        float(value) for value in re.findall(r"^(?:before|after).*all ([\d.]+)$", output, flags=re.MULTILINE)
     )
-    assert "stage 1: dense" in said
+    assert "stage 1: dense" in output
     assert after > before - 0.02

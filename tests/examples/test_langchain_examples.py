@@ -1,4 +1,4 @@
-"""The LangChain example and the pages on moving to it run as they stand."""
+"""The LangChain example and the LangChain migration pages run unchanged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PAGES = ["from_huggingface_embeddings.md", "from_ensemble_retriever.md"]
 
 
 def blocks(page: str) -> list[str]:
-    """The Python blocks of a page, in their order."""
-    said = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", said, flags=re.DOTALL)
+    """Return the Python blocks of a page in order."""
+    output = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", output, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_from_its_first_block_to_its_last(page, mini, monkeypatch, tmp_path):
+def test_every_block_of_a_migration_page_runs(page, mini, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     assert len(blocks(page)) >= 2
@@ -30,11 +30,11 @@ def test_a_page_runs_from_its_first_block_to_its_last(page, mini, monkeypatch, t
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_names_nothing_of_ours_that_is_not_there(page):
+def test_a_migration_page_names_only_existing_classes(page):
     import m3_integrations.langchain
 
-    said = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
-    for name in re.findall(r"\bM3\w+", said):
+    output = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
+    for name in re.findall(r"\bM3\w+", output):
         assert hasattr(m3_integrations.langchain, name)
 
 
@@ -43,7 +43,7 @@ def example():
     return runpy.run_path(str(EXAMPLES / "langchain_chain.py"))
 
 
-def test_the_chain_answers_from_the_bridge_that_was_asked_for(example, mini, capsys):
+def test_the_chain_answers_from_the_right_document(example, mini, capsys):
     example["main"]()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("from forth")
@@ -55,7 +55,7 @@ def test_the_chain_answers_from_the_bridge_that_was_asked_for(example, mini, cap
 def test_the_chain_runs_in_batches_and_async(example, mini):
     from m3_integrations.langchain import M3Embeddings, M3VectorStore
 
-    chain = example["chain_over"](M3VectorStore.from_documents(example["DOCUMENTS"], M3Embeddings(encoder=mini)))
+    chain = example["build_chain"](M3VectorStore.from_documents(example["DOCUMENTS"], M3Embeddings(encoder=mini)))
     questions = ["When was the Forth Bridge opened?", "神戸と淡路島を結ぶ橋は？"]
     batched = chain.batch(questions)
     assert [each["context"][0].id for each in batched] == ["forth", "akashi"]

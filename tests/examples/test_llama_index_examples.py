@@ -1,4 +1,4 @@
-"""The LlamaIndex examples run offline, and the pages on migrating do what they say."""
+"""The LlamaIndex example and the LlamaIndex migration pages run unchanged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def apart(monkeypatch, tmp_path):
-    """A folder of its own, and LlamaIndex's settings put back afterwards."""
+def isolated(monkeypatch, tmp_path):
+    """Run in a temporary folder, and restore the settings of LlamaIndex afterwards."""
     monkeypatch.chdir(tmp_path)
     for name in ("_llm", "_embed_model", "_node_parser", "_transformations"):
         monkeypatch.setattr(Settings, name, None)
@@ -23,7 +23,7 @@ def apart(monkeypatch, tmp_path):
 
 
 def run(page: str) -> dict[str, object]:
-    """The names that the Python blocks of a page leave behind, run one after the other."""
+    """Run the Python blocks of a page in order and return their names."""
     names: dict[str, object] = {}
     text = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -33,16 +33,16 @@ def run(page: str) -> dict[str, object]:
     return names
 
 
-def test_the_query_engine_finds_across_languages_filters_and_loads_again(mini, capsys):
+def test_the_query_engine_searches_across_languages_filters_and_reloads(mini, capsys):
     runpy.run_path(str(EXAMPLES / "llama_index_query_engine.py"), run_name="__main__")
-    first, bricks, old, again = capsys.readouterr().out.splitlines()
+    first, bricks, old, reloaded = capsys.readouterr().out.splitlines()
     assert "Zhaozhou" in first
     assert "Ziegelsteinbrücke" in bricks
     assert "Zhaozhou" in old
-    assert "Forth" in again
+    assert "Forth" in reloaded
 
 
-def test_an_index_of_bge_m3_is_taken_over(mini, capsys):
+def test_the_bge_m3_index_page_runs(mini, capsys):
     names = run("from_bgem3_index.md")
     found, documents, filtered = capsys.readouterr().out.splitlines()
     assert "Zhaozhou" in found
@@ -51,7 +51,7 @@ def test_an_index_of_bge_m3_is_taken_over(mini, capsys):
     assert names["index"].store.weights == {"dense": 0.4, "sparse": 0.2, "multi_vector": 0.4}
 
 
-def test_an_embedding_of_hugging_face_is_taken_over(mini, capsys):
+def test_the_hugging_face_embedding_page_runs(mini, capsys):
     run("from_huggingface_embedding.md")
     dense, hybrid = capsys.readouterr().out.splitlines()
     assert "Zhaozhou" in dense

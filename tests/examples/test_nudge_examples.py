@@ -1,4 +1,4 @@
-"""The examples of nudging run offline, and new questions find more afterwards."""
+"""The nudging examples run offline and improve new queries."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(example: str, capsys) -> tuple[dict[str, tuple[float, float]], str]:
-    """What an example prints: recall@1 and nDCG@10 before and after, and all of it."""
+    """Run an example and return recall@1 and nDCG@10 before and after, and its output."""
     runpy.run_path(str(EXAMPLES / example), run_name="__main__")
-    said = capsys.readouterr().out
-    lines = re.findall(r"(\w+) +recall@1 ([\d.]+)  nDCG@10 ([\d.]+)", said)
-    return {when: (float(recall), float(ndcg)) for when, recall, ndcg in lines}, said
+    output = capsys.readouterr().out
+    lines = re.findall(r"(\w+) +recall@1 ([\d.]+)  nDCG@10 ([\d.]+)", output)
+    return {when: (float(recall), float(ndcg)) for when, recall, ndcg in lines}, output
 
 
-def test_llama_index_finds_more_after_the_nudge_and_the_same_in_an_index_built_anew(mini, capsys):
-    figures, said = run("nudge_llama_index.py", capsys)
-    assert figures["after"][0] > figures["before"][0]
-    assert figures["after"][1] > figures["before"][1] + 0.05
-    written, anew = said.splitlines()[-2:]
-    assert written == anew
+def test_a_nudge_improves_a_llama_index_index_and_one_rebuilt_with_the_model(mini, capsys):
+    metrics, output = run("nudge_llama_index.py", capsys)
+    assert metrics["after"][0] > metrics["before"][0]
+    assert metrics["after"][1] > metrics["before"][1] + 0.05
+    written, rebuilt = output.splitlines()[-2:]
+    assert written == rebuilt
     assert "mriya" in written
 
 
-def test_langchain_finds_more_after_the_nudge(mini, capsys):
-    figures, said = run("nudge_langchain.py", capsys)
-    assert figures["after"][0] > figures["before"][0]
-    assert figures["after"][1] > figures["before"][1] + 0.05
-    assert "of 121 documents moved by method 'n'" in said
+def test_a_nudge_improves_a_langchain_store(mini, capsys):
+    metrics, output = run("nudge_langchain.py", capsys)
+    assert metrics["after"][0] > metrics["before"][0]
+    assert metrics["after"][1] > metrics["before"][1] + 0.05
+    assert "of 121 documents moved by method 'nudge-n'" in output

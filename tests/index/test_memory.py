@@ -1,10 +1,10 @@
-"""MemoryIndex keeps the contract, which it also judges: so here by its own arithmetic, not by itself alone."""
+"""MemoryIndex passes the contract, of which it is also the reference."""
 
 from __future__ import annotations
 
 import pytest
 
-from m3_integrations.core.texts import Passage
+from m3_integrations.core.types import Passage
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.testing import HashEncoder, IndexContract
 
@@ -16,14 +16,14 @@ class TestMemoryIndex(IndexContract):
             yield index
 
 
-def test_adding_one_by_one_is_joined_once():
+def test_passages_added_one_by_one_are_joined_once():
     index, encoder = MemoryIndex(), HashEncoder()
     for i in range(2000):
         index.add([Passage(str(i), "red")], encoder.encode_passages(["red"]))
     assert len(index.search("dense", encoder.encode_queries(["red"]), 2000)[0]) == 2000
 
 
-def test_what_is_replaced_without_being_asked_for_does_not_pile_up():
+def test_replaced_passages_do_not_accumulate_without_searches():
     index, encoder = MemoryIndex(), HashEncoder()
     for i in range(5000):
         index.add([Passage("only", f"red {i}")], encoder.encode_passages([f"red {i % 7}"]))

@@ -1,4 +1,4 @@
-"""Documents in an index of each kind, an encoder that counts, and callbacks that write down what they hear."""
+"""Documents in every kind of index, a counting encoder and recording callbacks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.index.qdrant import QdrantIndex
+from m3_integrations.index.qdrant.index import QdrantIndex
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
 from m3_integrations.testing import HashEncoder
 
@@ -17,7 +17,7 @@ DOCUMENTS = [Document(id=f"d{i}", page_content=text, metadata={"n": i}) for i, t
 
 
 class CountingEncoder(HashEncoder):
-    """A HashEncoder that writes down what it encoded."""
+    """HashEncoder that records the texts it encoded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class CountingEncoder(HashEncoder):
 
 
 class Events(BaseCallbackHandler):
-    """Writes down what happened, and what it was tagged with."""
+    """Callback handler that records events and their tags."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, object]] = []
@@ -59,7 +59,7 @@ def counting():
 
 
 @pytest.fixture(params=["memory", "local", "qdrant", "qdrant-stand-in"])
-def kept(request, tmp_path):
+def any_index(request, tmp_path):
     """An empty index of each kind."""
     open_one = {
         "memory": MemoryIndex,
@@ -72,8 +72,8 @@ def kept(request, tmp_path):
 
 
 @pytest.fixture
-def store(kept, counting):
-    store = M3VectorStore(M3Embeddings(encoder=counting), kept)
+def store(any_index, counting):
+    store = M3VectorStore(M3Embeddings(encoder=counting), any_index)
     store.add_documents(DOCUMENTS)
     return store
 

@@ -1,8 +1,7 @@
-"""What LangChain classic builds out of embeddings, stores, retrievers and rerankers works with ours."""
+"""M3 components in the retrievers and compressors of langchain-classic."""
 
 from __future__ import annotations
 
-import pytest
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.stores import InMemoryByteStore, InMemoryStore
@@ -10,14 +9,12 @@ from langchain_core.stores import InMemoryByteStore, InMemoryStore
 from m3_integrations.langchain import M3Embeddings, M3Reranker, M3Retriever, M3VectorStore
 from tests.langchain.conftest import DOCUMENTS, TEXTS, Events
 
-pytest.importorskip("langchain_classic", reason="langchain-classic is not installed")
-
 
 def ids(documents):
     return [document.id for document in documents]
 
 
-async def test_a_compression_retriever_reranks_what_the_retriever_found(store, counting):
+async def test_a_compression_retriever_reranks(store, counting):
     from langchain_classic.retrievers import ContextualCompressionRetriever
 
     reranker = M3Reranker(encoder=counting, mode="multi_vector", top_n=2)
@@ -31,7 +28,7 @@ async def test_a_compression_retriever_reranks_what_the_retriever_found(store, c
     assert [kind for kind, _ in events.seen] == ["start", "start", "end", "end"]
 
 
-async def test_rerankers_are_links_of_a_compressor_pipeline(store, counting):
+async def test_rerankers_work_in_a_compressor_pipeline(store, counting):
     from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
 
     coarse = M3Reranker(encoder=counting, mode="dense", top_n=4)
@@ -42,7 +39,7 @@ async def test_rerankers_are_links_of_a_compressor_pipeline(store, counting):
     assert ids(await pipeline.acompress_documents(DOCUMENTS, "red cat")) == ids(found)
 
 
-async def test_an_ensemble_fuses_ours_with_others(store, counting):
+async def test_an_ensemble_retriever_combines_m3_with_other_retrievers(store, counting):
     from langchain_classic.retrievers import EnsembleRetriever
 
     parts = [store.as_retriever(search_kwargs={"mode": mode, "k": 3}) for mode in ("dense", "sparse")]
@@ -57,11 +54,11 @@ async def test_an_ensemble_fuses_ours_with_others(store, counting):
     assert await ensemble.ainvoke("a red cat") == found
 
 
-async def test_a_parent_is_found_by_its_children(counting, kept):
+async def test_a_parent_document_retriever_finds_parents_by_their_children(counting, any_index):
     from langchain_classic.retrievers import ParentDocumentRetriever
     from langchain_text_splitters import CharacterTextSplitter
 
-    store = M3VectorStore(M3Embeddings(encoder=counting), kept)
+    store = M3VectorStore(M3Embeddings(encoder=counting), any_index)
     splitter = CharacterTextSplitter(separator=".", chunk_size=12, chunk_overlap=0)
     parents = ParentDocumentRetriever(vectorstore=store, docstore=InMemoryStore(), child_splitter=splitter)
     long = [Document("a red cat. a blue dog. a cow"), Document("a green bird. a grey fish. an ant")]
@@ -73,7 +70,7 @@ async def test_a_parent_is_found_by_its_children(counting, kept):
     assert parents.invoke("a white owl")[0].page_content.startswith("a white owl")
 
 
-async def test_cached_embeddings_are_made_once_and_are_the_same(counting):
+async def test_cache_backed_embeddings_embed_each_text_once(counting):
     from langchain_classic.embeddings import CacheBackedEmbeddings
 
     plain, bytes_ = M3Embeddings(encoder=counting), InMemoryByteStore()
@@ -90,7 +87,7 @@ async def test_cached_embeddings_are_made_once_and_are_the_same(counting):
     assert store.similarity_search("a red cat", k=1)[0].page_content == "a red cat"
 
 
-async def test_a_multi_query_retriever_asks_ours(store, counting):
+async def test_a_multi_query_retriever_uses_m3_retriever(store, counting):
     from langchain_classic.retrievers import MultiQueryRetriever
 
     several = MultiQueryRetriever.from_llm(

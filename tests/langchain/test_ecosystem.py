@@ -1,4 +1,4 @@
-"""What LangChain's core builds out of embeddings, stores, retrievers and rerankers works with ours."""
+"""M3 components in the chains, callbacks and indexing of langchain-core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
 
 from m3_integrations.langchain import M3Embeddings, M3Reranker, M3Retriever, M3VectorStore
-from m3_integrations.langchain.convert import passage_of
+from m3_integrations.langchain.convert import to_passage
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.retriever import Retriever
 from tests.langchain.conftest import DOCUMENTS, TEXTS, Events
@@ -35,7 +35,7 @@ def test_config_reaches_the_callbacks(retriever):
     assert events.metadata[0]["user"] == "ada"
 
 
-async def test_async_callbacks_tell_the_same_and_errors_too(retriever):
+async def test_async_callbacks_get_the_same_events_and_errors(retriever):
     events = Events()
     found = await retriever.ainvoke("a red cat", {"callbacks": [events]})
     with pytest.raises(ValueError, match="k must be at least 1"):
@@ -48,7 +48,7 @@ async def test_async_callbacks_tell_the_same_and_errors_too(retriever):
     ]
 
 
-def test_a_batch_answers_in_order_and_keeps_to_its_concurrency(retriever):
+def test_batch_keeps_order_and_max_concurrency(retriever):
     queries = ["a red cat", "a blue dog", "a green bird"]
     expected = [retriever.invoke(query) for query in queries]
     assert retriever.batch(queries) == expected
@@ -63,7 +63,7 @@ def test_k_is_configurable_at_run_time(retriever, counting):
     assert counting.queries
 
 
-async def test_questions_that_are_awaited_together_share_passes(store, retriever, counting):
+async def test_concurrent_queries_are_micro_batched(store, retriever, counting):
     queries = [f"{color} {animal}" for color in ("red", "blue") for animal in ("cat", "dog", "bird", "fish")] * 4
     for ask in (
         retriever.ainvoke,
@@ -78,7 +78,7 @@ async def test_questions_that_are_awaited_together_share_passes(store, retriever
         assert len(counting.queries) < len(queries) / 2
 
 
-async def test_a_reranker_is_a_link_of_a_chain(retriever, counting):
+async def test_a_reranker_works_in_a_chain(retriever, counting):
     reranker = M3Reranker(encoder=counting, mode="multi_vector", top_n=1)
     chain = RunnableParallel(query=RunnablePassthrough(), documents=retriever) | reranker
     expected = reranker.compress_documents(retriever.invoke("a red cat"), "a red cat")
@@ -92,7 +92,7 @@ async def test_a_reranker_is_a_link_of_a_chain(retriever, counting):
     assert "ours" in end["tags"]
 
 
-async def test_a_reranker_that_is_given_something_else_says_what_it_takes(counting):
+async def test_a_reranker_rejects_other_inputs_with_a_fix(counting):
     reranker = M3Reranker(encoder=counting)
     for wrong in ("a red cat", {"query": "a red cat"}, DOCUMENTS):
         with pytest.raises(
@@ -111,26 +111,26 @@ def test_a_rerankers_settings_are_configurable_at_run_time(counting):
 
 
 def answering(retriever, answers=("The cat is red.",)):
-    """Question -> {"context": documents, "answer": what the language model says}."""
+    """Build a chain that maps a question to {"context": documents, "answer": text}."""
     prompt = ChatPromptTemplate.from_template("{context}\n\n{question}")
     answer = prompt | FakeListChatModel(responses=list(answers)) | StrOutputParser()
     found = RunnableParallel(context=retriever, question=RunnablePassthrough())
     return found.assign(answer=answer)
 
 
-async def test_a_chain_that_uses_it_is_streamed(retriever):
+async def test_a_chain_with_a_retriever_can_be_streamed(retriever):
     chain = answering(retriever)
-    said = {"context": [], "answer": ""}
+    received = {"context": [], "answer": ""}
     for chunk in chain.stream("a red cat"):
-        said["context"] = chunk.get("context", said["context"])
-        said["answer"] += chunk.get("answer", "")
-    assert said == {"context": retriever.invoke("a red cat"), "answer": "The cat is red."}
+        received["context"] = chunk.get("context", received["context"])
+        received["answer"] += chunk.get("answer", "")
+    assert received == {"context": retriever.invoke("a red cat"), "answer": "The cat is red."}
     pieces = [chunk["answer"] async for chunk in chain.astream("a red cat") if "answer" in chunk]
     assert "".join(pieces) == "The cat is red."
     assert len(pieces) > 1
 
 
-async def test_a_chains_events_name_the_retriever_and_its_documents(retriever):
+async def test_chain_events_name_the_retriever_and_its_documents(retriever):
     events = [event async for event in answering(retriever).astream_events("a red cat", version="v2")]
     (end,) = [event for event in events if event["event"] == "on_retriever_end"]
     assert end["name"] == "M3Retriever"
@@ -146,8 +146,8 @@ def records():
     return manager
 
 
-def test_indexing_skips_what_is_there_replaces_what_changed_and_deletes_what_is_gone(counting, kept):
-    store, manager = M3VectorStore(M3Embeddings(encoder=counting), kept), records()
+def test_indexing_skips_replaces_and_deletes_documents(counting, any_index):
+    store, manager = M3VectorStore(M3Embeddings(encoder=counting), any_index), records()
     documents = [Document(text, metadata={"source": f"s{i}", "by": {"n": [i]}}) for i, text in enumerate(TEXTS)]
 
     def run(documents, cleanup):
@@ -165,16 +165,16 @@ def test_indexing_skips_what_is_there_replaces_what_changed_and_deletes_what_is_
     assert store.similarity_search("dog", k=1)[0].metadata == documents[1].metadata
 
 
-async def test_indexing_is_to_be_had_async(counting, kept):
-    store, manager = M3VectorStore(M3Embeddings(encoder=counting), kept), records()
+async def test_async_indexing_works(counting, any_index):
+    store, manager = M3VectorStore(M3Embeddings(encoder=counting), any_index), records()
     manager_options = {"cleanup": "full", "source_id_key": "n", "key_encoder": "sha256"}
     assert (await aindex(DOCUMENTS, manager, store, **manager_options))["num_added"] == 5
     assert (await aindex(DOCUMENTS[:1], manager, store, **manager_options))["num_deleted"] == 4
     assert [each.page_content for each in await store.asimilarity_search("cat")] == ["a red cat"]
 
 
-def test_what_one_door_ingested_the_other_paths_find(counting, kept):
-    ingest(counting, kept, map(passage_of, DOCUMENTS))
-    expected = [match.passage.id for match in Retriever(counting, kept).retrieve("a red cat", 4)]
-    assert ids(M3VectorStore(M3Embeddings(encoder=counting), kept).similarity_search("a red cat")) == expected
-    assert ids(M3Retriever(index=kept, encoder=counting).invoke("a red cat")) == expected
+def test_documents_of_one_adapter_are_found_through_the_others(counting, any_index):
+    ingest(counting, any_index, map(to_passage, DOCUMENTS))
+    expected = [match.passage.id for match in Retriever(counting, any_index).retrieve("a red cat", 4)]
+    assert ids(M3VectorStore(M3Embeddings(encoder=counting), any_index).similarity_search("a red cat")) == expected
+    assert ids(M3Retriever(index=any_index, encoder=counting).invoke("a red cat")) == expected

@@ -1,4 +1,4 @@
-"""M3Retriever and its conversions, at LangChain's door."""
+"""M3Retriever and its conversions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 from m3_integrations.core.errors import UnsupportedFilter, WrongEncoder
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.core.types import SearchPlan
+from m3_integrations.index.filters import Field
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.index.where import Field
 from m3_integrations.langchain import M3Embeddings, M3Retriever
-from m3_integrations.langchain.convert import document_of, passage_of, where_of
+from m3_integrations.langchain.convert import to_document, to_passage, to_where
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
 
@@ -34,24 +34,24 @@ def found(documents):
     return [document.id for document in documents]
 
 
-def test_the_document_that_says_it_comes_first_as_it_was_given(retriever):
+def test_the_best_document_comes_first_unchanged(retriever):
     assert retriever.invoke("a red cat")[0] == DOCUMENTS[0]
 
 
-def test_k_of_invoke_goes_before_k_of_the_constructor(hash_encoder):
+def test_k_of_invoke_overrides_k_of_the_constructor(hash_encoder):
     retriever = M3Retriever.from_documents(DOCUMENTS, encoder=hash_encoder, k=2)
     assert len(retriever.invoke("a")) == 2
     assert len(retriever.invoke("a", k=3)) == 3
 
 
-def test_k_is_at_least_one(retriever):
+def test_k_below_one_is_rejected(retriever):
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         retriever.invoke("a", k=0)
     with pytest.raises(ValidationError, match="greater than 0"):
         M3Retriever(index=retriever.index, encoder=retriever.encoder, k=0)
 
 
-def test_filter_of_invoke_goes_before_filter_of_the_constructor(hash_encoder):
+def test_filter_of_invoke_overrides_filter_of_the_constructor(hash_encoder):
     retriever = M3Retriever.from_documents(DOCUMENTS, encoder=hash_encoder, filter={"lang": "de"})
     assert set(found(retriever.invoke("a red cat"))) == {"dog", "bird"}
     assert found(retriever.invoke("a red cat", filter={"lang": "en"})) == ["cat"]
@@ -59,7 +59,7 @@ def test_filter_of_invoke_goes_before_filter_of_the_constructor(hash_encoder):
 
 
 @pytest.mark.parametrize(
-    ("filter", "passing"),
+    ("filter", "matching"),
     [
         ({"year": 2020}, {"dog"}),
         ({"year": {"$eq": 2020}}, {"dog"}),
@@ -83,47 +83,47 @@ def test_filter_of_invoke_goes_before_filter_of_the_constructor(hash_encoder):
         (Field("year", "==", 2022), {"fish"}),
     ],
 )
-def test_a_filter_lets_through_what_it_says(retriever, filter, passing):
-    assert set(found(retriever.invoke("a red cat", filter=filter))) == passing
+def test_a_filter_selects_the_matching_documents(retriever, filter, matching):
+    assert set(found(retriever.invoke("a red cat", filter=filter))) == matching
 
 
 @pytest.mark.parametrize(
-    ("filter", "said"),
+    ("filter", "message"),
     [
         ({"year": {"$near": 2020}}, r"'\$near' on 'year' is not supported; use one of .*'\$gte'"),
         ({"$xor": []}, r"'\$xor' is not supported; use one of .*'\$not'"),
         ({"$and": {"year": 2020}}, r"'\$and' takes a list of filters"),
-        ({"$or": ["year"]}, "a filter is a dict or a Where, got 'year'"),
-        ({"$not": 3}, "a filter is a dict or a Where, got 3"),
-        ("year = 2020", "a filter is a dict or a Where"),
+        ({"$or": ["year"]}, "a filter must be a dict or a Where, got 'year'"),
+        ({"$not": 3}, "a filter must be a dict or a Where, got 3"),
+        ("year = 2020", "a filter must be a dict or a Where"),
         ({"year": {"$in": "2020"}}, "'in' takes a list of values"),
     ],
 )
-def test_a_filter_that_cannot_be_said_is_an_error_that_names_it(filter, said):
-    with pytest.raises(UnsupportedFilter, match=said):
-        where_of(filter)
+def test_an_unsupported_filter_is_rejected(filter, message):
+    with pytest.raises(UnsupportedFilter, match=message):
+        to_where(filter)
 
 
-async def test_async_gives_what_sync_gives(retriever):
-    asked = {"k": 2, "filter": {"lang": "de"}}
-    assert await retriever.ainvoke("blue", **asked) == retriever.invoke("blue", **asked)
+async def test_async_matches_sync(retriever):
+    options = {"k": 2, "filter": {"lang": "de"}}
+    assert await retriever.ainvoke("blue", **options) == retriever.invoke("blue", **options)
     assert await retriever.abatch(["blue", "red"]) == retriever.batch(["blue", "red"])
 
 
-def test_it_is_a_link_of_a_chain(retriever):
+def test_a_retriever_works_in_a_chain(retriever):
     chain = retriever | RunnableLambda(found)
     assert chain.invoke("a green bird")[0] == "bird"
 
 
-def test_a_plan_is_kept_to(hash_encoder):
+def test_a_retriever_uses_its_plan(hash_encoder):
     lexical = SearchPlan(propose=("sparse",), weights={"sparse": 1.0})
     retriever = M3Retriever.from_documents(DOCUMENTS, encoder=hash_encoder, plan=lexical)
     assert set(found(retriever.invoke("red"))) == {"cat", "fish"}
 
 
-def test_a_folder_is_found_in_as_memory_is(retriever, hash_encoder, tmp_path):
+def test_a_folder_is_searched_as_memory_is(retriever, hash_encoder, tmp_path):
     with LocalIndex.open(tmp_path / "index", hash_encoder) as index:
-        ingest(hash_encoder, index, map(passage_of, DOCUMENTS))
+        ingest(hash_encoder, index, map(to_passage, DOCUMENTS))
     again = M3Retriever.from_folder(tmp_path / "index", encoder=hash_encoder)
     assert again.invoke("a red cat") == retriever.invoke("a red cat")
     again.index.close()
@@ -131,38 +131,38 @@ def test_a_folder_is_found_in_as_memory_is(retriever, hash_encoder, tmp_path):
         M3Retriever.from_folder(tmp_path / "index", encoder=HashEncoder(seed=7))
 
 
-def test_a_document_without_id_is_kept_once_however_often_it_comes(hash_encoder):
+def test_a_document_without_id_is_added_only_once(hash_encoder):
     retriever = M3Retriever.from_documents([Document("a red cat"), Document("a red cat")], encoder=hash_encoder)
     (only,) = retriever.invoke("cat")
     assert only.id
     assert only.page_content == "a red cat"
 
 
-def test_documents_of_equal_text_and_other_metadata_are_two():
-    one, other = (passage_of(Document("a red cat", metadata={"page": page})) for page in (1, 2))
+def test_equal_texts_with_different_metadata_are_two_documents():
+    one, other = (to_passage(Document("a red cat", metadata={"page": page})) for page in (1, 2))
     assert one.id != other.id
 
 
 @pytest.mark.parametrize("metadata", [{}, {"a": 1, "b": [1, {"c": None}], "d": {"e": 0.5}, "f": "日本"}])
-def test_a_document_comes_back_from_an_index_as_it_went(hash_encoder, metadata):
+def test_documents_round_trip_through_an_index(hash_encoder, metadata):
     document = Document(id="x", page_content="red", metadata=metadata)
-    assert document_of(passage_of(document)) == document
+    assert to_document(to_passage(document)) == document
     assert M3Retriever.from_documents([document], encoder=hash_encoder).invoke("red") == [document]
 
 
-def test_an_index_that_another_model_filled_is_refused_at_the_first_use(hash_encoder, tmp_path):
+def test_an_index_of_another_encoder_is_rejected_at_the_first_use(hash_encoder, tmp_path):
     with LocalIndex.open(tmp_path / "index", hash_encoder) as index:
         retriever = M3Retriever(index=index, encoder=HashEncoder(seed=7))
         with pytest.raises(WrongEncoder, match=r"was filled by HashEncoder.*seed=0"):
             retriever.invoke("red")
 
 
-def test_an_unknown_option_is_refused(hash_encoder):
+def test_an_unknown_option_is_rejected(hash_encoder):
     with pytest.raises(ValidationError, match="top_k"):
         M3Retriever(index=MemoryIndex(), encoder=hash_encoder, top_k=3)
 
 
-async def test_a_question_that_is_none_is_an_error(bge_m3):
+async def test_none_as_a_query_is_rejected(bge_m3):
     encoder = M3Embeddings(str(bge_m3())).encoder
     retriever = M3Retriever.from_documents(DOCUMENTS, encoder=encoder)
     with pytest.raises(TypeError, match="the text at position 0 is None"):

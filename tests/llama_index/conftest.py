@@ -1,4 +1,4 @@
-"""Every index of ours, for what must hold over each."""
+"""Fixtures with every kind of index."""
 
 from __future__ import annotations
 

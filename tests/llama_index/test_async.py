@@ -1,4 +1,4 @@
-"""Questions that are awaited at the same time: each gets its own answer, from few passes, while the loop goes on."""
+"""Concurrent async queries are micro-batched, and the event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NODES = [TextNode(id_=f"n{i}", text=text) for i, text in enumerate(QUESTIONS)]
 
 
 class Counting(HashEncoder):
-    """Counts the passes over questions, and works only while its gate is open."""
+    """Encoder that counts its batches of queries and waits until its gate is open."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ async def together(ask):
     return await asyncio.gather(*(ask(question) for question in QUESTIONS))
 
 
-async def test_64_concurrent_embeddings_are_those_of_64_sequential_ones(encoder):
+async def test_64_concurrent_embeddings_equal_64_sequential_ones(encoder):
     embedding = M3Embedding(encoder=encoder)
     one_by_one = [embedding.get_query_embedding(question) for question in QUESTIONS]
     encoder.passes.clear()
@@ -52,13 +52,13 @@ async def test_64_concurrent_embeddings_are_those_of_64_sequential_ones(encoder)
     assert sorted(text for texts in encoder.passes for text in texts) == sorted(QUESTIONS)
 
 
-async def test_a_model_gives_them_the_same_vectors_too(bge_m3):
+async def test_concurrent_embeddings_of_a_real_model_equal_sequential_ones(bge_m3):
     embedding = M3Embedding(str(bge_m3()))
     one_by_one = [embedding.get_query_embedding(question) for question in QUESTIONS]
     assert np.allclose(await together(embedding.aget_query_embedding), one_by_one, atol=1e-6)
 
 
-async def test_token_weights_likewise(encoder):
+async def test_concurrent_sparse_embeddings_equal_sequential_ones(encoder):
     sparse = M3SparseEmbedding(encoder=encoder)
     one_by_one = [sparse.get_query_embedding(question) for question in QUESTIONS]
     encoder.passes.clear()
@@ -67,7 +67,7 @@ async def test_token_weights_likewise(encoder):
 
 
 @pytest.mark.parametrize("make", ["retriever", "index", "hybrid", "sparse"])
-async def test_concurrent_retrievals_share_passes_and_answer_as_sequential_ones(encoder, make):
+async def test_concurrent_retrievals_are_micro_batched_and_equal_sequential_ones(encoder, make):
     if make == "retriever":
         retriever = M3Retriever.from_nodes(NODES, encoder, similarity_top_k=3)
     elif make == "index":
@@ -86,14 +86,14 @@ async def test_concurrent_retrievals_share_passes_and_answer_as_sequential_ones(
     assert len(encoder.passes) < 16
 
 
-async def test_the_event_loop_goes_on_while_the_model_works(encoder):
+async def test_the_event_loop_is_not_blocked_by_the_model(encoder):
     store = M3VectorStore(encoder=encoder)
     store.add(NODES)
-    asked = VectorStoreQuery(query_str="red cat", mode=VectorStoreQueryMode.HYBRID)
+    query = VectorStoreQuery(query_str="red cat", mode=VectorStoreQueryMode.HYBRID)
     encoder.gate.clear()
     waiting = [
         asyncio.create_task(M3Embedding(encoder=encoder).aget_query_embedding("red")),
-        asyncio.create_task(store.aquery(asked)),
+        asyncio.create_task(store.aquery(query)),
         asyncio.create_task(M3Retriever(store.index, encoder).aretrieve("red cat")),
     ]
     for _ in range(100):
@@ -105,7 +105,7 @@ async def test_the_event_loop_goes_on_while_the_model_works(encoder):
     assert {*result.nodes[0].text.split()} == {*nodes[0].text.split()} == {"red", "cat"}
 
 
-async def test_a_text_that_is_none_fails_alone(bge_m3):
+async def test_an_invalid_text_fails_without_failing_its_batch(bge_m3):
     embedding = M3Embedding(str(bge_m3()))
     good, bad = await asyncio.gather(
         embedding.aget_query_embedding("the bridge"), embedding._aget_query_embedding(None), return_exceptions=True

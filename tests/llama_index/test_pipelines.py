@@ -1,4 +1,4 @@
-"""Our classes inside LlamaIndex's pipelines: caches, upserts and worker processes."""
+"""M3Embedding and M3VectorStore in ingestion pipelines: caches, upserts and workers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def store(index, hash_encoder):
     return M3VectorStore(index, hash_encoder)
 
 
-def kept(store):
+def stored_texts(store):
     return sorted(each.get_content() for each in store.get_nodes())
 
 
-def test_two_workers_give_the_same_nodes_as_none(bge_m3):
+def test_two_workers_give_the_same_nodes_as_one_process(bge_m3):
     nodes = [TextNode(id_=f"n{i}", text=f"passage {i} where the bridge is") for i in range(5)]
     pipeline = IngestionPipeline(transformations=[M3Embedding(str(bge_m3()), max_length=64)])
     alone = pipeline.run(nodes=[node.model_copy() for node in nodes])
@@ -38,7 +38,7 @@ def test_two_workers_give_the_same_nodes_as_none(bge_m3):
     assert np.allclose([each.embedding for each in together], [each.embedding for each in alone], atol=1e-6)
 
 
-def test_what_travels_to_a_worker_holds_no_weights_and_no_rows(bge_m3):
+def test_pickles_for_workers_contain_no_weights_and_no_cached_rows(bge_m3):
     embedding = M3Embedding(str(bge_m3()))
     store = M3VectorStore(encoder=embedding.encoder)
     embedding.get_text_embedding_batch(["passage"] * 50)
@@ -51,7 +51,7 @@ def test_workers_of_one_process_share_the_weights(bge_m3):
     assert first.encoder is second.encoder
 
 
-def test_upserts_replace_what_changed_and_leave_the_rest(store, hash_encoder):
+def test_upserts_replace_only_changed_documents(store, hash_encoder):
     pipeline = IngestionPipeline(
         transformations=[SentenceSplitter(), M3Embedding(encoder=hash_encoder)],
         vector_store=store,
@@ -62,11 +62,11 @@ def test_upserts_replace_what_changed_and_leave_the_rest(store, hash_encoder):
     changed = Document(id_="d2", text="another passage", metadata={"page": 2})
     (node,) = pipeline.run(documents=[*(each.model_copy() for each in DOCUMENTS[:2]), changed])
     assert node.get_content() == "another passage"
-    assert len(kept(store)) == 6
-    assert "passage 2 about the bridge" not in kept(store)
+    assert len(stored_texts(store)) == 6
+    assert "passage 2 about the bridge" not in stored_texts(store)
 
 
-def test_upserts_and_delete_forget_what_is_gone(store, hash_encoder):
+def test_upserts_and_delete_removes_missing_documents(store, hash_encoder):
     pipeline = IngestionPipeline(
         transformations=[SentenceSplitter(), M3Embedding(encoder=hash_encoder)],
         vector_store=store,
@@ -75,16 +75,16 @@ def test_upserts_and_delete_forget_what_is_gone(store, hash_encoder):
     )
     pipeline.run(documents=[each.model_copy() for each in DOCUMENTS])
     pipeline.run(documents=[each.model_copy() for each in DOCUMENTS[3:]])
-    assert kept(store) == [each.get_content() for each in DOCUMENTS[3:]]
+    assert stored_texts(store) == [each.get_content() for each in DOCUMENTS[3:]]
 
 
 async def test_an_async_pipeline_fills_a_store(store, hash_encoder):
     pipeline = IngestionPipeline(transformations=[M3Embedding(encoder=hash_encoder)], vector_store=store)
     await pipeline.arun(nodes=[TextNode(id_="n", text="the bridge")])
-    assert kept(store) == ["the bridge"]
+    assert stored_texts(store) == ["the bridge"]
 
 
-def test_a_cache_gives_the_same_nodes_without_the_model(hash_encoder):
+def test_a_cached_pipeline_gives_the_same_nodes_without_the_model(hash_encoder):
     class Spent(HashEncoder):
         passes = 0
 
@@ -102,7 +102,7 @@ def test_a_cache_gives_the_same_nodes_without_the_model(hash_encoder):
     assert encoder.passes == 1
 
 
-def test_the_settings_model_is_used_where_none_is_named(store, hash_encoder, monkeypatch):
+def test_the_model_of_settings_is_the_default(store, hash_encoder, monkeypatch):
     monkeypatch.setattr(Settings, "_embed_model", None)
     Settings.embed_model = M3Embedding(encoder=hash_encoder)
     IngestionPipeline(vector_store=store).run(documents=[each.model_copy() for each in DOCUMENTS])

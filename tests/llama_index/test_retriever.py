@@ -1,4 +1,4 @@
-"""M3Retriever, at LlamaIndex's door."""
+"""M3Retriever as a LlamaIndex retriever."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llama_index.core.schema import IndexNode, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 
 from m3_integrations.core.errors import WrongDimension, WrongEncoder
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.core.types import SearchPlan
+from m3_integrations.index.filters import Field
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
-from m3_integrations.index.where import Field
 from m3_integrations.llama_index import M3Rerank, M3Retriever
-from m3_integrations.llama_index.convert import passage_of
+from m3_integrations.llama_index.convert import to_passage
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
 
@@ -44,26 +44,26 @@ def retriever(hash_encoder):
     return M3Retriever.from_nodes(NODES, hash_encoder, similarity_top_k=4)
 
 
-def test_the_node_that_says_it_comes_first_as_it_was_given(retriever):
+def test_the_best_node_comes_first_unchanged(retriever):
     best = retriever.retrieve("a red cat")
     assert best[0].node == NODES[0]
     assert [each.score for each in best] == sorted((each.score for each in best), reverse=True)
 
 
-def test_as_many_nodes_come_as_asked_for(hash_encoder):
+def test_similarity_top_k_limits_the_nodes(hash_encoder):
     assert len(M3Retriever.from_nodes(NODES, hash_encoder).retrieve("a")) == 2
     assert len(M3Retriever.from_nodes(NODES, hash_encoder, similarity_top_k=3).retrieve("a")) == 3
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="similarity_top_k must be an integer of at least 1, got 0"):
         M3Retriever.from_nodes(NODES, hash_encoder, similarity_top_k=0).retrieve("a")
 
 
-def test_an_empty_index_answers_nothing(hash_encoder):
+def test_an_empty_index_returns_nothing(hash_encoder):
     assert M3Retriever(MemoryIndex(), hash_encoder).retrieve("a") == []
 
 
-def test_a_folder_is_found_in_as_memory_is(retriever, hash_encoder, tmp_path):
+def test_a_folder_is_searched_as_memory_is(retriever, hash_encoder, tmp_path):
     with LocalIndex.open(tmp_path / "index", hash_encoder) as index:
-        ingest(hash_encoder, index, map(passage_of, NODES))
+        ingest(hash_encoder, index, map(to_passage, NODES))
     again = M3Retriever.from_folder(tmp_path / "index", hash_encoder, similarity_top_k=4)
     assert again.retrieve("a red cat") == retriever.retrieve("a red cat")
     again.retriever.index.close()
@@ -74,7 +74,7 @@ def test_a_folder_is_found_in_as_memory_is(retriever, hash_encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("filters", "passing"),
+    ("filters", "matching"),
     [
         (group("and", ask("year", "==", 2020)), {"dog"}),
         (group("and", ask("year", "!=", 2020)), {"cat", "bird", "fish"}),
@@ -102,14 +102,14 @@ def test_a_folder_is_found_in_as_memory_is(retriever, hash_encoder, tmp_path):
         (Field("year", "==", 2022), {"fish"}),
     ],
 )
-def test_filters_let_through_what_they_say(hash_encoder, filters, passing):
+def test_filters_select_the_matching_nodes(hash_encoder, filters, matching):
     retriever = M3Retriever.from_nodes(NODES, hash_encoder, similarity_top_k=4, filters=filters)
-    assert set(found(retriever.retrieve("a red cat"))) == passing
+    assert set(found(retriever.retrieve("a red cat"))) == matching
 
 
-def test_a_bundles_own_embedding_takes_the_place_of_the_dense_vector(hash_encoder):
+def test_the_embedding_of_a_query_bundle_replaces_the_dense_vector(hash_encoder):
     retriever = M3Retriever.from_nodes(NODES, hash_encoder, plan=DENSE)
-    dog = hash_encoder.encode_passages([passage_of(NODES[1]).text]).dense[0].tolist()
+    dog = hash_encoder.encode_passages([to_passage(NODES[1]).text]).dense[0].tolist()
     best = retriever.retrieve(QueryBundle("a red cat", embedding=dog))
     assert found(best)[0] == "dog"
     assert best[0].score == pytest.approx(1.0)
@@ -118,22 +118,22 @@ def test_a_bundles_own_embedding_takes_the_place_of_the_dense_vector(hash_encode
         retriever.retrieve(QueryBundle("a red cat", embedding=dog[:-1]))
 
 
-def test_custom_strings_are_asked_in_place_of_the_question(retriever):
-    asked = QueryBundle("a red cat", custom_embedding_strs=["a blue dog"])
-    assert retriever.retrieve(asked) == retriever.retrieve("a blue dog")
+def test_custom_embedding_strs_replace_the_query_text(retriever):
+    bundle = QueryBundle("a red cat", custom_embedding_strs=["a blue dog"])
+    assert retriever.retrieve(bundle) == retriever.retrieve("a blue dog")
     both = retriever.retrieve(QueryBundle("?", custom_embedding_strs=["green bird", "blue dog"]))
     assert set(found(both)[:2]) == {"bird", "dog"}
 
 
-def test_an_empty_question_is_no_crash(retriever):
-    assert len(retriever.retrieve("")) == 4
+def test_an_empty_query_finds_nothing(retriever):
+    assert retriever.retrieve("") == []
 
 
-async def test_async_gives_what_sync_gives(retriever):
+async def test_async_matches_sync(retriever):
     assert await retriever.aretrieve("a red cat") == retriever.retrieve("a red cat")
 
 
-def test_an_engine_answers_from_what_was_found_and_ranked(retriever, hash_encoder):
+def test_a_query_engine_answers_from_reranked_nodes(retriever, hash_encoder):
     engine = RetrieverQueryEngine.from_args(
         retriever, llm=MockLLM(), node_postprocessors=[M3Rerank(encoder=hash_encoder, top_n=1)]
     )
@@ -142,7 +142,7 @@ def test_an_engine_answers_from_what_was_found_and_ranked(retriever, hash_encode
     assert "a red cat" in str(answer)
 
 
-def test_an_index_node_leads_to_what_it_points_at(retriever, hash_encoder):
+def test_retrieval_continues_in_the_object_of_an_index_node(retriever, hash_encoder):
     pointers = [
         IndexNode(id_="i", text="about animals", index_id="animals", obj=retriever),
         IndexNode(id_="j", text="about stones", index_id="stones", obj=TextNode(id_="stone", text="granite")),

@@ -1,4 +1,4 @@
-"""Our retrievers, and core's over our store, inside the retrievers, engines and evaluators of LlamaIndex."""
+"""Retrievers over M3 indexes in LlamaIndex's retrievers, engines and evaluators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STONES = [TextNode(id_="granite", text="hard granite stone"), TextNode(id_="chal
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """No language model of anyone else's."""
+    """Use a mock LLM."""
     monkeypatch.setattr(Settings, "_llm", MockLLM())
 
 
@@ -57,14 +57,14 @@ def found(scored):
     return [each.node.node_id for each in scored]
 
 
-async def test_an_engine_answers_from_what_was_found(over, hash_encoder):
+async def test_a_query_engine_answers_from_the_retrieved_nodes(over, hash_encoder):
     rerank = M3Rerank(encoder=hash_encoder, top_n=1)
     engine = RetrieverQueryEngine.from_args(over(NODES, similarity_top_k=3), node_postprocessors=[rerank])
     assert found(engine.query("a blue dog").source_nodes) == ["dog"]
     assert found((await engine.aquery("a blue dog")).source_nodes) == ["dog"]
 
 
-async def test_a_router_asks_the_retriever_whose_description_is_near(over, hash_encoder):
+async def test_a_router_selects_the_retriever_with_the_nearest_description(over, hash_encoder):
     tools = [
         RetrieverTool.from_defaults(over(NODES, similarity_top_k=1), description="animals cat dog bird"),
         RetrieverTool.from_defaults(over(STONES, similarity_top_k=1), description="stone granite chalk"),
@@ -77,7 +77,7 @@ async def test_a_router_asks_the_retriever_whose_description_is_near(over, hash_
 
 @pytest.mark.parametrize("mode", ["reciprocal_rerank", "relative_score", "dist_based_score", "simple"])
 @pytest.mark.parametrize("use_async", [True, False])
-def test_fusion_puts_two_retrievers_together(over, mode, use_async):
+def test_query_fusion_combines_two_retrievers(over, mode, use_async):
     retrievers = [over(NODES, similarity_top_k=2), over(STONES, similarity_top_k=2)]
     fusion = QueryFusionRetriever(retrievers, num_queries=1, mode=mode, use_async=use_async, similarity_top_k=4)
     answer = fusion.retrieve("blue dog stone")
@@ -103,7 +103,7 @@ async def test_recursion_follows_an_index_node(over):
     assert set(found(await recursive.aretrieve("about stones"))) == {"granite", "chalk"}
 
 
-def test_the_objects_of_a_vector_store_index_lead_on(hash_encoder):
+def test_retrieval_continues_in_the_objects_of_a_vector_store_index(hash_encoder):
     inner = alone(STONES, hash_encoder, similarity_top_k=2)
     made = VectorStoreIndex(
         NODES,
@@ -116,7 +116,7 @@ def test_the_objects_of_a_vector_store_index_lead_on(hash_encoder):
     assert found(retriever.retrieve("a blue dog")) == ["dog"]
 
 
-async def test_core_measures_a_retriever(over):
+async def test_the_retriever_evaluator_measures_a_retriever(over):
     names = ["hit_rate", "mrr", "precision", "recall", "ap", "ndcg"]
     evaluator = RetrieverEvaluator.from_metric_names(names, retriever=over(NODES, similarity_top_k=2))
     expected = {"hit_rate": 1.0, "mrr": 1.0, "precision": 0.5, "recall": 1.0, "ap": 1.0, "ndcg": 1.0}
@@ -125,7 +125,7 @@ async def test_core_measures_a_retriever(over):
     assert evaluator.evaluate("a blue dog", ["fish"]).metric_vals_dict["mrr"] == 0.0
 
 
-class Heard(BaseEventHandler):
+class EventRecorder(BaseEventHandler):
     events: list = Field(default_factory=list)
 
     def handle(self, event, **_):
@@ -133,34 +133,34 @@ class Heard(BaseEventHandler):
 
 
 @pytest.fixture
-def heard():
-    root, heard = get_dispatcher(), Heard()
-    root.add_event_handler(heard)
-    yield heard.events
-    root.event_handlers.remove(heard)
+def events():
+    root, recorder = get_dispatcher(), EventRecorder()
+    root.add_event_handler(recorder)
+    yield recorder.events
+    root.event_handlers.remove(recorder)
 
 
-async def test_instrumentation_hears_a_retrieval_and_the_embedding_in_it(over, hash_encoder, heard):
+async def test_instrumentation_gets_retrieval_and_embedding_events(over, hash_encoder, events):
     retriever = over(NODES, similarity_top_k=2)
     for ask in (retriever.retrieve, retriever.aretrieve):
-        heard.clear()
+        events.clear()
         answer = ask("a blue dog")
         nodes = answer if isinstance(answer, list) else await answer
-        assert [type(each) for each in heard] == [
+        assert [type(each) for each in events] == [
             RetrievalStartEvent, EmbeddingStartEvent, EmbeddingEndEvent, RetrievalEndEvent,
         ]  # fmt: skip
-        assert heard[2].chunks == ["a blue dog"]
-        assert heard[2].embeddings[0] == pytest.approx(hash_encoder.encode_queries(["a blue dog"]).dense[0].tolist())
-        assert heard[3].nodes == nodes
+        assert events[2].chunks == ["a blue dog"]
+        assert events[2].embeddings[0] == pytest.approx(hash_encoder.encode_queries(["a blue dog"]).dense[0].tolist())
+        assert events[3].nodes == nodes
 
 
-def test_instrumentation_hears_what_an_index_embeds(hash_encoder, heard):
+def test_instrumentation_gets_the_embedding_events_of_an_index(hash_encoder, events):
     M3Index(NODES, encoder=hash_encoder)
-    assert [type(each) for each in heard] == [EmbeddingStartEvent, EmbeddingEndEvent]
-    assert heard[1].chunks == [node.get_content() for node in NODES]
+    assert [type(each) for each in events] == [EmbeddingStartEvent, EmbeddingEndEvent]
+    assert events[1].chunks == [node.get_content() for node in NODES]
 
 
-def test_callbacks_hear_a_retrieval_and_the_embedding_in_it(hash_encoder):
+def test_callbacks_get_retrieval_and_embedding_events(hash_encoder):
     debug = LlamaDebugHandler(print_trace_on_end=False)
     made = M3Index(NODES, encoder=hash_encoder, callback_manager=CallbackManager([debug]))
     assert len(debug.get_event_pairs(CBEventType.EMBEDDING)) == 1

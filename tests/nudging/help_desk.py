@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 
-from m3_integrations.core.metrics import evaluate
-from m3_integrations.core.texts import Passage, Query
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.core.types import Passage, Query
+from m3_integrations.evaluation.metrics import evaluate
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.retrieval.retriever import Retriever
 from m3_integrations.testing import HashEncoder
@@ -47,8 +47,8 @@ def _arrays(encoded):
     return encoded.dense, sparse.data, sparse.indices.astype(np.int64), sparse.indptr, late.values, late.offsets
 
 
-def score(index, queries, plan):
-    found = Retriever(ENCODER, index, plan).retrieve_many([query.text for query in queries])
+def score(index, queries, plan, encoder=ENCODER):
+    found = Retriever(encoder, index, plan).retrieve_many([query.text for query in queries])
     run = {query.id: [match.passage.id for match in each] for query, each in zip(queries, found, strict=True)}
     return evaluate(run, queries, ["ndcg@10"])["ndcg@10"]
 

@@ -32,7 +32,7 @@ def test_queries_without_an_answer_or_a_weight_are_not_answered():
 
 def test_a_query_cap_bounds_all_that_one_query_pulls():
     judged = Judged.of(TWO, [{0: 1.0, 1: 1.0}, {1: 1.0}], weights=[8.0, 1.0])
-    assert judged.capped(per_query=4.0).strengths.tolist() == [4 / 2, 4 / 2, 1]
+    assert judged.capped(per_query=4.0).pair_weights.tolist() == [4 / 2, 4 / 2, 1]
 
 
 def test_a_passage_cap_keeps_its_strongest_queries_and_the_earlier_of_equals():

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from help_desk import ENCODER, asked, everything, filled, nothing_differs, score
 
 from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import DamagedFolder, MissingMode, UnknownId, WrongEncoder
-from m3_integrations.core.plan import SearchPlan
-from m3_integrations.core.texts import Passage, Query
-from m3_integrations.index.local import LocalIndex
+from m3_integrations.core.types import Passage, Query, SearchPlan
+from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.nudging.ledger import FILE_NAME
 from m3_integrations.nudging.nudger import Nudger
+from m3_integrations.retrieval.retriever import Retriever
 from m3_integrations.testing import HashEncoder
+from tests.nudging.help_desk import ENCODER, asked, everything, filled, nothing_differs, score
 
 TRAIN, VALIDATION, TEST = asked(200, "t", 1), asked(40, "v", 2), asked(60, "x", 3)
-WAYS = [("dense",), ("sparse",), ("multi_vector",), MODES]
+TRAJECTORIES = [("dense",), ("sparse",), ("multi_vector",), MODES]
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -35,7 +38,7 @@ def index(request, tmp_path):
             yield filled(opened)
 
 
-@pytest.mark.parametrize("modes", WAYS)
+@pytest.mark.parametrize("modes", TRAJECTORIES)
 def test_questions_unseen_find_more_and_the_report_promised_what_the_index_does(index, modes):
     report = Nudger(ENCODER, index).fit(TRAIN, VALIDATION, test=TEST, modes=modes)
     assert set(report.moves) == set(modes)
@@ -45,22 +48,22 @@ def test_questions_unseen_find_more_and_the_report_promised_what_the_index_does(
     assert report.validation.after == pytest.approx(score(index, VALIDATION, report.plan), abs=1e-6)
 
 
-@pytest.mark.parametrize("modes", WAYS)
+@pytest.mark.parametrize("modes", TRAJECTORIES)
 def test_revert_restores_every_bit(index, modes):
     before = everything(index)
     nudger = Nudger(ENCODER, index)
     nudger.fit(TRAIN, VALIDATION, modes=modes)
     assert not nothing_differs(everything(index), before)
-    nudger.add_queries(asked(30, "n", 4))
+    nudger.add_queries(asked(30, "nudge-n", 4))
     nudger.refit()
     nudger.revert()
     assert nothing_differs(everything(index), before)
     assert nudger.version == 0
 
 
-@pytest.mark.parametrize("modes", WAYS)
+@pytest.mark.parametrize("modes", TRAJECTORIES)
 def test_an_incremental_fit_equals_one_from_scratch(index, modes):
-    more = asked(40, "n", 4)
+    more = asked(40, "nudge-n", 4)
     nudger = Nudger(ENCODER, index)
     nudger.fit(TRAIN[:120], VALIDATION, modes=modes)
     nudger.add_queries([*TRAIN[120:], *more])
@@ -95,6 +98,35 @@ def test_a_version_can_be_gone_back_to(index):
         nudger.revert(7)
 
 
+def test_a_version_from_before_sparse_scores_were_divided_keeps_its_sums_and_vectors(tmp_path):
+    means = HashEncoder(sparse_score="mean")
+    with LocalIndex.open(tmp_path, ENCODER) as index:
+        nudger = Nudger(ENCODER, filled(index))
+        report = nudger.fit(TRAIN, VALIDATION, modes=MODES)
+        nudged = everything(index)
+        nudger.close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as ledger, ledger:
+        ledger.execute("UPDATE versions SET figures = json_remove(figures, '$.sparse_score')")
+    with LocalIndex.open(tmp_path, means) as index:
+        nudger = Nudger(means, index)
+        assert nudger.plan == replace(report.plan, sparse_score="sum")
+        nudger.revert()
+        nudger.revert(1)
+        assert nothing_differs(everything(index), nudged)
+        assert score(index, TEST, index.plan) == score(index, TEST, nudger.plan)
+        assert Retriever(means, index).retrieve("s1 w2") == Retriever(ENCODER, index, report.plan).retrieve("s1 w2")
+        assert nudger.refit().plan.sparse_score is None
+
+
+@pytest.mark.parametrize("modes", [("sparse",), MODES])
+def test_where_sparse_scores_are_means_the_report_promises_what_the_index_does(modes):
+    means = HashEncoder(sparse_score="mean")
+    index = filled(MemoryIndex())
+    report = Nudger(means, index).fit(TRAIN, VALIDATION, test=TEST, modes=modes)
+    assert report.test.after > report.test.before + 0.05
+    assert report.test.after == pytest.approx(score(index, TEST, report.plan, means), abs=1e-6)
+
+
 def test_the_ledger_is_found_again_with_the_folder(tmp_path):
     with LocalIndex.open(tmp_path, ENCODER) as index:
         before = everything(filled(index))
@@ -107,7 +139,7 @@ def test_the_ledger_is_found_again_with_the_folder(tmp_path):
         nudger.revert()
         assert nothing_differs(everything(index), before)
     with LocalIndex.open(tmp_path) as index, pytest.raises(WrongEncoder, match="the encoder that filled the index"):
-        Nudger(HashEncoder(dim=16), index)
+        Nudger(HashEncoder(dense_dim=16), index)
 
 
 def test_a_second_nudger_of_an_index_in_memory_knows_the_first():
@@ -158,17 +190,17 @@ def test_what_cannot_be_done_is_said(index):
     nudger = Nudger(ENCODER, index)
     with pytest.raises(ValueError, match=r"call fit\(train, validation\) first"):
         nudger.refit()
-    with pytest.raises(ValueError, match="such as 'nobody', the index holds such as 'p00'"):
+    with pytest.raises(ValueError, match="such as 'nobody', and the index holds passages such as 'p00'"):
         nudger.fit([Query("q", "text", {"nobody": 1.0})])
-    with pytest.raises(ValueError, match="says what answers it"):
+    with pytest.raises(ValueError, match="training questions has an answer; fill in"):
         nudger.fit([Query("q", "text")])
-    with pytest.raises(ValueError, match="there is no training question"):
+    with pytest.raises(ValueError, match="there are no training questions"):
         nudger.fit([])
-    with pytest.raises(MissingMode, match="names no mode"):
+    with pytest.raises(MissingMode, match="modes is empty"):
         nudger.fit(TRAIN, VALIDATION, modes=())
-    with pytest.raises(ValueError, match="write ndcg@10"):
+    with pytest.raises(ValueError, match="use ndcg@10"):
         nudger.fit(TRAIN, VALIDATION, metric="bleu")
-    with pytest.raises(ValueError, match="'auto' or 'n' or 'm', got 'x'"):
+    with pytest.raises(ValueError, match="'auto' or 'nudge-n' or 'nudge-m', got 'x'"):
         nudger.fit(TRAIN, VALIDATION, modes=("sparse",), method="x")
     nudger.fit(TRAIN, VALIDATION)
     with pytest.raises(UnknownId, match=r"nudger\.queries\(\)"):
@@ -192,7 +224,7 @@ def test_a_file_that_is_no_ledger_is_named(tmp_path):
     with LocalIndex.open(tmp_path, ENCODER) as index:
         filled(index)
         (tmp_path / FILE_NAME).write_bytes(b"not a database" * 100)
-        with pytest.raises(DamagedFolder, match="move it away"):
+        with pytest.raises(DamagedFolder, match="put back a copy of the whole folder, and keep this file"):
             Nudger(ENCODER, index)
 
 
@@ -201,9 +233,9 @@ def test_a_process_killed_while_it_fits_or_reverts_leaves_the_old_or_the_new(tmp
     train, validation, modes = asked(80, "t", 1), asked(20, "v", 2), ("sparse", "multi_vector")
     with LocalIndex.open(tmp_path, ENCODER) as index:
         old = everything(filled(index))
-    judge = filled(MemoryIndex())
-    Nudger(ENCODER, judge).fit(train, validation, modes=modes)
-    new = everything(judge)
+    eval_query = filled(MemoryIndex())
+    Nudger(ENCODER, eval_query).fit(train, validation, modes=modes)
+    new = everything(eval_query)
     script = Path(__file__).with_name("help_desk.py")
     with subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"fitted\n"

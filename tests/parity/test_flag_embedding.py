@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from FlagEmbedding import BGEM3FlagModel
 
 from m3_integrations import M3Encoder, score
 
-flag_embedding = pytest.importorskip(
-    "FlagEmbedding", reason="FlagEmbedding is not installed; run: pip install 'm3-integrations[parity]'"
-)
-
-pytestmark = pytest.mark.parity
 TOLERANCE = 1e-5
 MAX_LENGTH = 48
 TEXTS = [
@@ -54,11 +50,11 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder, ours):
-    return judge(folder, ours.width)
+    return judge(folder, ours.multi_vector_dim)
 
 
-def judge(folder, width):
-    return flag_embedding.BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu", colbert_dim=width)
+def judge(folder, dim):
+    return BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu", colbert_dim=dim)
 
 
 def encode(model):
@@ -117,7 +113,7 @@ def test_scores_agree(ours, judged, name, weights):
 @pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
 def test_a_saved_folder_loads_in_flag_embedding_with_the_same_outputs(ours, theirs, tmp_path):
     ours.save_pretrained(tmp_path)
-    before, after = encode(theirs), encode(judge(tmp_path, ours.width))
+    before, after = encode(theirs), encode(judge(tmp_path, ours.multi_vector_dim))
     np.testing.assert_array_equal(before["dense_vecs"], after["dense_vecs"])
     assert before["lexical_weights"] == after["lexical_weights"]
     for was, now in zip(before["colbert_vecs"], after["colbert_vecs"], strict=True):
@@ -125,22 +121,22 @@ def test_a_saved_folder_loads_in_flag_embedding_with_the_same_outputs(ours, thei
 
 
 @pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
-def test_a_narrowed_head_loads_in_flag_embedding_with_the_same_outputs(ours, tmp_path):
-    narrow = ours.narrowed(TEXTS, 6)
-    narrow.save_pretrained(tmp_path)
-    assert_agree(narrow.encode_passages(TEXTS), encode(judge(tmp_path, 6)))
+def test_a_projected_head_loads_in_flag_embedding_with_the_same_outputs(ours, tmp_path):
+    projected = ours.with_projection(TEXTS, 6)
+    projected.save_pretrained(tmp_path)
+    assert_agree(projected.encode_passages(TEXTS), encode(judge(tmp_path, 6)))
 
 
 @pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
-def test_narrowed_hidden_states_load_in_flag_embedding_with_the_same_outputs(bge_m3, tmp_path):
+def test_projected_hidden_states_load_in_flag_embedding_with_the_same_outputs(bge_m3, tmp_path):
     M3Encoder.from_pretrained(str(bge_m3()), device="cpu").save_pretrained(tmp_path / "identity")
     head = {"weight": torch.eye(32), "bias": torch.zeros(32)}
     torch.save(head, tmp_path / "identity" / "colbert_linear.pt")
-    narrow = M3Encoder.from_pretrained(str(tmp_path / "identity"), max_length=MAX_LENGTH, device="cpu").narrowed(
-        TEXTS, 6
-    )
-    narrow.save_pretrained(tmp_path / "narrow")
-    assert_agree(narrow.encode_passages(TEXTS), encode(judge(tmp_path / "narrow", 6)))
+    projected = M3Encoder.from_pretrained(
+        str(tmp_path / "identity"), max_length=MAX_LENGTH, device="cpu"
+    ).with_projection(TEXTS, 6)
+    projected.save_pretrained(tmp_path / "projected")
+    assert_agree(projected.encode_passages(TEXTS), encode(judge(tmp_path / "projected", 6)))
 
 
 @pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.TextsTruncated")
@@ -149,4 +145,4 @@ def test_what_was_trained_here_loads_there_with_the_same_outputs(bge_m3, tmp_pat
 
     trained = run(bge_m3(), tmp_path / "model", steps=2, rows=4, learning_rate=1e-3)
     ours = M3Encoder.from_pretrained(str(trained.folder), max_length=MAX_LENGTH, device="cpu")
-    assert_agree(ours.encode_passages(TEXTS), encode(judge(trained.folder, ours.width)))
+    assert_agree(ours.encode_passages(TEXTS), encode(judge(trained.folder, ours.multi_vector_dim)))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import nudge as nudge_ft
 import numpy as np
 import pytest
 
-from m3_integrations.nudging.engine import nudge
+from m3_integrations.nudging.api import nudge
 from m3_integrations.nudging.judged import Judged
-
-nudge_ft = pytest.importorskip("nudge", reason="nudge-ft is not installed; run: pip install 'm3-integrations[parity]'")
-
-pytestmark = pytest.mark.parity
 
 
 def unit(vectors):
@@ -34,11 +31,11 @@ class Problem:
     def ours(self, method, **options):
         train = Judged.of(self.train, [{int(row): 1.0} for row in self.train_rows])
         validation = Judged.of(self.validation, [{int(row): 1.0} for row in self.validation_rows])
-        return nudge(self.passages, train, validation, method=method, spread=None, **options)
+        return nudge(self.passages, train, validation, method=method, propagate=None, **options)
 
     def theirs(self, method, **options):
         """Fresh copies, for it writes into what it is given."""
-        model = nudge_ft.NUDGEN() if method == "n" else nudge_ft.NUDGEM()
+        model = nudge_ft.NUDGEN() if method == "nudge-n" else nudge_ft.NUDGEM()
         return model.finetune_embeddings(
             self.passages.copy(),
             {"q_embs": self.train.copy(), "q_ans_indx": [[int(row)] for row in self.train_rows]},
@@ -52,7 +49,7 @@ class Problem:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("gamma", [0.05, 0.3])
-@pytest.mark.parametrize("method", ["n", "m"])
+@pytest.mark.parametrize("method", ["nudge-n", "nudge-m"])
 def test_the_vectors_are_the_same_for_a_given_gamma(method, gamma, seed):
     problem = Problem(seed)
     ours, theirs = problem.ours(method, gamma=gamma), problem.theirs(method, gamma=gamma)
@@ -60,7 +57,7 @@ def test_the_vectors_are_the_same_for_a_given_gamma(method, gamma, seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("method", ["n", "m"])
+@pytest.mark.parametrize("method", ["nudge-n", "nudge-m"])
 def test_our_gamma_is_never_worse_by_its_own_criterion(method, seed):
     problem = Problem(seed)
     ours = problem.ours(method, metric="accuracy@1")
@@ -74,8 +71,8 @@ def test_a_query_equal_to_its_passage_gives_no_nan():
         24**-0.5
     )  # their length is 1 to the last bit or nearly
     problem.train = problem.passages[problem.train_rows]
-    assert np.isfinite(problem.ours("n", gamma=0.3).passages).all()
-    np.testing.assert_allclose(problem.ours("n", gamma=0.3).passages, problem.passages, atol=1e-6)
+    assert np.isfinite(problem.ours("nudge-n", gamma=0.3).passages).all()
+    np.testing.assert_allclose(problem.ours("nudge-n", gamma=0.3).passages, problem.passages, atol=1e-6)
 
 
 def test_one_unlabelled_validation_query_does_not_switch_tuning_off():
@@ -84,7 +81,12 @@ def test_one_unlabelled_validation_query_does_not_switch_tuning_off():
     answers = [{int(row): 1.0} for row in problem.validation_rows]
     answers[0] = {}
     ours = nudge(
-        problem.passages, train, Judged.of(problem.validation, answers), method="n", spread=None, metric="accuracy@1"
+        problem.passages,
+        train,
+        Judged.of(problem.validation, answers),
+        method="nudge-n",
+        propagate=None,
+        metric="accuracy@1",
     )
     theirs = nudge_ft.NUDGEN().finetune_embeddings(
         problem.passages.copy(),
@@ -103,7 +105,7 @@ def test_a_passage_whose_pull_points_away_is_turned_too():
     problem.train = unit(-problem.passages[problem.train_rows] + 0.5 * np.roll(problem.passages[problem.train_rows], 1))
     row = int(problem.train_rows[0])
     before = problem.passages[row]
-    theirs, ours = problem.theirs("n", gamma=0.3)[row], problem.ours("n", gamma=0.3).passages[row]
+    theirs, ours = problem.theirs("nudge-n", gamma=0.3)[row], problem.ours("nudge-n", gamma=0.3).passages[row]
     np.testing.assert_allclose(theirs, before, atol=1e-6)
     assert ours @ problem.train[0] > before @ problem.train[0] + 0.1
     assert np.sum((ours - before) ** 2) == pytest.approx(0.3, abs=1e-5)
@@ -113,7 +115,7 @@ def test_fewer_background_rows_than_k_will_do():
     problem = Problem(3)
     background = unit(np.random.default_rng(0).standard_normal((2, 24)))
     with pytest.raises(RuntimeError, match="k"):
-        problem.theirs("n", nontrain_embeddings=background, val_k=5)
-    ours = problem.ours("n", metric="recall@2", background=background)
+        problem.theirs("nudge-n", nontrain_embeddings=background, val_k=5)
+    ours = problem.ours("nudge-n", metric="recall@2", background=background)
     assert ours.gamma > 0
     assert ours.after > ours.before

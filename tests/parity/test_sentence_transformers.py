@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from m3_integrations import M3Encoder
 from tests.checkpoints import TinyCheckpoint, write_sentence_transformers
 
-sentence_transformers = pytest.importorskip(
-    "sentence_transformers", reason="sentence-transformers is not installed; run: pip install 'm3-integrations[parity]'"
-)
-
-pytestmark = pytest.mark.parity
 TEXTS = [
     "the bridge over the river",
     "Die Brücke über die Wolga",
@@ -32,5 +28,5 @@ TEXTS = [
 def test_dense_vectors_agree(tmp_path, pooling, normalise, seed):
     folder = write_sentence_transformers(tmp_path, TinyCheckpoint(seed=seed), pooling, normalise)
     ours = M3Encoder.from_pretrained(str(folder), device="cpu").encode_passages(TEXTS).dense
-    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, batch_size=3)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, batch_size=3)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)

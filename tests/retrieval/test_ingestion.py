@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from m3_integrations.testing import HashEncoder
 
 
 class Counting(HashEncoder):
-    """Remembers the texts that it was asked to encode."""
+    """Records the texts that it encodes."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -58,7 +59,7 @@ def test_a_passage_whose_metadata_changed_is_replaced(encoder, index):
     assert index.passages(["a"])[0].metadata == {"year": 2021}
 
 
-def test_of_an_id_that_comes_twice_the_last_is_kept(encoder, index):
+def test_the_last_passage_of_a_repeated_id_is_stored(encoder, index):
     report = ingest(encoder, index, [Passage("a", "red"), Passage("a", "blue")])
     assert report.total == 2
     assert [passage.text for passage in index.passages()] == ["blue"]
@@ -77,7 +78,7 @@ def test_a_generator_is_streamed(encoder, index):
     assert 0 < kept_when_asked[-1] < 1100  # much was added before the last passage was made
 
 
-def test_what_was_added_before_an_error_stays_and_the_next_call_goes_on(encoder, index):
+def test_passages_added_before_an_error_stay_and_the_next_call_resumes(encoder, index):
     def breaking():
         yield from (Passage(f"{i:04d}", "red") for i in range(600))
         raise OSError("the disk was pulled out")
@@ -95,23 +96,23 @@ def test_nothing_to_ingest_changes_nothing(encoder, index):
     assert len(index) == 0
 
 
-def test_the_modes_asked_are_kept_and_later_calls_follow_the_index(encoder, index):
+def test_the_requested_modes_are_stored_and_later_calls_follow_the_index(encoder, index):
     ingest(encoder, index, passages("red"), modes=("dense",))
     ingest(encoder, index, passages("red", "blue"))
     assert index.modes == {"dense"}
 
 
-def test_a_mode_that_the_encoder_lacks_is_refused(index):
-    with pytest.raises(MissingMode, match="'sparse' was asked for"):
+def test_a_mode_that_the_encoder_lacks_raises(index):
+    with pytest.raises(MissingMode, match="'sparse' is not available"):
         ingest(HashEncoder(modes=("dense",)), index, passages("red"), modes=("sparse",))
 
 
-def test_empty_texts_are_kept(encoder, index):
+def test_empty_texts_are_stored(encoder, index):
     assert ingest(encoder, index, passages("", "  ")).added == 2
     assert len(index.search("dense", encoder.encode_queries([""]), 2)[0]) == 2
 
 
-def test_progress_is_shown_when_asked_for_and_not_otherwise(encoder, index, capsys):
+def test_progress_is_shown_only_on_request(encoder, index, capsys):
     ingest(encoder, index, passages("red"))
     assert capsys.readouterr().err == ""
     ingest(encoder, index, passages("red"), show_progress=True)
@@ -126,7 +127,7 @@ def test_reports_add_up():
 LONG = 1 << 17  # characters: such a passage is encoded and written on its own
 
 
-def test_passages_are_encoded_while_those_before_them_are_written():
+def test_passages_are_encoded_while_earlier_ones_are_written():
     second_is_encoded = threading.Event()
 
     class Telling(Counting):
@@ -146,14 +147,14 @@ def test_passages_are_encoded_while_those_before_them_are_written():
         assert index.ids() == ["a", "b", "c"]
 
 
-def test_an_id_that_comes_again_while_it_is_written_is_told_from_a_new_one(encoder):
+def test_an_id_repeated_while_it_is_written_counts_as_replaced(encoder):
     with MemoryIndex() as index:
         report = ingest(encoder, index, [Passage("a", letter * LONG) for letter in "aab"])
         assert (report.added, report.unchanged, report.replaced) == (1, 1, 1)
         assert [passage.text[0] for passage in index.passages()] == ["b"]
 
 
-def test_an_addition_that_fails_is_raised_and_what_was_added_before_it_stays(encoder):
+def test_a_failed_addition_raises_and_earlier_passages_stay(encoder):
     class Full(MemoryIndex):
         def add(self, passages, encoded):
             if len(self) == 2:
@@ -178,14 +179,39 @@ class Watching(MemoryIndex):
         super().add(passages, encoded)
 
 
-def test_long_passages_are_held_a_few_at_a_time(encoder):
+def test_long_passages_are_encoded_in_small_parts(encoder):
     with Watching() as index:
-        ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(10)])
-    assert index.sizes == [4, 4, 2]
+        ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(40)])
+    assert (sum(index.sizes), max(index.sizes)) == (40, 4)
 
 
-def test_an_encoder_of_large_batches_gets_two_of_them_at_once(encoder):
+def test_an_encoder_with_large_batches_gets_two_batches_at_once(encoder):
     encoder.batch_tokens = LONG // 4  # of 4 characters, two of which are twice the characters that others get
     with Watching() as index:
-        ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(10)])
-    assert index.sizes == [8, 2]
+        ingest(encoder, index, [Passage(str(i), "x" * (LONG // 4)) for i in range(60)])
+    assert (sum(index.sizes), max(index.sizes)) == (60, 8)
+
+
+def test_a_slow_encoder_loses_seconds_of_work_when_it_is_interrupted(index):
+    class Interrupted(HashEncoder):
+        def encode_passages(self, texts, modes=None, *, show_progress=False):
+            for text in texts:
+                if text == "number 180":
+                    raise KeyboardInterrupt
+                time.sleep(0.03)
+            return super().encode_passages(texts, modes, show_progress=show_progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(Interrupted(), index, [Passage(f"{i:03d}", f"number {i}") for i in range(300)])
+    assert 180 - 3 / 0.03 < len(index) <= 180
+    report = ingest(HashEncoder(), index, [Passage(f"{i:03d}", f"number {i}") for i in range(300)])
+    assert report.added == 300 - report.unchanged < 300
+
+
+def test_progress_is_reported_with_the_counts_so_far(encoder, index):
+    ingest(encoder, index, passages("red", "blue"))
+    reports = []
+    total = ingest(encoder, index, passages("red", "blue", *("green" * 500,) * 3), on_progress=reports.append)
+    assert reports[0] == IngestReport(added=0, replaced=0, unchanged=2)
+    assert reports[-1] == total == IngestReport(added=3, replaced=0, unchanged=2)
+    assert len(reports) > 2

@@ -9,7 +9,7 @@ import pytest
 from m3_integrations import LocalIndex, MemoryIndex, Passage, Retriever, SearchPlan, ingest, score
 from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import MissingMode, ModeDropped
-from m3_integrations.index.where import Field
+from m3_integrations.index.filters import Field
 from m3_integrations.testing import HashEncoder
 
 TEXTS = ["red bridge", "red red house", "blue bridge over water", "green", "bridge", "old blue house", "water", ""]
@@ -60,81 +60,81 @@ def test_a_candidate_of_one_mode_is_scored_in_every_weighted_mode(filled, hash_e
     ]
 
 
-def test_only_proposed_passages_are_answered(filled, hash_encoder):
+def test_only_candidates_are_returned(filled, hash_encoder):
     plan = SearchPlan(propose=("sparse",), weights=WEIGHTS)
     assert set(ids(Retriever(hash_encoder, filled, plan).retrieve("green", 10))) == {"p3"}
 
 
-def test_a_mode_may_propose_without_weight(filled, hash_encoder):
+def test_a_mode_can_generate_candidates_without_a_weight(filled, hash_encoder):
     plan = SearchPlan(propose=("sparse",), weights={"dense": 1.0})
     matches = Retriever(hash_encoder, filled, plan).retrieve("bridge")
     assert set(ids(matches)) == {"p0", "p2", "p4"}
     assert all(match.by_mode.keys() == {"dense"} for match in matches)
 
 
-def test_ties_come_by_id(index, hash_encoder):
+def test_ties_break_by_id(index, hash_encoder):
     ingest(hash_encoder, index, [Passage(id, "the same") for id in "dbca"])
     assert ids(Retriever(hash_encoder, index).retrieve("the same", 3)) == ["a", "b", "c"]
 
 
-def test_several_queries_are_answered_like_one_by_one(filled, hash_encoder):
+def test_several_queries_give_the_same_results_as_one_by_one(filled, hash_encoder):
     retriever = Retriever(hash_encoder, filled)
     queries = [QUERY, "green", "", "water house"]
     assert retriever.retrieve_many(queries, 3) == [retriever.retrieve(query, 3) for query in queries]
     assert retriever.retrieve_many([]) == []
 
 
-async def test_the_async_answer_is_the_same(filled, hash_encoder):
+async def test_aretrieve_equals_retrieve(filled, hash_encoder):
     retriever = Retriever(hash_encoder, filled)
     assert await retriever.aretrieve(QUERY, 3) == retriever.retrieve(QUERY, 3)
 
 
-def test_a_filter_is_kept_and_k_passages_come_back(filled, hash_encoder):
+def test_a_filtered_search_returns_k_matching_passages(filled, hash_encoder):
     matches = Retriever(hash_encoder, filled, SearchPlan(candidates=1)).retrieve(QUERY, 4, Field("even", "==", True))
     assert sorted(ids(matches)) == ["p0", "p2", "p4", "p6"]
     assert all(match.passage.metadata["even"] for match in matches)
 
 
-def test_an_empty_index_answers_empty_lists(index, hash_encoder):
+def test_an_empty_index_returns_empty_lists(index, hash_encoder):
     retriever = Retriever(hash_encoder, index)
     assert retriever.retrieve("anything") == []
     assert retriever.retrieve_many(["a", "b"]) == [[], []]
     assert retriever.retrieve_encoded(retriever.encode(["a"])) == [[]]
 
 
-def test_an_index_whose_passages_were_all_deleted_answers_empty_lists(filled, hash_encoder):
+def test_an_index_with_all_passages_deleted_returns_empty_lists(filled, hash_encoder):
     filled.delete(filled.ids())
     assert Retriever(hash_encoder, filled).retrieve(QUERY) == []
 
 
-def test_k_above_the_corpus_answers_all_of_it(filled, hash_encoder):
+def test_k_above_the_number_of_passages_returns_all(filled, hash_encoder):
     assert sorted(ids(Retriever(hash_encoder, filled).retrieve(QUERY, 1000))) == [f"p{i}" for i in range(len(TEXTS))]
 
 
-def test_k_above_the_candidates_is_answered_in_full(filled, hash_encoder):
+def test_k_above_the_number_of_candidates_returns_k_passages(filled, hash_encoder):
     plan = SearchPlan(propose=("dense",), candidates=2)
     assert len(Retriever(hash_encoder, filled, plan).retrieve(QUERY, 5)) == 5
 
 
 @pytest.mark.parametrize("k", [0, -1])
-def test_k_is_at_least_1_even_over_an_empty_index(index, hash_encoder, k):
+def test_k_below_1_raises_even_for_an_empty_index(index, hash_encoder, k):
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
         Retriever(hash_encoder, index).retrieve("a", k)
 
 
-def test_an_empty_query_is_answered(filled, hash_encoder):
-    assert len(Retriever(hash_encoder, filled).retrieve("", 3)) == 3
+def test_an_empty_query_finds_nothing(filled, hash_encoder):
+    assert Retriever(hash_encoder, filled).retrieve("", 3) == []
 
 
 # Modes that are not there
 
 
-def test_a_mode_that_the_index_lacks_drops_out_and_is_said_once(index, hash_encoder):
+def test_a_mode_missing_from_the_index_is_left_out_with_one_warning(index, hash_encoder):
     ingest(hash_encoder, index, PASSAGES, modes=("dense", "multi_vector"))
     retriever = Retriever(hash_encoder, index, SearchPlan(weights=WEIGHTS))
-    with pytest.warns(ModeDropped, match=r"uses 'sparse', which the index \(\['dense', 'multi_vector'\]\)") as said:
+    with pytest.warns(ModeDropped, match=r"uses 'sparse', which the index \(\['dense', 'multi_vector'\]\)") as caught:
         matches = retriever.retrieve(QUERY, len(PASSAGES))
-    assert len(said) == 1
+    assert len(caught) == 1
     expected = exact(hash_encoder, QUERY, weights={"dense": 0.5, "multi_vector": 2.0})
     assert ids(matches) == [id for id, _ in expected]
     with warnings.catch_warnings():
@@ -142,7 +142,7 @@ def test_a_mode_that_the_index_lacks_drops_out_and_is_said_once(index, hash_enco
         retriever.retrieve(QUERY)
 
 
-def test_nothing_is_said_of_modes_that_nobody_asked_a_dense_encoder_for(index):
+def test_the_default_plan_of_a_dense_only_encoder_does_not_warn(index):
     encoder = HashEncoder(modes=("dense",))
     ingest(encoder, index, PASSAGES)
     with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def test_nothing_is_said_of_modes_that_nobody_asked_a_dense_encoder_for(index):
         assert len(Retriever(encoder, index).retrieve(QUERY, 3)) == 3
 
 
-def test_a_plan_of_which_nothing_is_left_says_what_to_choose(index):
+def test_a_plan_without_available_modes_raises(index):
     encoder = HashEncoder(modes=("dense",))
     ingest(encoder, index, PASSAGES)
     with (
@@ -167,7 +167,7 @@ def test_queries_encoded_in_fewer_modes_are_searched_in_those(filled, hash_encod
     assert ids(matches) == [id for id, _ in exact(hash_encoder, QUERY, weights={"dense": 0.5})[:3]]
 
 
-def test_queries_are_encoded_in_the_modes_of_the_plan_alone(filled, hash_encoder):
+def test_queries_are_encoded_only_in_the_modes_of_the_plan(filled, hash_encoder):
     plan = SearchPlan(propose=("sparse",), weights={"dense": 1.0})
     assert Retriever(hash_encoder, filled, plan).encode([QUERY]).modes == {"dense", "sparse"}
 
@@ -179,21 +179,21 @@ def test_queries_are_encoded_in_the_modes_of_the_plan_alone(filled, hash_encoder
     ("options", "error", "message"),
     [
         ({"candidates": 0}, ValueError, "candidates must be at least 1, got 0"),
-        ({"propose": ()}, MissingMode, "ask for at least one of"),
-        ({"propose": ("bm25",)}, MissingMode, "'bm25' is no mode"),
+        ({"propose": ()}, MissingMode, "modes is empty; pass at least one of"),
+        ({"propose": ("bm25",)}, MissingMode, "'bm25' is not a mode"),
         ({"propose": "dense"}, MissingMode, r"write modes=\('dense',\)"),
-        ({"weights": {"dense": 0.0}}, ValueError, "weights are at least 0 and one is above it"),
-        ({"weights": {"dense": -1.0}}, ValueError, "weights are at least 0"),
-        ({"weights": {"dense": float("nan")}}, ValueError, "weights are at least 0"),
+        ({"weights": {"dense": 0.0}}, ValueError, "weights must be at least 0 and one of them positive"),
+        ({"weights": {"dense": -1.0}}, ValueError, "weights must be at least 0"),
+        ({"weights": {"dense": float("nan")}}, ValueError, "weights must be at least 0"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(options, error, message):
+def test_an_invalid_plan_raises(options, error, message):
     with pytest.raises(error, match=message):
         SearchPlan(**options)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_plan_of_one_mode_is_that_modes_search(hash_encoder, mode):
+def test_a_plan_of_one_mode_equals_the_search_of_that_mode(hash_encoder, mode):
     index = MemoryIndex()
     ingest(hash_encoder, index, PASSAGES)
     plan = SearchPlan(propose=(mode,), weights={mode: 1.0})
@@ -202,7 +202,7 @@ def test_a_plan_of_one_mode_is_that_modes_search(hash_encoder, mode):
     assert [(match.passage.id, match.score) for match in matches] == [(hit.id, hit.score) for hit in hits]
 
 
-def test_a_mode_proposes_as_many_as_the_caller_says(filled, hash_encoder):
+def test_the_number_of_candidates_can_be_set_by_mode(filled, hash_encoder):
     retriever = Retriever(hash_encoder, filled)
     encoded = retriever.encode([QUERY])
     proposed = {mode: filled.search(mode, encoded, 1)[0][0].id for mode in ("dense", "sparse")}
@@ -212,7 +212,7 @@ def test_a_mode_proposes_as_many_as_the_caller_says(filled, hash_encoder):
     assert len(wider) == 5
 
 
-def test_it_says_which_modes_a_question_is_asked_in(filled, index, hash_encoder):
+def test_modes_are_those_that_the_plan_needs(filled, index, hash_encoder):
     plan = SearchPlan(propose=("sparse",), weights={"multi_vector": 1.0})
     assert Retriever(hash_encoder, filled, plan).modes == {"sparse", "multi_vector"}
     assert Retriever(hash_encoder, MemoryIndex(), plan).modes == frozenset(MODES)
@@ -220,7 +220,7 @@ def test_it_says_which_modes_a_question_is_asked_in(filled, index, hash_encoder)
 
 
 class OneByOne:
-    """An index that is asked for one mode after the other, though it can put them together."""
+    """A LocalIndex that does not support hybrid search."""
 
     def __init__(self, index):
         self._index = index
@@ -236,7 +236,7 @@ class OneByOne:
     "plan", [SearchPlan(), SearchPlan(("sparse",), candidates=3), SearchPlan(weights={"dense": 1})]
 )
 @pytest.mark.parametrize("where", [None, Field("even", "==", True)])
-def test_a_folder_finds_at_once_what_it_finds_mode_by_mode(tmp_path, hash_encoder, precision, plan, where):
+def test_hybrid_search_of_a_folder_equals_search_mode_by_mode(tmp_path, hash_encoder, precision, plan, where):
     words = ["red", "green", "blue", "grey"]
     texts = [f"{a} {b}" for a in words for b in words] * 3  # each text three times: ties, by id
     with LocalIndex.open(tmp_path, hash_encoder, precision={"multi_vector": precision}) as index:

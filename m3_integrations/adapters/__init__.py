@@ -1,0 +1,1 @@
+"""Building blocks shared by the LlamaIndex and LangChain adapters."""

@@ -1,0 +1,141 @@
+"""`m3 nudge`: fit, list and revert nudges of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m3_integrations.cli.opening import load_encoder, require_index
+from m3_integrations.cli.options import Folder, IndexModel, UsageError, parse_modes
+from m3_integrations.cli.output import CommandResult, table, terminal
+
+if TYPE_CHECKING:
+    from m3_integrations import Nudger, NudgeReport
+    from m3_integrations.core.encoded import Mode
+    from m3_integrations.data import QuerySplits
+    from m3_integrations.nudging.ledger import Version
+
+METHODS = ("auto", "nudge-n", "nudge-m")
+
+
+def nudge(
+    folder: Folder,
+    judged: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="A BEIR folder (its train, dev and test); or a file of queries and one of TREC or BEIR qrels; or a "
+            "click log (.jsonl, .csv, .tsv); or a question-answer dataset (.json). Files are split by --seed."
+        ),
+    ] = None,
+    modes: Annotated[str, typer.Option(help="Modes to nudge, such as dense,multi_vector; all by default.")] = "",
+    metric: Annotated[str, typer.Option(help="ndcg@k, recall@k, mrr@k, precision@k or accuracy@k.")] = "ndcg@10",
+    method: Annotated[
+        str,
+        typer.Option(help="For dense vectors: nudge-n keeps lengths, nudge-m does not; auto may move nothing."),
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write an HTML report with charts, such as report.html.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Nudge a temporary copy of the index.")] = False,
+    revert: Annotated[bool, typer.Option("--revert", help="Restore every original vector.")] = False,
+    to: Annotated[int | None, typer.Option(help="Switch to this version.")] = None,
+    versions: Annotated[bool, typer.Option("--versions", help="List the versions.")] = False,
+    half_life: Annotated[float | None, typer.Option(help="Days after which the weight of a click halves.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split into training, validation and test.")] = 0,
+    model: IndexModel = None,
+) -> CommandResult:
+    """Learn from judged questions. Vectors of passages move towards the questions they answer; --revert undoes it."""
+    from m3_integrations import LocalIndex, Nudger
+    from m3_integrations.data import load_judged_queries
+
+    _require_one_task(judged, revert=revert, to=to, versions=versions)
+    _check_fit(metric, method)
+    nudged = parse_modes(modes)
+    require_index(folder)
+    queries = load_judged_queries(judged, seed=seed, half_life=half_life) if judged else None
+    encoder = load_encoder(folder, model)
+    fitted, tables = None, None
+    with TemporaryDirectory() as temporary:
+        location = copytree(folder, Path(temporary) / "index") if dry_run else folder
+        with LocalIndex.open(location, encoder) as index, closing(Nudger(encoder, index)) as nudger:
+            if queries is not None:
+                report = _fit(nudger, queries, nudged, metric, method)
+                fitted, tables = _report_to_json(report), report.__rich__()  # its outcomes come from the open index
+                if out is not None:
+                    report.render(out, index)
+            elif not versions:
+                nudger.revert(to)
+            known, version = nudger.versions(), nudger.version
+
+    def show() -> None:
+        if tables is not None:
+            terminal.print(tables)
+        if fitted is not None and out is not None:
+            terminal.print("Report with charts: ", (str(out), "bold"))
+        _print_versions(known, version)
+        if dry_run:
+            terminal.print("Dry run: the index itself is unchanged.")
+
+    data = {"version": version, "versions": [_version_to_json(each) for each in known], "dry_run": dry_run}
+    return CommandResult({"index": str(folder), **data, "report": fitted}, show)
+
+
+def _require_one_task(judged: Sequence[Path] | None, *, revert: bool, to: int | None, versions: bool) -> None:
+    tasks = [bool(judged), revert, to is not None, versions]
+    if sum(tasks) != 1:
+        raise UsageError(
+            f"give exactly one task, got {sum(tasks)}: m3 nudge INDEX JUDGED... to nudge, --revert or --to N to "
+            "switch versions, --versions to list them"
+        )
+
+
+def _check_fit(metric: str, method: str) -> None:
+    from m3_integrations.nudging.selection.rank_metric import RankMetric
+
+    if method not in METHODS:
+        raise UsageError(f"--method is auto, nudge-n or nudge-m, got {method!r}")
+    try:
+        RankMetric.of(metric)
+    except ValueError as error:
+        raise UsageError(f"--metric: {error}") from error
+
+
+def _fit(nudger: Nudger, queries: QuerySplits, modes: Sequence[Mode] | None, metric: str, method: str) -> NudgeReport:
+    train, validation, test = queries
+    nudged = modes or nudger.encoder.modes & nudger.index.modes
+    named_method: Any = method
+    return nudger.fit(train, validation, test=test, modes=nudged, metric=metric, method=named_method)
+
+
+def _version_to_json(version: Version) -> dict[str, Any]:
+    asked = {"modes": list(version.asked.modes), "metric": version.asked.metric, "weights": dict(version.weights)}
+    figures = {"before": version.before, "after": version.after, "moved": version.moved}
+    return {"version": version.number, "made": version.made, **asked, **figures}
+
+
+def _report_to_json(report: NudgeReport) -> dict[str, Any]:
+    from m3_integrations.nudging.report.html import outcome_rows
+
+    figures = {"metric": report.metric, "before": report.before, "after": report.after}
+    outcomes = [row._asdict() for row in outcome_rows(report)]
+    moves = {mode: move.moved for mode, move in report.moves.items()}
+    return {**figures, "outcomes": outcomes, "moved": moves, "warnings": list(report.warnings)}
+
+
+def _print_versions(versions: Sequence[Version], current: int) -> None:
+    """Print the nudge versions of an index, and which one it holds."""
+    if not versions:
+        terminal.print("This index has never been nudged.")
+        return
+    rows = table("version", "made", "modes", "metric", "before", "after", "moved")
+    for each in versions:
+        figures = f"{each.before:.3f}", f"{each.after:.3f}", str(each.moved)
+        rows.add_row(str(each.number), each.made[:16], ", ".join(each.asked.modes), each.asked.metric, *figures)
+    terminal.print(rows)
+    terminal.print(f"The index holds {f'version {current}' if current else 'the original vectors'}.")

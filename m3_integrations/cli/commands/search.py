@@ -1,0 +1,209 @@
+"""`m3 search` and `m3 explain`: search an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.padding import Padding
+from rich.text import Text
+
+from m3_integrations.cli.opening import load_encoder, require_index
+from m3_integrations.cli.options import (
+    Filter,
+    Folder,
+    IndexModel,
+    Modes,
+    Question,
+    TopK,
+    check_k,
+    check_question,
+    parse_filter,
+    parse_modes,
+    read_questions,
+)
+from m3_integrations.cli.output import CommandResult, on_one_line, terminal
+
+if TYPE_CHECKING:
+    from m3_integrations import LocalIndex, M3Encoder, Retriever, SearchPlan
+    from m3_integrations.core.encoded import Mode
+    from m3_integrations.encoders.explain import Explanation
+    from m3_integrations.retrieval import Match
+
+EXCERPT = 200  # characters of a passage in a pipe
+INDENT = 3
+HIGHLIGHTED = 0.3  # least heat of a word that is highlighted, of the strongest
+
+
+def search(
+    folder: Folder,
+    question: Question,
+    k: TopK = 5,
+    mode: Modes = "",
+    where: Filter = None,
+    explain: Annotated[bool, typer.Option("--explain", "-e", help="Show the words that matched.")] = False,
+    model: IndexModel = None,
+) -> None:
+    """Search an index. The search plan is that of the index, such as the weights chosen with a nudge."""
+    check_k(k)
+    check_question(question)
+    modes, condition = parse_modes(mode), parse_filter(where)
+    require_index(folder)
+    with _open_retriever(folder, modes, model) as (encoder, retriever):
+        for each in read_questions(question):
+            matches = retriever.retrieve(each, k, condition)
+            explanations = [_explain(encoder, retriever, each, match) for match in matches] if explain else None
+            terminal.show("search", _result(folder, each, matches, explanations, retriever))
+
+
+@contextmanager
+def _open_retriever(
+    folder: Path, modes: tuple[Mode, ...] | None, model: str | None
+) -> Iterator[tuple[M3Encoder, Retriever]]:
+    """Open an index for searching by these modes, or by its own plan."""
+    from m3_integrations import LocalIndex, Retriever, SearchPlan
+
+    encoder = load_encoder(folder, model)
+    with LocalIndex.open(folder, encoder) as index:
+        own = index.plan or _plan_of_earlier_version(encoder, index)
+        yield encoder, Retriever(encoder, index, SearchPlan(propose=modes, modes=modes) if modes else own)
+
+
+def _result(
+    folder: Path,
+    question: str,
+    matches: Sequence[Match],
+    explanations: Sequence[Explanation] | None,
+    retriever: Retriever,
+) -> CommandResult:
+    found = [match_to_json(match) for match in matches]
+    for match, explanation in zip(found, explanations or (), strict=False):
+        match["words"] = words_to_json(explanation)
+    data = {"index": str(folder), "question": question, "weights": dict(retriever.weights), "matches": found}
+    return CommandResult(data, lambda: print_matches(matches, explanations))
+
+
+def explain(
+    folder: Folder,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question.")],
+    id: Annotated[str | None, typer.Argument(metavar="ID", help="Passage; the best one by default.")] = None,
+    mode: Modes = "",
+    model: IndexModel = None,
+) -> CommandResult:
+    """Explain a match. The score by mode, and the words that matched."""
+    check_question(question)
+    modes = parse_modes(mode)
+    require_index(folder)
+    if id is not None:
+        _require_passage(folder, id)
+    with _open_retriever(folder, modes, model) as (encoder, retriever):
+        if id is None:
+            matches = retriever.retrieve(question, 1)
+            if not matches:
+                raise ValueError(f"nothing is found for {question!r}, so that there is nothing to explain")
+            passage = matches[0].passage
+        else:
+            (passage,) = retriever.index.passages([id])
+        explanation = encoder.explain(question, passage.text, retriever.weights, retriever.sparse_score)
+    scores = {"score": explanation.score, "by_mode": dict(explanation.by_mode)}
+    lexical = [{"token": each.token, "score": each.score} for each in explanation.lexical]
+    details = {"words": words_to_json(explanation), "tokens": lexical, "text": passage.text}
+    data = {"index": str(folder), "question": question, "id": passage.id, **scores, **details}
+    return CommandResult(data, lambda: _print_explanation(passage.id, explanation))
+
+
+def _require_passage(folder: Path, id: str) -> None:
+    from m3_integrations import LocalIndex
+
+    with LocalIndex.open(folder) as index:
+        index.passages([id])
+
+
+def _explain(encoder: M3Encoder, retriever: Retriever, question: str, match: Match) -> Explanation:
+    return encoder.explain(question, match.passage.text, retriever.weights, retriever.sparse_score)
+
+
+def words_to_json(explanation: Explanation) -> list[dict[str, Any]]:
+    """Return the words that matched, with their places in question and passage, as the JSON documents have them."""
+    return [
+        {
+            "question": explanation.query[slice(*match.query_at)],
+            "passage": explanation.passage[slice(*match.passage_at)],
+            "question_span": list(match.query_at),
+            "passage_span": list(match.passage_at),
+            "strength": match.strength,
+        }
+        for match in explanation.words
+    ]
+
+
+def _print_explanation(id: str, explanation: Explanation) -> None:
+    terminal.print(f"{explanation.score:.3f}  ", (on_one_line(id), "bold"))
+    terminal.print((_describe_modes(explanation.by_mode), "dim"))
+    terminal.print(_describe_words(explanation))
+    if explanation.lexical:
+        tokens = (f"{on_one_line(each.token)} {each.score:.3f}" for each in explanation.lexical)
+        terminal.print("equal tokens: " + " · ".join(tokens))
+    text = Text(explanation.passage)
+    for start, stop, heat in explanation.passage_heat():
+        if heat >= HIGHLIGHTED:
+            text.stylize("bold yellow", start, stop)
+    terminal.print(text)
+
+
+def _describe_modes(by_mode: Mapping[Mode, float]) -> str:
+    return " · ".join(f"{mode} {part:.3f}" for mode, part in by_mode.items())
+
+
+def _describe_words(explanation: Explanation) -> str:
+    from m3_integrations.demo import word_pairs
+
+    pairs = " · ".join(f"{on_one_line(pair.asked)} = {on_one_line(pair.found)}" for pair in word_pairs(explanation))
+    return f"why: {pairs}" if pairs else "no words stand out"
+
+
+def match_to_json(match: Match) -> dict[str, Any]:
+    """Return a match as the JSON documents have it."""
+    passage = match.passage
+    scores = {"score": match.score, "by_mode": dict(match.by_mode)}
+    return {"id": passage.id, **scores, "text": passage.text, "metadata": dict(passage.metadata)}
+
+
+def print_matches(matches: Sequence[Match], explanations: Sequence[Explanation] | None = None) -> None:
+    """Print each match: three lines on a terminal; score, id and beginning of the text in a pipe."""
+    from m3_integrations.core.titles import first_words
+
+    if not matches:
+        terminal.note("nothing found")
+    reasons = [None] * len(matches) if explanations is None else [_describe_words(each) for each in explanations]
+    for rank, (match, reason) in enumerate(zip(matches, reasons, strict=True), 1):
+        if terminal.out.is_terminal:
+            _print_match(rank, match, reason)
+        else:
+            text = match.passage.text if terminal.verbose else first_words(match.passage.text, EXCERPT)
+            terminal.print_row(f"{match.score:.3f}", match.passage.id, text, *([] if reason is None else [reason]))
+
+
+def _print_match(rank: int, match: Match, reason: str | None) -> None:
+    terminal.print((f"{rank:<{INDENT}}", "dim"), f"{match.score:.3f}  ", (on_one_line(match.passage.id), "bold"))
+    text = Text(match.passage.text if terminal.verbose else " ".join(match.passage.text.split()))
+    if not terminal.verbose:
+        text.truncate(terminal.out.width - INDENT, overflow="ellipsis")
+    terminal.print(Padding(text, (0, 0, 0, INDENT)))
+    terminal.print((" " * INDENT + _describe_modes(match.by_mode), "dim"))
+    if reason is not None:
+        terminal.print(" " * INDENT + reason)
+
+
+def _plan_of_earlier_version(encoder: M3Encoder, index: LocalIndex) -> SearchPlan | None:
+    """Return the plan of an index that was nudged before plans were stored with the vectors."""
+    from m3_integrations import Nudger
+    from m3_integrations.nudging.ledger import FILE_NAME
+
+    if not (index.folder / FILE_NAME).is_file():  # opening a Nudger would create the ledger
+        return None
+    with closing(Nudger(encoder, index)) as nudger:
+        return None if nudger.stores_plans else nudger.plan

@@ -1,0 +1,52 @@
+"""Entry point of the `m3` command: its subcommands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from m3_integrations import __version__
+from m3_integrations.cli.command import register
+from m3_integrations.cli.commands import demo, evaluation, index, maintenance, nudge, passages, search, train
+
+_PLAIN = not (sys.stdout.isatty() and sys.stderr.isatty())  # no frames and no wrapping in pipes
+
+app = typer.Typer(
+    name="m3",
+    epilog="Exit status: 0 if it succeeded, 1 if it failed, 2 if the arguments are wrong.",
+    no_args_is_help=True,
+    rich_markup_mode=None if _PLAIN else "rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"m3 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hybrid retrieval with BGE-M3: dense, lexical and late-interaction search."""
+
+
+for panel, commands in {
+    "Search": (demo.demo, index.index, search.search, search.explain),
+    "Indexes": (passages.add, passages.delete, passages.export, maintenance.info, maintenance.check, maintenance.copy),
+    "Learning": (evaluation.eval_, nudge.nudge, train.mine, train.train),
+}.items():
+    for command in commands:
+        register(app, command, panel=panel)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,89 @@
+"""Open the index of a command with the model that filled it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING
+
+from m3_integrations.cli.output import terminal
+
+if TYPE_CHECKING:
+    from m3_integrations import LocalIndex, M3Encoder
+
+DEFAULT_MODEL = "m3-mini"
+
+
+def require_index(folder: Path) -> None:
+    """Check that a folder holds an index with passages.
+
+    Raises:
+        FileNotFoundError: If the folder is missing or empty, or its index holds no passages.
+        IndexFolderError: If the folder is not an index.
+    """
+    from m3_integrations import LocalIndex
+
+    if not _has_files(folder):
+        raise FileNotFoundError(f"there is no index at {folder}; create one with: m3 index {folder} SOURCE")
+    with LocalIndex.open(folder) as index:
+        if not index.modes:
+            raise FileNotFoundError(f"the index at {folder} holds no passages; add some with: m3 index {folder} SOURCE")
+
+
+def load_encoder(folder: Path, model: str | None) -> M3Encoder:
+    """Load a model: the one named, otherwise the one that filled the index, m3-mini for a new index.
+
+    Raises:
+        IndexFolderError: If the folder is not an index.
+    """
+    from m3_integrations import LocalIndex, M3Encoder
+
+    recorded = None
+    if folder.is_file() or _has_files(folder):
+        with LocalIndex.open(folder) as index:
+            recorded = model_of_index(index)
+    name = model or recorded or DEFAULT_MODEL
+    if terminal.verbose:
+        terminal.note(f"model: {name}")
+    return M3Encoder.from_pretrained(name)
+
+
+@contextmanager
+def open_for_writing(folder: Path, encoder: M3Encoder) -> Iterator[LocalIndex]:
+    """Open an index, and create it if there is none; a new one that is still empty after an error is removed."""
+    from m3_integrations import LocalIndex
+
+    is_new, passages = not folder.exists(), 0
+    try:
+        with LocalIndex.open(folder, encoder) as index:
+            try:
+                yield index
+            finally:
+                passages = len(index)
+    except BaseException:
+        if is_new and not passages and folder.is_dir():
+            rmtree(folder)
+        raise
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def model_of_index(index: LocalIndex) -> str | None:
+    """Return the model that filled an index, from the repr of its encoder; None if that does not say.
+
+    The repr is a Python call, such as "M3Encoder('m3-mini', max_length=512)"; it is parsed and not run.
+    """
+    try:
+        call = ast.parse(index.encoder[1] or "", mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    match call:
+        case ast.Call(func=ast.Name(id="M3Encoder"), args=[ast.Constant(value=str(model)), *_]):
+            return model
+        case _:
+            return None

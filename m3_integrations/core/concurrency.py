@@ -1,0 +1,126 @@
+"""Micro-batching of single texts from any event loop and thread, and async wrappers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
+
+from m3_integrations.core.forking import ForkSafeLock
+
+T = TypeVar("T")
+Call: TypeAlias = "Callable[[list[str]], Sequence[T]]"
+MAX_BATCH = 64
+LONGEST_WAIT = 0.002
+_QUIET = 0.0005
+
+
+class _Request(NamedTuple):
+    text: str
+    result: Future[Any]
+
+
+# A call has a queue only while requests wait in it.
+_queues: dict[Call[Any], deque[_Request]] = {}
+_lock = ForkSafeLock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_queues.clear)  # their threads and callers are the parent's
+
+
+async def micro_batched(call: Call[T], text: str) -> T:
+    """Return `call([text])[0]`, computed together with the texts of concurrent calls.
+
+    A text waits half a millisecond for others, at most `LONGEST_WAIT` (2 ms); texts that arrive while the call runs
+    form the next batch of at most `MAX_BATCH` (64). If a call fails, halves of its batch are tried, so that an error
+    reaches only the text that causes it. Texts whose task was cancelled before the call are skipped.
+
+    Args:
+        call: Function from texts to results in their order; it runs on a thread. Equal functions share batches: a bound
+            method of one object does, a lambda does not.
+        text: The text.
+    """
+    request = _Request(text, Future())
+    _enqueue(call, request)
+    result: T = await asyncio.wrap_future(request.result)
+    return result
+
+
+def _enqueue(call: Call[Any], request: _Request) -> None:
+    with _lock:
+        if call in _queues:
+            _queues[call].append(request)
+            return
+        # The thread waits for this lock, and ends with its queue.
+        threading.Thread(target=_serve, args=(call,), name="m3-microbatch").start()
+        _queues[call] = deque([request])
+
+
+def _serve(call: Call[Any]) -> None:
+    """Answer the requests of a call until none are left."""
+    while batch := _next(call):
+        waiting = [request for request in batch if request.result.set_running_or_notify_cancel()]
+        if waiting:
+            _answer(call, waiting)
+
+
+def _next(call: Call[Any]) -> list[_Request]:
+    """Return up to `MAX_BATCH` requests; an empty queue is removed."""
+    with _lock:
+        queue = _queues[call]
+    _wait_for_more(queue)
+    with _lock:
+        if not queue:
+            del _queues[call]
+        return [queue.popleft() for _ in range(min(MAX_BATCH, len(queue)))]
+
+
+def _wait_for_more(queue: deque[_Request]) -> None:
+    """Wait while requests keep arriving."""
+    until = time.monotonic() + LONGEST_WAIT
+    seen = 0
+    while seen < len(queue) < MAX_BATCH and time.monotonic() < until:
+        seen = len(queue)
+        time.sleep(_QUIET)
+
+
+def _answer(call: Call[Any], requests: Sequence[_Request]) -> None:
+    try:
+        answered = list(zip(requests, call([each.text for each in requests]), strict=True))
+    except BaseException as error:  # every caller waits for a result or an error
+        if len(requests) == 1:
+            requests[0].result.set_exception(error)
+            return
+    else:
+        for each, result in answered:
+            each.result.set_result(result)
+        return
+    half = len(requests) // 2
+    _answer(call, requests[:half])
+    _answer(call, requests[half:])
+
+
+P = ParamSpec("P")
+S = TypeVar("S")
+
+
+async def to_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call on a thread and await it."""
+    return await asyncio.to_thread(call, *args, **kwargs)
+
+
+def as_async(
+    method: Callable[Concatenate[S, P], T],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Return an async version of a method, which runs on a thread."""
+
+    @wraps(method)
+    async def on_a_thread(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await to_thread(method, self, *args, **kwargs)
+
+    return on_a_thread

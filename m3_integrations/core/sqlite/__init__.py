@@ -1,0 +1,1 @@
+"""SQLite databases in folders that others may have written: connections, schemas, errors."""

@@ -1,0 +1,5 @@
+"""Encoding and nudging with many workers: processes or Ray."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

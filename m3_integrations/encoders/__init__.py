@@ -1,0 +1,5 @@
+"""Encoders: texts in, dense, sparse and multi-vector embeddings out."""
+
+from m3_integrations.core.lazy_imports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,4 @@
+from .base import Encoder as Encoder, EncoderConfig as EncoderConfig
+from .explain import Explanation as Explanation
+from .m3 import M3Encoder as M3Encoder
+from .pool import EncoderPool as EncoderPool

@@ -1,0 +1,473 @@
+"""M3Encoder: dense, sparse and multi-vector embeddings from a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from m3_integrations.core.encoded import MODES, Encoded, Mode, Modes, SparseScore, check_modes
+from m3_integrations.core.errors import MissingMode, NotPicklable, PartNotExported, TextsTruncated
+from m3_integrations.encoders.base import Dtype, EncoderConfig, WindowOverlap, check_texts, weights_of_modes
+from m3_integrations.encoders.explain import Explanation, explain
+from m3_integrations.encoders.projection import principal_directions
+from m3_integrations.models import checkpoint as checkpoints
+from m3_integrations.models.backends.base import BatchRunner, ModelBackend
+from m3_integrations.models.backends.exported import BACKENDS, Backend, ExportedModel
+from m3_integrations.models.backends.torch import TorchBackend
+from m3_integrations.models.encoded_builder import EncodedBuilder
+from m3_integrations.models.tokenization import SequenceTokenizer, Span
+from m3_integrations.models.transformer import Heads, Pooling
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_SEARCH_TIME = ("weights", "pair_weights", "sparse_score")  # conventions that change no vector of a passage
+_LATE: tuple[Mode, ...] = ("multi_vector",)
+_DEFAULTS = EncoderConfig()
+_TEXTS_AT_ONCE = 256
+_BATCH_TOKENS: Mapping[str, int] = {"cpu": 2048, "mps": 16384, "cuda": 65536}
+_HEAD_FILES: Mapping[Mode, str] = {"sparse": checkpoints.SPARSE_HEAD, "multi_vector": checkpoints.MULTI_VECTOR_HEAD}
+
+
+class M3Encoder:
+    """An Encoder over a checkpoint: three modes from one forward pass per text.
+
+    Use `from_pretrained` to make one. It is safe to use from several threads. The constructor takes a Checkpoint, which
+    it moves to the encoder's device and precision.
+
+    Args:
+        checkpoint: Weights, tokenizer and conventions.
+        config: Options of the encoder; `model`, `revision` and `pooling`, which locate a checkpoint, have no effect.
+
+    Raises:
+        ValueError: If an option is invalid for the checkpoint or the backend.
+        CheckpointError: If `export_dir` holds another model.
+        MissingExtra: If the library of the backend is not installed.
+    """
+
+    def __init__(self, checkpoint: checkpoints.Checkpoint, config: EncoderConfig = _DEFAULTS) -> None:
+        _check_options(checkpoint, config)
+        stated, backend = checkpoint.conventions, config.backend
+        self.checkpoint = checkpoint
+        self.config: EncoderConfig | None = None  # set if it was read by name, so that copies can read it again
+        self.token_pooling = config.token_pooling
+        self.conventions = replace(
+            stated,
+            max_length=stated.max_length if config.max_length is None else config.max_length,
+            query_prefix=stated.query_prefix if config.query_prefix is None else config.query_prefix,
+            passage_prefix=stated.passage_prefix if config.passage_prefix is None else config.passage_prefix,
+        )
+        self.backend = backend
+        self.device = torch.device(config.device or (_best_device() if backend == "torch" else "cpu"))
+        self.dtype: Dtype = config.dtype or "float32"
+        default_tokens = _BATCH_TOKENS.get(self.device.type, 4096)
+        self.batch_tokens = default_tokens if config.batch_tokens is None else config.batch_tokens
+        if backend == "torch":
+            model: ModelBackend = self._torch_backend(checkpoint.backbone, checkpoint.heads, _DTYPES[self.dtype])
+        else:
+            model = ExportedModel(checkpoint, backend, config.dtype, config.export_dir)
+        float32 = None if self.dtype == "float32" else self._float32_backend
+        self._runner = BatchRunner(model, float32, self.batch_tokens, self.name)
+        overlap = self._window_overlap(config.window_overlap)
+        self.sequencer = SequenceTokenizer(
+            checkpoint.tokenizer, checkpoint.special, self.max_length, overlap, config.mcls_interval
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "m3-mini",
+        *,
+        device: str | torch.device | None = None,
+        dtype: Dtype | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+        revision: str | None = None,
+        pooling: Pooling | None = None,
+        window_overlap: WindowOverlap = None,
+        mcls_interval: int | None = None,
+        backend: Backend = "torch",
+        export_dir: str | Path | None = None,
+        token_pooling: int = 1,
+    ) -> M3Encoder:
+        """Load "m3-mini" (bundled), a local folder, or a hub id such as "BAAI/bge-m3".
+
+        The options are those of `EncoderConfig`, which describes them.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, it needs more options, or `export_dir` holds another model.
+            MissingExtra: If the library of the backend is not installed.
+            ValueError: If an option is invalid for the checkpoint or the backend.
+        """
+        return cls.from_config(
+            EncoderConfig(
+                model=model,
+                device=device,
+                dtype=dtype,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+                query_prefix=query_prefix,
+                passage_prefix=passage_prefix,
+                revision=revision,
+                pooling=pooling,
+                window_overlap=window_overlap,
+                mcls_interval=mcls_interval,
+                backend=backend,
+                export_dir=export_dir,
+                token_pooling=token_pooling,
+            )
+        )
+
+    @classmethod
+    def from_config(cls, config: EncoderConfig) -> M3Encoder:
+        """Load an encoder as `from_pretrained` does, and keep its options as `config`."""
+        encoder = cls(checkpoints.read(config.model, revision=config.revision, pooling=config.pooling), config)
+        encoder.config = config
+        return encoder
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> M3Encoder:
+        """Return this encoder: deep copies of components share its weights."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let pickles hold the options, and load the model again."""
+        if self.config is None:
+            raise NotPicklable(
+                f"{self!r} was not read by name and cannot be pickled; call save_pretrained(folder) and "
+                "M3Encoder.from_pretrained(folder)"
+            )
+        return M3Encoder.from_config, (self.config,)
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint, as passed to `from_pretrained`."""
+        return self.checkpoint.name
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return self.checkpoint.heads.modes
+
+    @property
+    def weights(self) -> Mapping[Mode, float]:
+        return self.weights_for(self.modes)
+
+    def weights_for(self, modes: Modes) -> Mapping[Mode, float]:
+        stated = self.conventions
+        return weights_of_modes(self.modes & frozenset(modes), stated.weights, stated.pair_weights)
+
+    @property
+    def sparse_score(self) -> SparseScore:
+        """Convention of the checkpoint for sparse scores, see `SearchPlan`."""
+        return self.conventions.sparse_score
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens, including prefix and special tokens."""
+        return self.conventions.max_length
+
+    @property
+    def dense_dim(self) -> int:
+        return min(self._hidden_size, self.conventions.truncate_dim or self._hidden_size)
+
+    @property
+    def multi_vector_dim(self) -> int:
+        head = self.checkpoint.heads.multi_vector
+        return 0 if head is None else int(getattr(head, "out_features", self._hidden_size))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.checkpoint.tokenizer.get_vocab_size() if "sparse" in self.modes else 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        reading = {key: value for key, value in asdict(self.conventions).items() if key not in _SEARCH_TIME}
+        del reading["window_overlap"]  # stated by the next line, with what the options make of it
+        if self.conventions.truncate_dim is None:
+            del reading["truncate_dim"]  # keeps the fingerprint of indexes from before this option
+        reading |= {"windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
+        if self.conventions.lexical_length is None:
+            del reading["lexical_length"]  # keeps the fingerprint of indexes from before this option
+        if self.token_pooling != 1:
+            reading["token_pooling"] = self.token_pooling
+        stated = json.dumps(reading, sort_keys=True)
+        return hashlib.sha256(f"{self.checkpoint.hash_weights()}{stated}".encode()).hexdigest()
+
+    def encode_queries(
+        self, texts: Sequence[str], modes: Modes | None = None, *, show_progress: bool = False
+    ) -> Encoded:
+        """Encode queries.
+
+        An empty text has a dense vector and an empty sparse row.
+
+        Args:
+            texts: Queries.
+            modes: Modes to compute; None computes all.
+            show_progress: Show a progress bar.
+
+        Returns:
+            One row per query, in the order of `texts`.
+
+        Raises:
+            MissingMode: If the checkpoint lacks a head.
+            NonFiniteVector: If the model returns NaN or infinity.
+            TypeError: If a text is not a string.
+
+        Warns:
+            TextsTruncated: Once per call, if texts are longer than `max_length`.
+        """
+        encoded = self._encode(texts, self._check_modes(modes), self.conventions.query_prefix, show_progress)
+        return encoded.with_sparse_score(self.sparse_score)
+
+    def encode_passages(
+        self, texts: Sequence[str], modes: Modes | None = None, *, show_progress: bool = False
+    ) -> Encoded:
+        """Encode passages; arguments, result and errors as in `encode_queries`."""
+        return self._encode(
+            texts, self._check_modes(modes), self.conventions.passage_prefix, show_progress, self.token_pooling
+        )
+
+    def encode_tokens(self, texts: Sequence[str], modes: Modes | None = None) -> Encoded:
+        """Encode passages without token pooling: one vector per token of `passage_spans`."""
+        return self._encode(texts, self._check_modes(modes), self.conventions.passage_prefix, show_progress=False)
+
+    def iter_encode(self, texts: Iterable[str], modes: Modes | None = None, *, chunk: int = 1024) -> Iterator[Encoded]:
+        """Encode a stream of passages in order, holding one chunk in memory.
+
+        Args:
+            texts: Passages.
+            modes: Modes to compute; None computes all.
+            chunk: Texts per chunk.
+
+        Raises:
+            ValueError: If `chunk` is below 1.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        stream = iter(texts)
+        while texts_of_chunk := list(islice(stream, chunk)):
+            yield self.encode_passages(texts_of_chunk, modes)
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of these ids (or sparse columns), as the tokenizer writes them."""
+        return [self.checkpoint.tokenizer.id_to_token(int(id)) or "" for id in ids]
+
+    def token_count(self, texts: Sequence[str]) -> list[int]:
+        """Return each passage's number of tokens before truncation, special tokens included."""
+        return self.sequencer.count(check_texts(texts), self.conventions.passage_prefix)
+
+    @cached_property
+    def overhead_tokens(self) -> int:
+        """Number of tokens of an empty passage: its prefix and special tokens."""
+        return self.token_count([""])[0]
+
+    def has_content(self, texts: Sequence[str]) -> list[bool]:
+        """Return whether each text has a token other than special ones and spaces."""
+        return self.sequencer.has_content(check_texts(texts))
+
+    def query_spans(self, text: str) -> list[Span]:
+        """Return the tokens of a query in the order of its multi-vectors."""
+        return self.sequencer.spans(text, self.conventions.query_prefix)
+
+    def passage_spans(self, text: str) -> list[Span]:
+        """Return the tokens of a passage in the order of the vectors of `encode_tokens`.
+
+        With token pooling, a vector of `encode_passages` represents several of them; `explain` shows which.
+        """
+        return self.sequencer.spans(text, self.conventions.passage_prefix)
+
+    def explain(
+        self,
+        query: str,
+        passage: str,
+        weights: Mapping[Mode, float] | None = None,
+        sparse_score: SparseScore | None = None,
+    ) -> Explanation:
+        """Explain a score: the matching tokens and each mode's part.
+
+        Args:
+            query: Query.
+            passage: Passage.
+            weights: Mode to weight; None takes the recommended weights.
+            sparse_score: "sum" or "mean", as in `SearchPlan`; None is the checkpoint's convention.
+        """
+        weights = self.weights if weights is None else weights
+        return explain(self, query, passage, weights, sparse_score or self.sparse_score)
+
+    def with_projection(self, texts: Sequence[str], width: int) -> M3Encoder:
+        """Return an encoder whose multi-vectors are projected to fewer dimensions.
+
+        Vectors are projected on the principal directions of the texts' token vectors (eigenvectors of the uncentered
+        second moment) and normalized. The projection becomes part of the head, so `save_pretrained` writes it. The
+        backbone is shared and options are kept; an exported model is exported again to a temporary folder.
+
+        Args:
+            texts: A few hundred passages of the corpus.
+            width: New number of dimensions.
+
+        Raises:
+            MissingMode: If there is no multi-vector head.
+            ValueError: If `width` is not between 1 and the present one, or the texts have fewer than `width` tokens.
+        """
+        modes = self._check_modes(_LATE)
+        if not 1 <= width <= self.multi_vector_dim:
+            raise ValueError(f"width must be from 1 to {self.multi_vector_dim}, the present dimension, got {width}")
+        if not len(texts):
+            raise ValueError("texts is empty; pass a few hundred passages of the corpus")
+        chunks = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(check_texts(texts)), _TEXTS_AT_ONCE))
+        vectors = (self.encode_tokens(each, modes).multi_vector.values for each in chunks)
+        config = EncoderConfig(
+            device=str(self.device),
+            dtype=self.dtype,
+            max_length=self.max_length,
+            batch_tokens=self.batch_tokens,
+            query_prefix=self.conventions.query_prefix,
+            passage_prefix=self.conventions.passage_prefix,
+            window_overlap="truncate" if self.sequencer.window_overlap is None else self.sequencer.window_overlap,
+            mcls_interval=self.sequencer.cls_every,
+            backend=self.backend,
+            token_pooling=self.token_pooling,
+        )
+        return M3Encoder(self.checkpoint.narrowed(principal_directions(vectors, width)), config)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder in BGE-M3's layout, which FlagEmbedding and `from_pretrained` load.
+
+        Warns:
+            PartNotExported: If lexical weights use a token prior or length normalization, which FlagEmbedding does not
+                read.
+        """
+        conventions = replace(self.conventions, window_overlap=self.sequencer.window_overlap)
+        checkpoints.save(self.checkpoint, Path(folder), conventions)
+        if missing := " and ".join(self._unsaved_parts()):
+            warnings.warn(
+                f"{self.name!r} has {missing}, which BGE-M3's layout cannot hold: this package reads it from the "
+                "saved folder, FlagEmbedding ignores it",
+                PartNotExported,
+                stacklevel=2,
+            )
+
+    def _unsaved_parts(self) -> Iterator[str]:
+        if self.checkpoint.heads.token_prior is not None:
+            yield f"a lexical weight for each token ({checkpoints.TOKEN_PRIOR}.safetensors)"
+        if self.conventions.lexical_length is not None:
+            yield f"lexical weights with length normalization ({checkpoints.OWN_FILE})"
+
+    def __repr__(self) -> str:
+        return (
+            f"M3Encoder({self.name!r}, max_length={self.max_length}, dtype={self.dtype!r}, device={str(self.device)!r})"
+        )
+
+    @property
+    def _hidden_size(self) -> int:
+        return int(self.checkpoint.backbone.config.hidden_size)
+
+    def _window_overlap(self, option: WindowOverlap) -> int | None:
+        """Return the overlap of windows by an option and the checkpoint's convention, which adapts to `max_length`."""
+        if option == "truncate":
+            return None
+        stated = self.conventions.window_overlap
+        return option if option is not None or stated is None else min(stated, (self.max_length - 2) // 8)
+
+    def _widths(self, modes: Modes) -> dict[Mode, int]:
+        widths: Mapping[Mode, int] = {
+            "dense": self._hidden_size,
+            "sparse": self.vocab_size,
+            "multi_vector": self.multi_vector_dim,
+        }
+        return {mode: widths[mode] for mode in MODES if mode in modes}
+
+    def _check_modes(self, modes: Modes | None) -> frozenset[Mode]:
+        if modes is None:
+            return self.modes
+        for mode in check_modes(modes, MODES) - self.modes:
+            file = _HEAD_FILES[mode]
+            raise MissingMode(
+                f"{self.name!r} has no head for {mode!r}: its folder holds no {file}.pt or {file}.safetensors; ask for "
+                f"modes={tuple(each for each in MODES if each in self.modes)!r}, or load a BGE-M3 checkpoint"
+            )
+        return check_modes(modes, MODES)
+
+    def _encode(
+        self,
+        texts: Sequence[str],
+        modes: frozenset[Mode],
+        prefix: str,
+        show_progress: bool,
+        token_pooling: int = 1,
+    ) -> Encoded:
+        sequences, truncated = self.sequencer.sequences(check_texts(texts), prefix)
+        if truncated:
+            advice = (
+                f"are longer than {self.max_length} tokens and were truncated; split them, or read windows with "
+                f"the option window_overlap={self.sequencer.max_content_tokens // 8}"
+            )
+            warnings.warn(TextsTruncated(truncated, len(texts), advice), stacklevel=3)
+        builder = EncodedBuilder(
+            sequences,
+            len(texts),
+            widths=self._widths(modes),
+            special_ids=self.checkpoint.special.unweighted,
+            normalize=self.conventions.normalise,
+            lexical_length=self.conventions.lexical_length,
+            token_pooling=token_pooling,
+            truncate_dim=self.conventions.truncate_dim,
+        )
+        with tqdm(total=len(sequences), desc="encode", unit="text", disable=not show_progress) as bar:
+            for batch, states in self._runner.run(sequences, modes):
+                builder.add_batch(batch, states)
+                bar.update(len(batch))
+        return builder.build()
+
+    def _torch_backend(self, backbone: PreTrainedModel, heads: Heads, dtype: torch.dtype) -> TorchBackend:
+        pooling, pad = self.conventions.pooling, self.checkpoint.special.pad
+        return TorchBackend(backbone, heads, device=self.device, dtype=dtype, pooling=pooling, pad=pad)
+
+    def _float32_backend(self) -> TorchBackend:
+        """Build a float32 backend, for values that overflow in half precision."""
+        return self._torch_backend(*self.checkpoint.stored(), torch.float32)
+
+
+def _check_options(checkpoint: checkpoints.Checkpoint, config: EncoderConfig) -> None:
+    stated, backend = checkpoint.conventions, config.backend
+    if config.max_length is not None and config.max_length > stated.max_length:
+        raise ValueError(
+            f"{checkpoint.name!r} reads at most {stated.max_length} tokens, got max_length={config.max_length}"
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is one of {list(BACKENDS)}, got {backend!r}")
+    if backend == "torch" and config.dtype is not None and config.dtype not in _DTYPES:
+        raise ValueError(f"dtype is one of {list(_DTYPES)}, got {config.dtype!r}")
+    if backend == "torch" and config.export_dir is not None:
+        raise ValueError("export_dir is the folder of an exported model; add backend='onnx' or 'openvino'")
+    if backend != "torch" and config.device not in (None, "cpu"):
+        raise ValueError(f"the backend {backend!r} runs on the CPU, got device={str(config.device)!r}")
+    if config.mcls_interval is not None and stated.pooling != "cls":
+        raise ValueError(
+            f"mcls_interval needs a checkpoint that pools by its cls token, and {checkpoint.name!r} pools by mean"
+        )
+    if not isinstance(config.token_pooling, int) or config.token_pooling < 1:
+        raise ValueError(
+            f"token_pooling must be a whole number from 1, got {config.token_pooling!r}; token_pooling=1 keeps every "
+            "token's vector, token_pooling=2 about half as many"
+        )
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

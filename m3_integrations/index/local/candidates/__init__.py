@@ -1,0 +1,1 @@
+"""Candidate generation: HNSW graph, approximate MaxSim."""

@@ -1,0 +1,1 @@
+from .codecs import PRECISIONS as PRECISIONS, Precision as Precision

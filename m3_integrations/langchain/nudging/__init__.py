@@ -1,0 +1,1 @@
+"""NUDGE and question generation for LangChain."""

@@ -1,0 +1,1 @@
+"""Fine-tuning and NUDGE under LlamaIndex's interfaces."""

@@ -1,0 +1,1 @@
+"""Transformer models with dense, sparse and multi-vector heads, and their checkpoints."""

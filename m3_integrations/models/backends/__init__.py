@@ -1,0 +1,1 @@
+"""Runtimes of the forward pass: PyTorch, ONNX Runtime, OpenVINO."""

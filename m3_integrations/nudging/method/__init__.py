@@ -1,0 +1,1 @@
+"""The NUDGE methods: pulls, closed forms, trajectories."""

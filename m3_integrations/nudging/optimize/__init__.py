@@ -1,0 +1,1 @@
+"""Choice of the nudge of one mode or of several together."""

@@ -1,0 +1,1 @@
+"""What a nudge changed: outcomes, charts and pages."""

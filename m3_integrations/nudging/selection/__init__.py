@@ -1,0 +1,1 @@
+"""Model selection: exact sweeps over gamma, folds, significance."""

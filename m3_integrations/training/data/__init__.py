@@ -1,0 +1,1 @@
+"""Training examples, their files, batches and samplers."""

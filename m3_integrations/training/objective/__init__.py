@@ -1,0 +1,1 @@
+"""Differentiable model, scores and losses."""

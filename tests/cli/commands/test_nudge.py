@@ -1,0 +1,134 @@
+"""`m3 nudge` with a tiny checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from m3_integrations import LocalIndex
+from m3_integrations.testing.sample_data import same_vectors
+from tests.cli.conftest import write_lines
+
+NUDGE = ("--modes", "dense,sparse,multi_vector", "--method", "nudge-n")  # a named method moves without evidence
+
+
+@pytest.fixture
+def office(run, bge_m3, tmp_path):
+    """An index of twelve passages, and a BEIR folder of questions that use nicknames."""
+    world = tmp_path / "world"
+    (world / "qrels").mkdir(parents=True)
+    passages = [{"_id": f"passage-{i}", "text": f"the bridge {i} волга"} for i in range(12)]
+    write_lines(world / "corpus.jsonl", *passages)
+    asked = [
+        (f"{part}-{i}", f"{part} nick {i}", f"passage-{i}") for part in ("train", "dev", "test") for i in range(12)
+    ]
+    write_lines(world / "queries.jsonl", *({"_id": id, "text": text} for id, text, _ in asked))
+    for part in ("train", "dev", "test"):
+        judged = [f"{id}\t{passage}\t1\n" for id, _, passage in asked if id.startswith(part)]
+        (world / "qrels" / f"{part}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged), encoding="utf-8")
+    assert run("index", tmp_path / "index", world / "corpus.jsonl", "--model", bge_m3()).exit_code == 0
+    return tmp_path / "index", world
+
+
+def vectors_of(folder):
+    with LocalIndex.open(folder) as index:
+        return index.vectors(index.ids())
+
+
+def test_a_nudge_by_a_beir_folder_moves_vectors_and_writes_a_report(run, bge_m3, office, tmp_path):
+    folder, world = office
+    before = vectors_of(folder)
+    result = run("nudge", folder, world, *NUDGE, "--out", tmp_path / "report.html", "--model", bge_m3())
+    assert result.exit_code == 0, result.exception
+    assert "12 training questions name 12 of 12 passages" in " ".join(result.output.split())
+    assert "The index holds version 1." in result.output
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not same_vectors(vectors_of(folder), before)
+
+
+def test_revert_restores_the_vectors_bit_for_bit_and_to_restores_the_nudge(run, bge_m3, office):
+    folder, world = office
+    before = vectors_of(folder)
+    run("nudge", folder, world, *NUDGE, "--model", bge_m3())
+    nudged = vectors_of(folder)
+    back = run("nudge", folder, "--revert", "--model", bge_m3())
+    assert "the original vectors" in back.output
+    assert same_vectors(vectors_of(folder), before)
+    assert run("nudge", folder, "--to", 1, "--model", bge_m3()).exit_code == 0
+    assert same_vectors(vectors_of(folder), nudged)
+    listed = run("nudge", folder, "--versions", "--model", bge_m3())
+    assert "The index holds version 1." in listed.output
+
+
+def test_a_dry_run_reports_the_nudge_and_changes_no_file(run, bge_m3, office):
+    folder, world = office
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = run("nudge", folder, world, *NUDGE, "--dry-run", "--model", bge_m3())
+    assert "the index itself is unchanged" in " ".join(result.output.split())
+    assert "multi_vector" in result.output
+    assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_nudged_index_is_searched_with_the_weights_of_the_nudge(run, run_json, bge_m3, office):
+    folder, world = office
+    search = ("search", folder, "train nick 3", "--model", bge_m3())
+    plain = run_json(*search)["weights"]
+    assert not (folder / "nudges.sqlite").exists()
+    (version,) = run_json("nudge", folder, world, *NUDGE, "--model", bge_m3())["versions"]
+    chosen = {mode: weight for mode, weight in version["weights"].items() if weight}
+    assert run_json(*search)["weights"] == chosen != plain
+    run("nudge", folder, "--revert", "--model", bge_m3())
+    assert run_json(*search)["weights"] == plain
+
+
+def test_a_nudge_by_clicks_splits_them_by_text(run, bge_m3, office, tmp_path):
+    folder, _ = office
+    clicks = write_lines(
+        tmp_path / "log.jsonl", *({"query": f"nick {i}", "passage": f"passage-{i % 12}"} for i in range(40))
+    )
+    result = run("nudge", folder, clicks, "--modes", "dense", "--seed", 3, "--model", bge_m3())
+    assert result.exit_code == 0, result.exception
+    assert "28 training questions" in " ".join(result.output.split())  # 0.7 of 40
+
+
+def test_a_nudge_by_queries_and_qrels_of_trec(run, bge_m3, office, tmp_path):
+    folder, world = office
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("".join(f"train-{i} 0 passage-{i} 1\n" for i in range(12)), encoding="utf-8")
+    result = run("nudge", folder, world / "queries.jsonl", qrels, "--modes", "dense", "--model", bge_m3())
+    assert result.exit_code == 0, result.exception
+    assert "8 training questions" in " ".join(result.output.split())  # 0.7 of 12
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "advice"),
+    [
+        ((), 2, "give exactly one task, got 0: m3 nudge INDEX JUDGED"),
+        (("--revert", "--versions"), 2, "give exactly one task, got 2"),
+        (("{world}", "--modes", "dense,warm"), 2, "'warm' is not a mode"),
+        (("{world}", "--metric", "map"), 2, "is not a known metric; use ndcg@10"),
+        (("{world}", "--method", "x"), 2, "--method is auto, nudge-n or nudge-m, got 'x'"),
+        (("nowhere",), 1, "there is no nowhere; name a BEIR folder"),
+        (("{index}",), 1, "has no qrels/train.tsv to train with"),
+        (("--to", "7"), 1, "there is no version 7"),
+        (("{world}/queries.tsv.gz",), 1, "there is no"),
+        (("{world}/qrels/train.tsv",), 1, "its first line is query,passage,weight,time"),
+    ],
+)
+def test_an_invalid_nudge_command_is_one_line_of_advice(words, status, advice, run, bge_m3, office):
+    folder, world = office
+    arguments = [word.format(index=folder, world=world) for word in words]
+    result = run("nudge", folder, *arguments, "--model", bge_m3())
+    assert result.exit_code == status
+    assert advice in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_a_nudge_is_printed_as_json(run_json, bge_m3, office):
+    folder, world = office
+    done = run_json("nudge", folder, world, *NUDGE, "--model", bge_m3())
+    assert done["version"] == 1
+    assert [each["version"] for each in done["versions"]] == [1]
+    assert done["report"]["metric"] == "ndcg@10"
+    assert done["report"]["moved"]["dense"] > 0
+    assert [row["questions"] for row in done["report"]["outcomes"]]

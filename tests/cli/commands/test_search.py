@@ -1,0 +1,86 @@
+"""`m3 search` with a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import write_lines
+
+
+def test_search_finds_passages(run, bge_m3, filled):
+    found = run("search", filled, "the bridge", "-k", 1, "--model", bge_m3())
+    assert found.exit_code == 0
+    assert found.stdout.count("\n") == 1
+    score, id, text = found.stdout.rstrip("\n").split("\t")
+    assert (float(score) > 0, id, text) == (True, "a", "the bridge")
+
+
+def test_json_holds_the_passages_with_their_scores(run_json, bge_m3, filled):
+    found = run_json("search", filled, "the bridge", "--model", bge_m3())
+    assert [match["id"] for match in found["matches"]] == ["a", "b"]
+    best = found["matches"][0]
+    assert best["text"] == "the bridge"
+    assert best["score"] == pytest.approx(sum(best["by_mode"].values()))
+
+
+def test_each_line_of_stdin_is_a_question(run, bge_m3, filled):
+    found = run("search", filled, "-", "-k", 1, "--json", "--model", bge_m3(), given="the bridge\n\nволга\n")
+    documents = [json.loads(line) for line in found.stdout.splitlines()]
+    best = [(each["question"], each["matches"][0]["id"]) for each in documents]
+    assert best == [("the bridge", "a"), ("волга", "b")]
+
+
+def test_mode_searches_by_one_mode(run_json, bge_m3, filled):
+    found = run_json("search", filled, "the bridge", "--mode", "dense", "--model", bge_m3())
+    assert found["weights"].keys() == {"dense"}
+    assert all(match["by_mode"].keys() == {"dense"} for match in found["matches"])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "advice"),
+    [
+        (("", "-k", 2), 2, "the question '' is empty"),
+        (("why?", "-k", 0), 2, "-k must be at least 1, got 0"),
+        (("why?", "--mode", "lexical"), 2, "'lexical' is not a mode"),
+    ],
+)
+def test_invalid_arguments_are_refused_before_the_model_is_loaded(words, status, advice, run, filled, tmp_path):
+    result = run("search", filled, *words, "--model", tmp_path / "no-model")
+    assert result.exit_code == status
+    assert result.stderr.startswith(f"error: {advice}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_missing_index_is_named(run, tmp_path):
+    result = run("search", tmp_path / "none", "why?", "--model", tmp_path / "no-model")
+    assert result.exit_code == 1
+    assert "there is no index at" in result.stderr
+
+
+def test_where_selects_by_metadata(run, run_json, bge_m3, tmp_path):
+    file = write_lines(tmp_path / "t.jsonl", *({"_id": f"y{y}", "text": "the bridge", "year": y} for y in (1990, 2020)))
+    run("index", tmp_path / "index", file, "--model", bge_m3())
+    found = run_json("search", tmp_path / "index", "the bridge", "--where", "year >= 2000 and not exists(draft)")
+    assert [match["id"] for match in found["matches"]] == ["y2020"]
+    wrong = run("search", tmp_path / "index", "the bridge", "--where", "year = 2000")
+    assert (wrong.exit_code, "--where: the filter" in wrong.stderr) == (2, True)
+
+
+def test_explain_shows_the_words_that_matched_with_their_places(run, run_json, filled):
+    (best, _) = run_json("search", filled, "where is the bridge", "--explain")["matches"]
+    assert {word["passage"] for word in best["words"]} & {"the", "bridge"}
+    explained = run_json("explain", filled, "where is the bridge", "a")
+    assert explained["words"] == best["words"]
+    assert explained["score"] == pytest.approx(best["score"], rel=1e-4)
+    for word in explained["words"]:
+        start, stop = word["passage_span"]
+        assert explained["text"][start:stop] == word["passage"]
+    assert run_json("explain", filled, "where is the bridge")["id"] == "a"
+    assert "the bridge" in run("explain", filled, "where is the bridge").stdout
+
+
+def test_an_unknown_passage_is_not_explained(run, filled, tmp_path):
+    result = run("explain", filled, "the bridge", "other", "--model", tmp_path / "no-model")
+    assert (result.exit_code, "other" in result.stderr) == (1, True)

@@ -1,0 +1,150 @@
+"""What every command has: options, exit codes, one schema, and an output that stays clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m3_integrations import LocalIndex, M3Encoder, Passage, __version__, cli
+
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+COMMANDS = [command.name for command in cli.app.registered_commands]
+
+
+def test_the_version_is_printed(run):
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"m3 {__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_json_quiet_and_verbose(command, run):
+    help = run(command, "-h").stdout
+    assert all(option in help for option in ("--json", "-q, --quiet", "-v, --verbose"))
+
+
+def test_an_unknown_option_is_an_error_of_usage(run, tmp_path):
+    assert run("search", tmp_path, "why?", "--colour").exit_code == 2
+
+
+def test_an_error_is_a_document_too(run, tmp_path):
+    result = run("search", tmp_path / "none", "why?", "--json")
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["command"]) == (1, "search")
+    assert document["error"]["type"] == "FileNotFoundError"
+    assert document["error"]["message"] in result.stderr
+
+
+def test_an_error_is_one_line_and_has_its_traceback_with_verbose(run, tmp_path):
+    plain = run("search", tmp_path / "none", "why?")
+    assert plain.stderr.count("\n") == 1
+    assert "Traceback" in run("search", tmp_path / "none", "why?", "--verbose").stderr
+
+
+HOSTILE = {
+    "title": "\x1b]0;owned\x07",
+    "clear": "\x1b[2J",
+    "clipboard": "\x1b]52;c;cm0=\x07",
+    "c1": "\x9b31m",
+    "bidi": "\u202e",
+}
+
+
+@pytest.fixture
+def hostile(bge_m3, tmp_path):
+    """An index of one passage with terminal commands in id, text and metadata, and an id with markup and line ends."""
+    encoder = M3Encoder.from_pretrained(str(bge_m3()))
+    commands = "".join(HOSTILE.values())
+    passages = [
+        Passage(f"id{commands}", f"the bridge {commands} text", {"title": commands}),
+        Passage("[bold]x\ny[/bold] :smile: " + "z" * 300, "the bridge"),
+    ]
+    with LocalIndex.open(tmp_path / "hostile", encoder) as index:
+        index.add(passages, encoder.encode_passages([each.text for each in passages]))
+    return tmp_path / "hostile"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--verbose",)])
+def test_no_terminal_command_of_a_passage_is_printed(options, run, bge_m3, hostile):
+    result = run("search", hostile, "the bridge", "--model", bge_m3(), *options)
+    assert result.exit_code == 0, result.output
+    assert not any(command in result.output for command in HOSTILE.values())
+    assert "\\u001b]0;owned\\u0007" in result.stdout
+
+
+def test_json_holds_every_character_of_a_passage(run_json, bge_m3, hostile):
+    found = run_json("search", hostile, "the bridge", "--model", bge_m3())
+    assert {match["id"] for match in found["matches"]} >= {f"id{''.join(HOSTILE.values())}"}
+
+
+def test_an_id_stays_on_one_line_of_a_pipe(run, bge_m3, hostile):
+    found = run("search", hostile, "the bridge", "--model", bge_m3()).stdout.splitlines()
+    assert len(found) == 2
+    assert any(line.split("\t")[1] == "[bold]x\\ny[/bold] :smile: " + "z" * 300 for line in found)
+
+
+def test_an_id_stays_whole_on_a_terminal_and_no_command_reaches_it(bge_m3, hostile):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "m3_integrations.cli", "search", str(hostile), "the bridge", "--model", bge_m3()]
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "40", "LINES": "20"}
+    process = subprocess.Popen(list(map(str, command)), stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    except OSError:  # the terminal is closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0, shown
+    text = shown.decode()
+    assert not any(command in text for command in HOSTILE.values())
+    assert "[bold]x\\ny[/bold] :smile: " + "z" * 300 in text
+
+
+def documented_fields():
+    """Fields of each command's document by docs/cli.md."""
+    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {command: re.findall(r"`(\w+)`", fields) for command, fields in rows}
+
+
+def test_the_documents_of_every_command_are_documented():
+    assert sorted(documented_fields()) == sorted(COMMANDS)
+
+
+def test_a_document_has_the_documented_fields(run_json, bge_m3, filled, tmp_path):
+    def check(command, *words):
+        assert [*run_json(command, *words)] == ["schema", "command", *documented_fields()[command]]
+
+    check("search", filled, "the bridge", "--model", bge_m3())
+    check("explain", filled, "the bridge", "a")
+    check("add", filled, "--id", "c", "--text", "the bridge")
+    check("delete", filled, "c")
+    check("export", filled)
+    check("export", filled, tmp_path / "all.jsonl")
+    check("info", filled)
+    check("check", filled)
+    check("index", filled, tmp_path / "all.jsonl")
+    check("copy", filled, tmp_path / "copy")
+    queries = tmp_path / "clicks.csv"
+    queries.write_text("query,passage\nthe bridge,a\n", encoding="utf-8")
+    check("eval", queries, "--index", filled)
+    check("nudge", filled, "--versions", "--model", bge_m3())
+
+
+def test_every_option_that_the_documentation_names_exists(run):
+    documented = set(re.findall(r"`?(--[a-z][a-z-]+)", DOCS.read_text(encoding="utf-8")))
+    known = " ".join(run(*words, "--help").stdout for words in [(), *((command,) for command in COMMANDS)])
+    assert documented
+    assert {option for option in documented if option not in known} == set()
+
+
+def test_the_readme_names_every_command():
+    readme = (DOCS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [command for command in COMMANDS if f"`m3 {command}`" not in readme and f"`{command}`" not in readme] == []
