@@ -26,7 +26,7 @@ def replace_text(path: Path, text: str) -> None:
 
     The text is written under a temporary name, which is then renamed.
     """
-    temporary = path.with_name(f"{path.name}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)  # it may be a link, to another file
     with temporary.open("x", encoding="utf-8") as file:
         file.write(text)

@@ -89,6 +89,7 @@ def train(
     if (target / checkpoints.OWN_FILE).is_file():
         raise FileExistsError(f"{target} holds a model; choose a new folder")
     work = target.with_name(f"{target.name}.training")
+    PartialState(cpu=config.use_cpu)  # joins the processes of torchrun before one of them is asked to be the main one
     current = checkpoints.read(model, revision=revision, pooling=pooling)
     results: list[StageResult] = []
     for number, stage in enumerate(stages, start=1):

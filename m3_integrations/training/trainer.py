@@ -61,6 +61,11 @@ class TrainConfig:
     show_progress: bool = False
     report_to: tuple[str, ...] = ()
 
+    @property
+    def use_cpu(self) -> bool:
+        """Whether training runs on the CPU, on request or without an accelerator."""
+        return self.device == "cpu" or not torch.accelerator.is_available()
+
     def to_training_arguments(self, stage: Stage, steps: int, folder: Path, *, validated: bool) -> TrainingArguments:
         """Convert to the arguments of transformers' Trainer for a stage of `steps` steps."""
         interval = self.evaluate_every or max(1, -(-steps // 10))
@@ -84,7 +89,7 @@ class TrainConfig:
             metric_for_best_model="best" if validated else None,
             greater_is_better=True if validated else None,
             # Also set without an accelerator: transformers rejects bf16 on a CPU unless use_cpu is True.
-            use_cpu=self.device == "cpu" or not torch.accelerator.is_available(),
+            use_cpu=self.use_cpu,
             seed=self.seed,
             disable_tqdm=not self.show_progress,
             report_to=list(self.report_to) or "none",
