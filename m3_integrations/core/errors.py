@@ -27,6 +27,7 @@ M3Warning(UserWarning)
 ├── UnknownSegments                     files of an index folder that its catalog does not name
 ├── TextsTruncated                      texts longer than the encoder reads
 ├── ModeDropped                         a planned mode that the index or the encoder does not have
+├── HeadsMissing                        a cached copy of a hub model that may lack heads
 ├── PartNotExported                     a part of a checkpoint that the BGE-M3 layout cannot hold
 └── LexicalCollapse                     a sparse head that gives ever fewer tokens a weight in training
 """
@@ -155,6 +156,10 @@ class UnknownSegments(M3Warning):
 
 class ModeDropped(M3Warning):
     """A planned mode is not available; the search continues without it."""
+
+
+class HeadsMissing(M3Warning):
+    """A cached copy of a hub model may lack its sparse and multi-vector heads."""
 
 
 class PartNotExported(M3Warning):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -28,7 +29,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, P
 from transformers.utils import logging as transformers_logging
 
 from m3_integrations.core.encoded import Mode, SparseScore
-from m3_integrations.core.errors import CheckpointError
+from m3_integrations.core.errors import CheckpointError, HeadsMissing
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.models import mini
 from m3_integrations.models.checkpoint_files import (
@@ -255,7 +256,7 @@ def _find(model: str, revision: str | None) -> Path:
     if folder.exists():
         raise CheckpointError(f"{model!r} is a file; name the folder that holds config.json")
     try:
-        return Path(
+        folder = Path(
             snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB)
         )
     except HFValidationError as error:
@@ -264,6 +265,33 @@ def _find(model: str, revision: str | None) -> Path:
         raise CheckpointError(
             f"there is no folder {model!r}, and the hub returned no such model ({type(error).__name__}); {_NAMES}"
         ) from error
+
+    _check_heads_were_downloaded(model, revision, folder)
+    return folder
+
+
+def _check_heads_were_downloaded(model: str, revision: str | None, folder: Path) -> None:
+    """Reject a cached copy of BGE-M3 without heads, and warn of another model's if the hub cannot say that it has none.
+
+    Tools that use the dense vector alone leave such copies.
+    """
+    file = f"{SPARSE_HEAD}.pt"
+    if (folder / OWN_FILE).is_file() or _head_file(folder, SPARSE_HEAD) or _head_file(folder, MULTI_VECTOR_HEAD):
+        return
+    if try_to_load_from_cache(model, file, revision=revision or "main") is _CACHED_NO_EXIST:
+        return
+    try:
+        hf_hub_download(model, file, revision=revision)
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return  # the model has no such head
+        problem = (
+            f"the cached copy of {model!r} has no heads for sparse and multi-vector retrieval ({file} and "
+            f"{MULTI_VECTOR_HEAD}.pt are missing), and the hub cannot be reached"
+        )
+        if "bge-m3" in model.lower():
+            raise CheckpointError(f"{problem}; connect to the hub once, or run: hf download {model}") from error
+        warnings.warn(f"{problem} to ask whether it has any; only dense vectors are available", HeadsMissing, 3)
 
 
 _NAMES = "name a folder, a hub id such as 'BAAI/bge-m3', or 'm3-mini', which needs no download"

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from m3_integrations import M3Encoder
 from m3_integrations.core.encoded import MODES
-from m3_integrations.core.errors import CheckpointError, MissingMode, NonFiniteVector, TextsTruncated
+from m3_integrations.core.errors import CheckpointError, HeadsMissing, MissingMode, NonFiniteVector, TextsTruncated
 from tests.checkpoints import WORDS, TinyCheckpoint, write_backbone, write_bge_m3, write_sentence_transformers
 
 TEXTS = [
@@ -30,6 +31,7 @@ TEXTS = [
     "what is a passage?",
     "안녕하세요",
 ]
+COMMIT = "0123456789" * 4
 CLS, PAD, EOS, UNK = 0, 1, 2, 3
 CLOSE = {"rtol": 0, "atol": 2e-6}
 
@@ -574,10 +576,51 @@ def test_a_name_that_is_neither_folder_nor_hub_id_says_what_to_name(tmp_path):
         load(tmp_path / "file")
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Cache a sentence-transformers checkpoint of dense vectors alone under a hub id; the hub cannot be reached."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def cache(model):
+        folder = tmp_path / f"models--{model.replace('/', '--')}"
+        (folder / "snapshots").mkdir(parents=True)
+        write_sentence_transformers(tmp_path / "model", TinyCheckpoint(), "cls", True).rename(
+            folder / "snapshots" / COMMIT
+        )
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(COMMIT)
+        return folder
+
+    return cache
+
+
+def test_a_cached_bge_m3_without_heads_is_rejected(hub_cache):
+    hub_cache("BAAI/bge-m3")
+    with pytest.raises(
+        CheckpointError, match=r"sparse_linear\.pt and colbert_linear\.pt.*run: hf download BAAI/bge-m3"
+    ):
+        load("BAAI/bge-m3")
+
+
+def test_a_cached_model_that_may_lack_heads_loads_with_a_warning(hub_cache):
+    hub_cache("someone/embedder")
+    with pytest.warns(HeadsMissing, match="only dense vectors are available"):
+        assert load("someone/embedder").modes == {"dense"}
+
+
+def test_a_cached_model_that_the_hub_said_has_no_heads_loads_without_a_warning(hub_cache, recwarn):
+    known = hub_cache("someone/embedder") / ".no_exist" / COMMIT / "sparse_linear.pt"
+    known.parent.mkdir(parents=True)
+    known.touch()
+    assert load("someone/embedder").modes == {"dense"}
+    assert not [warning for warning in recwarn if warning.category is HeadsMissing]
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path, pooling, normalise):
-    encoder = load(write_sentence_transformers(tmp_path, TinyCheckpoint(), pooling, normalise))
+    encoder = load(write_sentence_transformers(tmp_path / "model", TinyCheckpoint(), pooling, normalise))
     assert (encoder.modes, encoder.max_length) == ({"dense"}, 64)
     ids = AutoTokenizer.from_pretrained(tmp_path)("the bridge")["input_ids"]
     with torch.inference_mode():
@@ -588,7 +631,7 @@ def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path, pooling, 
 
 
 def test_a_pooling_that_is_not_read_is_named(tmp_path):
-    folder = write_sentence_transformers(tmp_path, TinyCheckpoint())
+    folder = write_sentence_transformers(tmp_path / "model", TinyCheckpoint())
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(
         CheckpointError, match="pools by 'pooling_mode_max_tokens'; this package reads 'cls' and 'mean'"
@@ -597,7 +640,7 @@ def test_a_pooling_that_is_not_read_is_named(tmp_path):
 
 
 def test_a_module_that_is_not_read_is_named(tmp_path):
-    folder = write_sentence_transformers(tmp_path, TinyCheckpoint())
+    folder = write_sentence_transformers(tmp_path / "model", TinyCheckpoint())
     modules = json.loads((folder / "modules.json").read_text())
     modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -607,7 +650,7 @@ def test_a_module_that_is_not_read_is_named(tmp_path):
 
 def test_mcls_needs_a_checkpoint_that_pools_by_cls(tmp_path):
     with pytest.raises(ValueError, match="mcls_interval needs a checkpoint that pools by its cls token"):
-        load(write_sentence_transformers(tmp_path, TinyCheckpoint()), mcls_interval=16)
+        load(write_sentence_transformers(tmp_path / "model", TinyCheckpoint()), mcls_interval=16)
 
 
 def test_the_colbert_width_is_the_checkpoints(tmp_path):
