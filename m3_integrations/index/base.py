@@ -64,11 +64,20 @@ class Index(Protocol):
             ValueError: If the counts differ, or if metadata is not JSON (a datetime, NaN, a key that is not a string).
         """
 
-    def delete(self, ids: Collection[str]) -> None:
+    def delete(self, ids: Collection[str], *, purge: bool = False) -> None:
         """Delete passages; unknown ids are ignored.
+
+        Args:
+            ids: Ids of the passages.
+            purge: Whether to return only when nothing of these passages, nor of any deleted or replaced before, is left
+                in a file of the index. A `LocalIndex` rewrites the segments that hold some and its catalog, and removes
+                the passages and the questions that they answer from its nudge ledger. Repeat an interrupted call with
+                the same ids. `QdrantIndex` does not support it.
 
         Raises:
             ValueError: If `ids` is a single string.
+            WriterBusy: If another process reads or writes for longer than a write waits; when purging, the passages
+                are deleted, and repeating the call purges them.
         """
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:

@@ -72,13 +72,16 @@ class MemoryIndex(ClosingIndex):
             self._records.update(records)
             self._order = None
 
-    def delete(self, ids: Collection[str]) -> None:
+    def delete(self, ids: Collection[str], *, purge: bool = False) -> None:
         with self._lock:
             for id in validation.check_ids(ids, "delete"):
                 if self._records.pop(id, None) is not None:
                     self._order = None
                     for log in self._logs.values():
                         log.delete(id)
+            if purge:  # the embeddings of deleted passages are freed too
+                for log in self._logs.values():
+                    log.compact(self._ids())
 
     def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
         self.set_vectors_many([(ids, encoded)])

@@ -172,10 +172,11 @@ class M3VectorStore(VectorStore):
 
         Args:
             ids: Ids of the documents; None deletes every document.
-            **kwargs: None is supported.
+            **kwargs: `purge=True` removes the documents from every file too, as `Index.delete` does.
         """
-        _reject_unknown("delete", kwargs, "ids")
-        self.index.delete(self.index.ids() if ids is None else ids)
+        purge = bool(kwargs.pop("purge", False))
+        _reject_unknown("delete", kwargs, "ids and purge")
+        self.index.delete(self.index.ids() if ids is None else ids, purge=purge)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:

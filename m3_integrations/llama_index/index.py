@@ -246,7 +246,7 @@ class M3Index(BaseIndex[IndexDict]):
         Args:
             node_ids: Ids of the nodes.
             delete_from_docstore: Delete them from the docstore, too.
-            **delete_kwargs: None is supported.
+            **delete_kwargs: `purge=True` removes the nodes from every file of the store too.
         """
         self.store.delete_nodes(list(node_ids), **delete_kwargs)
         for node_id in node_ids:

@@ -216,18 +216,31 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
         return [node.node_id for node in nodes]
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete all nodes of a document; an unknown document is ignored."""
+        """Delete all nodes of a document; an unknown document is ignored.
+
+        Args:
+            ref_doc_id: Id of the document.
+            **delete_kwargs: `purge=True` removes the nodes from every file too, as `Index.delete` does.
+        """
+        purge = bool(delete_kwargs.pop("purge", False))
         _reject_unknown("delete", delete_kwargs)
-        self.index.delete(self.index.ids(Condition(REF_DOC_ID, "==", ref_doc_id)))
+        self.index.delete(self.index.ids(Condition(REF_DOC_ID, "==", ref_doc_id)), purge=purge)
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Delete nodes by id, by filters, or by both; without either, delete nothing. Unknown ids are ignored."""
+        """Delete nodes by id, by filters, or by both; without either, delete nothing. Unknown ids are ignored.
+
+        Args:
+            node_ids: Ids of the nodes.
+            filters: Filters that they match.
+            **delete_kwargs: `purge=True` removes the nodes from every file too, as `Index.delete` does.
+        """
+        purge = bool(delete_kwargs.pop("purge", False))
         _reject_unknown("delete_nodes", delete_kwargs)
         if node_ids is None and filters is None:
             return
-        self.index.delete(self._select_ids(node_ids, to_where(filters)))
+        self.index.delete(self._select_ids(node_ids, to_where(filters)), purge=purge)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Return nodes by id, by filters, or by both; unknown ids are ignored.

@@ -19,22 +19,30 @@ from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Modes, Mul
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WrongEncoder
 from m3_integrations.core.forking import ProcessBound
 from m3_integrations.core.sqlite.connection import connect, is_read_only, read_only_error, translate_errors
-from m3_integrations.core.sqlite.schema import Schema
+from m3_integrations.core.sqlite.rewriting import rewrite
 from m3_integrations.core.types import Query, SearchPlan
+from m3_integrations.index.local.ledger_file import (
+    LEDGER_APPLICATION,
+    LEDGER_NAME,
+    LEDGER_TABLES,
+    damaged_ledger_error,
+    incomplete_versions,
+    remove_passages,
+    remove_questions,
+)
 from m3_integrations.nudging.judged import Ints
 
-FILE_NAME = "nudges.sqlite"
+FILE_NAME = LEDGER_NAME
 SCHEMA = 1
 Role = Literal["train", "validation"]
 _ON_DISK = {"nudge-n": "n", "nudge-m": "m", "neighbors": "neighbours"}  # spelling in the file, as in format 1
 _IN_MEMORY = {stored: name for name, stored in _ON_DISK.items()}
 
-_APPLICATION = 0x4D334E55  # 0 in ledgers from before it was set
 _CREATE = f"""
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE queries (
   number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, relevant TEXT NOT NULL,
-  since INTEGER NOT NULL, until INTEGER, dense BLOB, tokens BLOB, weights BLOB, vectors BLOB
+  since INTEGER NOT NULL, until INTEGER, dense BLOB, tokens BLOB, weights BLOB, vectors BLOB, added TEXT
 );
 CREATE TABLE originals (
   passage TEXT NOT NULL, mode TEXT NOT NULL, content TEXT NOT NULL, places BLOB NOT NULL, vectors BLOB NOT NULL,
@@ -43,19 +51,8 @@ CREATE TABLE originals (
 CREATE TABLE versions (
   number INTEGER PRIMARY KEY, made TEXT NOT NULL, asked TEXT NOT NULL, moves TEXT NOT NULL, figures TEXT NOT NULL
 );
-PRAGMA application_id = {_APPLICATION}
+PRAGMA application_id = {LEDGER_APPLICATION}
 """
-_TABLES = Schema(
-    {
-        "about": ("name", "value"),
-        "queries": (
-            *("number", "id", "role", "text", "relevant", "since", "until"),
-            *("dense", "tokens", "weights", "vectors"),
-        ),
-        "originals": ("passage", "mode", "content", "places", "vectors"),
-        "versions": ("number", "made", "asked", "moves", "figures"),
-    }
-)
 T = TypeVar("T")
 
 
@@ -165,11 +162,11 @@ class Ledger:
                 if not self._one("SELECT count(*) FROM sqlite_master")[0]:  # another process may have been faster
                     for statement in _CREATE.split(";\n"):
                         self._write(statement)
-        elif application not in (0, _APPLICATION) or (not application and not self._has_tables()):
+        elif application not in (0, LEDGER_APPLICATION) or (not application and not self._has_tables()):
             raise IndexFolderError(
                 f"{self.path} was written by another program; pass another file, Nudger(..., ledger=...)"
             )
-        fault = _TABLES.find_fault(self._database)
+        fault = LEDGER_TABLES.find_fault(self._database)
         if fault or not self._has_tables():
             raise self._damaged(fault or "a table is missing")
         if not self._database.is_read_only:
@@ -177,7 +174,7 @@ class Ledger:
 
     def _has_tables(self) -> bool:
         names = {name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return names >= _TABLES.columns.keys()
+        return names >= LEDGER_TABLES.columns.keys()
 
     def _check(self, fingerprint: str) -> None:
         schema = self._parse(int, self._about("schema") or SCHEMA)
@@ -202,10 +199,7 @@ class Ledger:
             yield
 
     def _damaged(self, problem: str) -> DamagedFolder:
-        return DamagedFolder(
-            f"{self.path} is damaged: {problem}; put back a copy of the whole folder, and keep this file: it holds the "
-            "original vectors"
-        )
+        return damaged_ledger_error(self.path, problem)
 
     def _parse(self, parse: Callable[..., T], *stored: Any) -> T:
         """Return what stored values mean, or raise DamagedFolder."""
@@ -372,15 +366,56 @@ class Ledger:
         return count
 
     def _insert(self, role: Role, queries: Sequence[Query], encoded: Encoded) -> None:
-        since, encoded = self.next_version, encoded.with_sparse_score("sum")
+        since, added, encoded = self.next_version, now(), encoded.with_sparse_score("sum")
+        self._add_missing_column()
         self._write_many(
-            "INSERT INTO queries (id, role, text, relevant, since, dense, tokens, weights, vectors) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO queries (id, role, text, relevant, since, added, dense, tokens, weights, vectors) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                (query.id, role, query.text, json.dumps(dict(query.relevant)), since, *_blobs(encoded, i))
+                (query.id, role, query.text, json.dumps(dict(query.relevant)), since, added, *_blobs(encoded, i))
                 for i, query in enumerate(queries)
             ),
         )
+
+    def _add_missing_column(self) -> None:
+        """Add the time of each question to a ledger from before it was recorded."""
+        if "added" not in {row[1] for row in self._read("PRAGMA table_info(queries)")}:
+            self._write("ALTER TABLE queries ADD COLUMN added TEXT")
+
+    def forget_before(self, moment: str) -> int:
+        """Delete the questions recorded before a time, in every version and from every page of the file.
+
+        Args:
+            moment: ISO 8601 in UTC, as `now` returns it.
+
+        Returns:
+            The number of questions.
+        """
+        with self.transaction():
+            self._add_missing_column()
+            rows = self._read(
+                "SELECT number FROM queries WHERE "
+                "COALESCE(added, (SELECT made FROM versions WHERE versions.number = since), '') < ?",
+                moment,
+            )
+            count = self._parse(remove_questions, self._database, [number for (number,) in rows])
+        self._rewrite()
+        return count
+
+    def forget_passages(self, ids: Collection[str]) -> None:
+        """Delete the original vectors of passages and the questions that they answer, from every page of the file."""
+        with self.transaction():
+            self._parse(remove_passages, self._database, ids)
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        with self._guarded():
+            rewrite(self._database, self.path or Path(":memory:"))
+
+    def is_complete(self, version: int) -> bool:
+        """Return whether all questions of a version are still there."""
+        with self._guarded():
+            return version not in self._parse(incomplete_versions, self._database)
 
     def queries(self, role: Role, version: int | None = None) -> list[Query]:
         """Return the queries of a role in a version; None for the next one."""

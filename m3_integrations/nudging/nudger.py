@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from m3_integrations.core.errors import MissingMode, StaleReport, UnknownId
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.encoders.base import Encoder, sparse_score_of
 from m3_integrations.index.base import Index
+from m3_integrations.index.validation import check_ids
 from m3_integrations.nudging.corpus import IndexCorpus
 from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.ledger import (
@@ -171,6 +173,35 @@ class Nudger:
                 raise UnknownId(f"the ledger holds no query {id!r}; it holds {len(known)}, see nudger.queries()")
         self._ledger.remove_queries(wanted)
 
+    def forget_queries(self, before: date) -> int:
+        """Delete the questions that were recorded before a time, in every version.
+
+        When it returns, their texts and embeddings are in no file of the ledger. The vectors of the index stay as they
+        are; `revert` refuses versions of which questions are gone, except for the original vectors.
+
+        Args:
+            before: A date or datetime, in UTC unless it states a time zone.
+
+        Returns:
+            The number of questions deleted.
+
+        Raises:
+            WriterBusy: If another process uses the ledger for longer than a write waits.
+        """
+        moment = before if isinstance(before, datetime) else datetime.combine(before, datetime.min.time())
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return self._ledger.forget_before(moment.isoformat(timespec="seconds"))
+
+    def forget_passages(self, ids: Collection[str]) -> None:
+        """Delete the original vectors of passages and every question that one of them answers, in every version.
+
+        `LocalIndex.delete(ids, purge=True)` does this for the ledger in its folder; it is for one elsewhere.
+
+        Args:
+            ids: Ids of the passages; unknown ids are ignored.
+        """
+        self._ledger.forget_passages(check_ids(ids, "forget_passages"))
+
     def queries(self, role: Role = "train") -> list[Query]:
         """Return the questions that count in the next `refit`."""
         return self._ledger.queries(role)
@@ -206,13 +237,18 @@ class Nudger:
             version: Number of the version; None or 0 for the original vectors.
 
         Raises:
-            ValueError: If there is no such version.
+            ValueError: If there is no such version, or questions of it were forgotten.
         """
         self._recover()
         if not version:
             self._write(0, {}, self._corpus(), self._ledger.first_plan)
             return
         known, corpus = self._version(version), self._corpus()
+        if not self._ledger.is_complete(version):
+            raise ValueError(
+                f"version {version} cannot be computed again: some of its questions were forgotten; "
+                "use refit() with those that count now, or revert() for the original vectors"
+            )
         query_sets = self._query_sets(known.asked, version)
         train = self._judged(query_sets.train, corpus).judged.answered()
         moved = {mode: _restore_move(corpus, train, mode, move) for mode, move in known.moves.items()}

@@ -29,3 +29,12 @@ def test_replaced_passages_do_not_accumulate_without_searches():
         index.add([Passage("only", f"red {i}")], encoder.encode_passages([f"red {i % 7}"]))
     assert sum(len(chunk) for chunk in index._logs["dense"]._chunks) < 1100
     assert index.passages() == [Passage("only", "red 4999")]
+
+
+def test_a_purge_frees_the_embeddings_of_deleted_passages():
+    index, encoder = MemoryIndex(), HashEncoder()
+    index.delete([], purge=True)
+    index.add([Passage("a", "red"), Passage("b", "blue")], encoder.encode_passages(["red", "blue"]))
+    index.delete(["a"], purge=True)
+    assert [len(chunk) for log in index._logs.values() for chunk in log._chunks] == [1, 1, 1]
+    assert index.ids() == ["b"]

@@ -245,6 +245,14 @@ def test_delete_without_ids_deletes_everything_and_with_an_empty_list_nothing(st
     assert store.similarity_search("red") == []
 
 
+def test_deleted_documents_are_purged_from_every_file(hash_encoder, tmp_path):
+    with M3VectorStore.from_folder(tmp_path, M3Embeddings(encoder=hash_encoder)).index as index:
+        store = M3VectorStore(M3Embeddings(encoder=hash_encoder), index)
+        store.add_texts(TEXTS, METADATAS, ids=IDS)
+        assert store.delete(["d5"], purge=True)
+        assert not any(b"nothing of the kind" in path.read_bytes() for path in tmp_path.iterdir())
+
+
 def test_a_folder_can_be_reopened(hash_encoder, tmp_path):
     embeddings = M3Embeddings(encoder=hash_encoder)
     with M3VectorStore.from_folder(tmp_path / "index", embeddings).index as index:

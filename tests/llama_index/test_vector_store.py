@@ -412,6 +412,20 @@ def test_nodes_are_deleted_by_id_by_filter_and_by_both(store):
     assert len(store.get_nodes()) == 1
 
 
+def test_deleted_nodes_are_purged_from_every_file(hash_encoder, tmp_path):
+    with LocalIndex.open(tmp_path / "index") as index:
+        store = M3VectorStore(M3Embedding(encoder=hash_encoder), index)
+        store.add(NODES)
+        store.delete("pets", purge=True)
+        store.delete_nodes(["ant"], purge=True)
+        contents = [path.read_bytes() for path in index.folder.iterdir()]
+        assert {text for text in (b"blue dog", b"small", b"green bird") if any(text in each for each in contents)} == {
+            b"green bird"
+        }
+        with pytest.raises(TypeError, match="delete takes no hard"):
+            store.delete("wild", hard=True)
+
+
 def test_get_nodes_keeps_the_order_of_the_ids(store):
     assert bare(store.get_nodes(["fish", "unknown", "cat"])) == [NODES[3], NODES[0]]
     assert [each.node_id for each in store.get_nodes()] == sorted(IDS)

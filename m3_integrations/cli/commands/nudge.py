@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
@@ -46,6 +47,10 @@ def nudge(
     revert: Annotated[bool, typer.Option("--revert", help="Restore every original vector.")] = False,
     to: Annotated[int | None, typer.Option(help="Switch to this version.")] = None,
     versions: Annotated[bool, typer.Option("--versions", help="List the versions.")] = False,
+    forget_before: Annotated[
+        str | None,
+        typer.Option(help="Delete the questions recorded before this date from every version, such as 2026-01-31."),
+    ] = None,
     half_life: Annotated[float | None, typer.Option(help="Days after which the weight of a click halves.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split into training, validation and test.")] = 0,
     model: IndexModel = None,
@@ -54,13 +59,14 @@ def nudge(
     from m3_integrations import LocalIndex, Nudger
     from m3_integrations.data import load_judged_queries
 
-    _require_one_task(judged, revert=revert, to=to, versions=versions)
+    moment = _parse_date(forget_before)
+    _require_one_task(judged, revert=revert, to=to, versions=versions, forget=moment is not None)
     _check_fit(metric, method)
     nudged = parse_modes(modes)
     require_index(folder)
     queries = load_judged_queries(judged, seed=seed, half_life=half_life) if judged else None
     encoder = load_encoder(folder, model)
-    fitted, tables = None, None
+    fitted, tables, forgotten = None, None, None
     with TemporaryDirectory() as temporary:
         location = copytree(folder, Path(temporary) / "index") if dry_run else folder
         with LocalIndex.open(location, encoder) as index, closing(Nudger(encoder, index)) as nudger:
@@ -69,6 +75,8 @@ def nudge(
                 fitted, tables = _report_to_json(report), report.__rich__()  # its outcomes come from the open index
                 if out is not None:
                     report.render(out, index)
+            elif moment is not None:
+                forgotten = nudger.forget_queries(moment)
             elif not versions:
                 nudger.revert(to)
             known, version = nudger.versions(), nudger.version
@@ -78,21 +86,32 @@ def nudge(
             terminal.print(tables)
         if fitted is not None and out is not None:
             terminal.print("Report with charts: ", (str(out), "bold"))
+        if forgotten is not None:
+            terminal.print(f"{forgotten:,} questions forgotten.")
         _print_versions(known, version)
         if dry_run:
             terminal.print("Dry run: the index itself is unchanged.")
 
     data = {"version": version, "versions": [_version_to_json(each) for each in known], "dry_run": dry_run}
-    return CommandResult({"index": str(folder), **data, "report": fitted}, show)
+    return CommandResult({"index": str(folder), **data, "forgotten": forgotten, "report": fitted}, show)
 
 
-def _require_one_task(judged: Sequence[Path] | None, *, revert: bool, to: int | None, versions: bool) -> None:
-    tasks = [bool(judged), revert, to is not None, versions]
+def _require_one_task(
+    judged: Sequence[Path] | None, *, revert: bool, to: int | None, versions: bool, forget: bool
+) -> None:
+    tasks = [bool(judged), revert, to is not None, versions, forget]
     if sum(tasks) != 1:
         raise UsageError(
             f"give exactly one task, got {sum(tasks)}: m3 nudge INDEX JUDGED... to nudge, --revert or --to N to "
-            "switch versions, --versions to list them"
+            "switch versions, --versions to list them, --forget-before DATE to delete questions"
         )
+
+
+def _parse_date(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--forget-before {text!r} is no date; write it as 2026-01-31 or 2026-01-31T12:00") from None
 
 
 def _check_fit(metric: str, method: str) -> None:

@@ -54,11 +54,15 @@ def delete(
     ] = None,
     where: Filter = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only count the passages.")] = False,
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Leave nothing of them, nor of any deleted or replaced before, in a file."),
+    ] = False,
 ) -> CommandResult:
-    """Delete passages or documents. They are named, or match a metadata filter."""
+    """Delete passages or documents. They are named, or match a metadata filter; --purge alone purges earlier ones."""
     from m3_integrations import LocalIndex
 
-    if bool(ids) == (where is not None):
+    if (ids and where is not None) or not (ids or where is not None or purge):
         raise UsageError("give either ids of passages or --where")
     condition = parse_filter(where)
     require_index(folder)
@@ -66,17 +70,18 @@ def delete(
         named = [] if condition is not None else list(_read_ids(ids or []))
         found, unknown = (index.ids(condition), []) if condition is not None else _find(index, named)
         if not dry_run:
-            index.delete(found)
+            index.delete([*found, *unknown] if purge else found, purge=purge)  # the ledger may know what it does not
         total = len(index)
 
     def show() -> None:
-        done = "would be deleted" if dry_run else "deleted"
+        done = "would be deleted" if dry_run else "deleted and purged" if purge else "deleted"
         terminal.print(f"{len(found):,} {done}; the index holds {total:,}")
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             terminal.warn(f"the index has no {', '.join(map(repr, unknown[:NAMED]))}{more}")
 
     data = {"index": str(folder), "deleted": len(found), "unknown": unknown, "dry_run": dry_run, "passages": total}
+    data["purged"] = purge and not dry_run
     return CommandResult(data, show, failed=bool(unknown))
 
 

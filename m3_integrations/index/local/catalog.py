@@ -21,6 +21,7 @@ from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error
 from m3_integrations.core.files import FileChecksum
 from m3_integrations.core.forking import ForkSafeLock, delay_forks
 from m3_integrations.core.sqlite.connection import Connection, connect, is_read_only, read_only_error, translate_errors
+from m3_integrations.core.sqlite.rewriting import rewrite
 from m3_integrations.core.sqlite.schema import Schema
 from m3_integrations.core.types import Passage, SearchPlan
 from m3_integrations.index.quantization.codecs import PRECISIONS, Codec, Precision, make_codec
@@ -419,6 +420,15 @@ class Catalog:
         seconds = self.timeout if timeout is None else timeout
         with self._connection(seconds) as connection, self._transaction(connection, "BEGIN IMMEDIATE") as transaction:
             yield transaction
+
+    def rewrite(self) -> None:
+        """Rewrite the database, so that nothing of deleted rows is left in it.
+
+        Raises:
+            WriterBusy: If another process reads an earlier state, or writes, for longer than a write waits.
+        """
+        with self._connection(self.timeout) as connection:
+            rewrite(connection, self._path)
 
     def close(self) -> None:
         """Close all connections."""

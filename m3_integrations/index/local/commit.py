@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from m3_integrations.core.encoded import Encoded, Mode
-from m3_integrations.core.errors import DamagedFolder
+from m3_integrations.core.errors import DamagedFolder, IndexFolderError
 from m3_integrations.core.files import sync_folder, translate_write_errors
 from m3_integrations.index.local.array_file import damaged_file_error
 from m3_integrations.index.local.candidates.hnsw import UNFINISHED_NAME
@@ -94,6 +94,16 @@ class WriteTransaction:
         self.transaction.drop_segments(row.number for row in group)
         self._changed = True
         return [row.file for row in group]
+
+    def merge_dead(self) -> list[str]:
+        """Rewrite each segment with embeddings that are not current without these.
+
+        Returns:
+            Names of the files to delete after the commit; record them with `set_removed_files`.
+        """
+        segments = self.transaction.segments()
+        dead = [row for row in segments if len(self.snapshot.live_segment_rows(row.number)[1]) < row.rows]
+        return [file for row in dead for file in self.merge([row])]
 
     def publish(self) -> None:
         """Give the files their final names."""
@@ -178,6 +188,21 @@ def settle_files(folder: Path, transaction: Transaction) -> list[str]:
     if removed:
         transaction.set_removed_files(())
     return sorted(unknown)
+
+
+def settle_all_files(folder: Path, transaction: Transaction) -> None:
+    """Finish what a killed writer left, before a purge.
+
+    Raises:
+        IndexFolderError: If there are segments that the catalog does not name, which may hold any passage.
+    """
+    unknown = settle_files(folder, transaction)
+    if unknown:
+        raise IndexFolderError(
+            f"{folder} has {len(unknown)} files with vectors that its catalog does not name, such as {unknown[0]}: "
+            "whether they hold a purged passage is unknown, and nothing was deleted; move them to a backup if the "
+            "catalog is complete, then repeat"
+        )
 
 
 def remove_segments(folder: Path, files: Iterable[str]) -> None:

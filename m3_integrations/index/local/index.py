@@ -28,8 +28,10 @@ from m3_integrations.index.local.commit import (
     missing_segment_error,
     remove_segments,
     segments_to_merge,
+    settle_all_files,
     settle_files,
 )
+from m3_integrations.index.local.ledger_file import LEDGER_NAME, forget_passages
 from m3_integrations.index.local.search import ScoredRows
 from m3_integrations.index.local.segments import Longs, find_segment, map_segment
 from m3_integrations.index.local.snapshot import Snapshot
@@ -141,12 +143,16 @@ class LocalIndex(ClosingIndex):
             for mode in stored:
                 write.add_segment(slots, embeddings.only((mode,)))
 
-    def delete(self, ids: Collection[str]) -> None:
+    def delete(self, ids: Collection[str], *, purge: bool = False) -> None:
         ids = validation.check_ids(ids, "delete")
-        if not ids:
+        if not ids and not purge:
             return
         with self._write() as write:
+            if purge:
+                settle_all_files(self.folder, write.transaction)
             write.delete(write.transaction.slots_of(ids).values())
+        if purge:
+            self._purge(ids)
 
     def set_vectors(self, ids: Sequence[str], encoded: Encoded) -> None:
         self.set_vectors_many([(ids, encoded)])
@@ -387,6 +393,17 @@ class LocalIndex(ClosingIndex):
             merged = [file for group in groups for file in write.merge(group)]
             write.transaction.set_removed_files(merged)
         remove_segments(self.folder, merged)
+
+    def _purge(self, ids: Collection[str]) -> None:
+        """Remove all that is deleted from the files of the folder, and these passages from its ledger."""
+        with self._commit() as write:
+            replaced = write.merge_dead()
+            write.transaction.set_removed_files(replaced)
+        remove_segments(self.folder, replaced)
+        self._catalog.rewrite()
+        # Rewriting waited for all readers of earlier states, so none can save another graph of them.
+        self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
+        forget_passages(self.folder / LEDGER_NAME, ids, self.write_timeout)
 
     @contextmanager
     def _snapshot(self, transaction: Transaction) -> Iterator[Snapshot]:

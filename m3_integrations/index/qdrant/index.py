@@ -222,7 +222,12 @@ class QdrantIndex(ClosingIndex):
             ids, payloads = [record.id for record in records], [payload(record) for record in records]
             self._write(self._backend.upsert, ids, vectors.only(self._widths().keys()), payloads)
 
-    def delete(self, ids: Collection[str]) -> None:
+    def delete(self, ids: Collection[str], *, purge: bool = False) -> None:
+        if purge:
+            raise WrongCollection(
+                "QdrantIndex does not support purge=True: Qdrant removes deleted points from its files when its "
+                "optimizer runs; delete without purge=True, or copy the rest into a new collection and drop this one"
+            )
         points = [point_id(id) for id in check_ids(ids, "delete")]
         with self._lock.writing():
             if points and self._info():

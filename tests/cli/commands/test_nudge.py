@@ -107,6 +107,7 @@ def test_a_nudge_by_queries_and_qrels_of_trec(run, bge_m3, office, tmp_path):
         (("{world}", "--modes", "dense,warm"), 2, "'warm' is not a mode"),
         (("{world}", "--metric", "map"), 2, "is not a known metric; use ndcg@10"),
         (("{world}", "--method", "x"), 2, "--method is auto, nudge-n or nudge-m, got 'x'"),
+        (("--forget-before", "soon"), 2, "--forget-before 'soon' is no date; write it as 2026-01-31"),
         (("nowhere",), 1, "there is no nowhere; name a BEIR folder"),
         (("{index}",), 1, "has no qrels/train.tsv to train with"),
         (("--to", "7"), 1, "there is no version 7"),
@@ -132,3 +133,15 @@ def test_a_nudge_is_printed_as_json(run_json, bge_m3, office):
     assert done["report"]["metric"] == "ndcg@10"
     assert done["report"]["moved"]["dense"] > 0
     assert [row["questions"] for row in done["report"]["outcomes"]]
+
+
+def test_old_questions_are_forgotten_and_their_version_is_refused(run, run_json, bge_m3, office):
+    folder, world = office
+    run("nudge", folder, world, *NUDGE, "--model", bge_m3())
+    assert run_json("nudge", folder, "--forget-before", "2020-01-01")["forgotten"] == 0
+    assert run_json("nudge", folder, "--forget-before", "2999-01-31T12:00")["forgotten"] == 24
+    assert not any(b"nick 3" in path.read_bytes() for path in folder.iterdir())
+    result = run("nudge", folder, "--to", "1")
+    assert result.exit_code == 1
+    assert "some of its questions were forgotten" in result.stderr
+    assert run("nudge", folder, "--revert").exit_code == 0

@@ -91,3 +91,17 @@ def test_an_export_is_written_to_a_file(run, run_json, dated, tmp_path):
     with gzip.open(tmp_path / "all.jsonl.gz", "rt", encoding="utf-8") as file:
         assert [json.loads(line)["_id"] for line in file] == ["y2010", "y2020"]
     assert [each["_id"] for each in run_json("export", dated, "--where", "year == 1990")["passages"]] == ["y1990"]
+
+
+def test_a_purge_leaves_nothing_of_passages_in_the_files(run, run_json, dated):
+    def has(text):
+        return any(text in path.read_bytes() for path in dated.iterdir())
+
+    assert has(b"the bridge 1990")
+    assert run_json("delete", dated, "y1990", "--purge")["purged"] is True
+    assert not has(b"the bridge 1990")
+    run("delete", dated, "y2000")
+    assert "0 deleted and purged; the index holds 4" in run("delete", dated, "--purge").stdout
+    assert not has(b"the bridge 2000")
+    assert run_json("delete", dated, "y2010", "--purge", "--dry-run")["purged"] is False
+    assert has(b"the bridge 2010")

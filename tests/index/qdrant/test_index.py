@@ -462,3 +462,11 @@ def test_the_payload_is_plain_json(opened):
         "metadata": {"year": 2020, "tags": ["x"]},
     }
     assert '"year" == 2020' in record.payload["facts"]
+
+
+def test_a_purge_is_refused_and_deletes_nothing(opened):
+    with opened() as index:
+        fill(index, ["red"])
+        with pytest.raises(WrongCollection, match=r"does not support purge=True.*copy the rest into a new collection"):
+            index.delete(["p0"], purge=True)
+        assert index.ids() == ["p0"]

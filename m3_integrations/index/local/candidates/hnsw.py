@@ -127,6 +127,17 @@ class HnswSearcher:
             for i, (found, rest) in enumerate(zip(nodes, others, strict=True))
         ]
 
+    def remove_outdated(self, snapshot: Snapshot) -> None:
+        """Remove saved graphs with a vector that is not current, since a graph has copies of its vectors."""
+        for path, generation, _ in _saved_graphs(self._folder):
+            try:
+                slots = map_arrays(path, path.stat().st_size)["slots"]
+                is_current = (_GraphView.from_snapshot(HnswGraph(generation, slots, None), snapshot).rows >= 0).all()
+            except (OSError, DamagedFolder, KeyError, ValueError, TypeError):
+                is_current = False  # a damaged one is of no use
+            if not is_current:
+                path.unlink(missing_ok=True)
+
     def reset(self) -> None:
         """Release the graph."""
         self._view = None

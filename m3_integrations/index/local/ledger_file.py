@@ -1,0 +1,134 @@
+"""Schema of the nudge ledger that an index folder may hold, and removal of passages and questions from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from m3_integrations.core.errors import DamagedFolder, IndexFolderError
+from m3_integrations.core.sqlite.connection import Connection, connect, read_only_error, translate_errors
+from m3_integrations.core.sqlite.rewriting import rewrite
+from m3_integrations.core.sqlite.schema import Schema
+
+LEDGER_NAME = "nudges.sqlite"
+LEDGER_APPLICATION = 0x4D334E55  # 0 in ledgers from before it was set
+LEDGER_TABLES = Schema(
+    {
+        "about": ("name", "value"),
+        "queries": (
+            *("number", "id", "role", "text", "relevant", "since", "until"),
+            *("dense", "tokens", "weights", "vectors"),
+            "added",  # ledgers from before it have none until questions are recorded
+        ),
+        "originals": ("passage", "mode", "content", "places", "vectors"),
+        "versions": ("number", "made", "asked", "moves", "figures"),
+    }
+)
+_INCOMPLETE = "incomplete"  # in the table about: versions that cannot be computed again, as a JSON list
+
+
+def forget_passages(path: Path, ids: Collection[str], timeout: float) -> None:
+    """Remove passages from a ledger: their original vectors, and every question that one of them answers.
+
+    When it returns, nothing of them is left in the file, nor in SQLite's log.
+
+    Args:
+        path: File of the ledger; nothing is done if there is none.
+        ids: Ids of the passages.
+        timeout: Seconds to wait for another process.
+
+    Raises:
+        WriterBusy: If another process uses the ledger for longer.
+        IndexFolderError: If the file is no ledger, may only be read, or is damaged.
+    """
+    if not ids or not path.exists():
+        return
+    with (
+        translate_errors(path, timeout, partial(damaged_ledger_error, path)),
+        closing(connect(path, timeout)) as ledger,
+    ):
+        if ledger.is_read_only:
+            raise read_only_error(path)
+        _check_ledger(ledger, path)
+        ledger.execute("BEGIN IMMEDIATE")
+        try:
+            remove_passages(ledger, ids)
+            ledger.execute("COMMIT")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise damaged_ledger_error(path, f"a stored value cannot be read ({error})") from error
+        finally:
+            ledger.rollback()
+        rewrite(ledger, path)
+
+
+def remove_passages(ledger: Connection, ids: Collection[str]) -> None:
+    """Delete the original vectors of passages and the questions that they answer, in an open transaction."""
+    wanted = frozenset(ids)
+    with ledger.limited():
+        passages = {row[0] for row in ledger.execute("SELECT passage FROM originals")} & wanted
+        questions = ledger.execute("SELECT number, relevant FROM queries").fetchall()
+    ledger.executemany("DELETE FROM originals WHERE passage = ?", ((passage,) for passage in passages))
+    remove_questions(ledger, (number for number, relevant in questions if not wanted.isdisjoint(_answers(relevant))))
+
+
+def remove_questions(ledger: Connection, numbers: Iterable[int]) -> int:
+    """Delete questions by number, in an open transaction; versions that they belong to are recorded as incomplete.
+
+    Returns:
+        The number of questions deleted.
+    """
+    count, versions = 0, incomplete_versions(ledger)
+    for number in numbers:
+        with ledger.limited():
+            versions |= {
+                version
+                for (version,) in ledger.execute(
+                    "SELECT versions.number FROM versions JOIN queries ON since <= versions.number "
+                    "AND (until IS NULL OR until > versions.number) WHERE queries.number = ?",
+                    (number,),
+                )
+            }
+        count += ledger.execute("DELETE FROM queries WHERE number = ?", (number,)).rowcount
+    if count:
+        value = json.dumps(sorted(versions))
+        ledger.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (_INCOMPLETE, value))
+    return count
+
+
+def incomplete_versions(ledger: Connection) -> set[int]:
+    """Return the numbers of the versions of which questions were deleted."""
+    found = ledger.execute("SELECT value FROM about WHERE name = ?", (_INCOMPLETE,)).fetchone()
+    versions = [] if found is None else json.loads(found[0])
+    if not isinstance(versions, list) or not all(type(version) is int for version in versions):
+        raise ValueError(f"{found[0]!r:.80} is no list of versions")
+    return set(versions)
+
+
+def damaged_ledger_error(path: Path | None, problem: str) -> DamagedFolder:
+    """Return the error for a damaged ledger."""
+    return DamagedFolder(
+        f"{path} is damaged: {problem}; put back a copy of the whole folder, and keep this file: it holds the "
+        "original vectors"
+    )
+
+
+def _check_ledger(ledger: Connection, path: Path) -> None:
+    (application,) = ledger.execute("PRAGMA application_id").fetchone()
+    tables = {name for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if application not in (0, LEDGER_APPLICATION) or not tables >= LEDGER_TABLES.columns.keys():
+        raise IndexFolderError(f"{path} is no ledger of a Nudger; move it out of the folder, then repeat")
+    fault = LEDGER_TABLES.find_fault(ledger)
+    if fault:
+        raise damaged_ledger_error(path, fault)
+
+
+def _answers(relevant: Any) -> frozenset[str]:
+    """Return the ids of the passages that answer a question."""
+    answers = json.loads(relevant)
+    if not isinstance(answers, dict):
+        raise TypeError(f"{relevant!r:.80} is no object of grades")
+    return frozenset(answers)
