@@ -414,8 +414,8 @@ def test_nodes_are_deleted_by_id_by_filter_and_by_both(store):
 
 def test_deleted_nodes_are_purged_from_every_file(hash_encoder, tmp_path):
     with LocalIndex.open(tmp_path / "index") as index:
-        store = M3VectorStore(M3Embedding(encoder=hash_encoder), index)
-        store.add(NODES)
+        store = M3VectorStore(index, hash_encoder)
+        store.add(embedded(hash_encoder))
         store.delete("pets", purge=True)
         store.delete_nodes(["ant"], purge=True)
         contents = [path.read_bytes() for path in index.folder.iterdir()]

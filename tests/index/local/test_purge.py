@@ -174,7 +174,7 @@ def test_a_purge_is_refused_before_it_deletes_while_unknown_segments_are_there(t
         known = min(tmp_path.glob("dense-*.segment"))
         unknown = tmp_path / f"{known.name[: -len('.segment')][:-16]}{'0' * 16}.segment"
         unknown.write_bytes(known.read_bytes())
-        with pytest.raises(IndexFolderError, match="does not name.*nothing was deleted"):
+        with pytest.raises(IndexFolderError, match=r"does not name.*nothing was deleted"):
             index.delete(["secret-id"], purge=True)
         assert "secret-id" in index.ids()
         assert unknown.exists()

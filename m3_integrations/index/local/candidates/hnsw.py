@@ -132,7 +132,8 @@ class HnswSearcher:
         for path, generation, _ in _saved_graphs(self._folder):
             try:
                 slots = map_arrays(path, path.stat().st_size)["slots"]
-                is_current = (_GraphView.from_snapshot(HnswGraph(generation, slots, None), snapshot).rows >= 0).all()
+                view = _GraphView.from_snapshot(HnswGraph(generation, slots, None), snapshot)
+                is_current = bool((view.rows >= 0).all())
             except (OSError, DamagedFolder, KeyError, ValueError, TypeError):
                 is_current = False  # a damaged one is of no use
             if not is_current:
