@@ -27,7 +27,10 @@ def weighted_sum(by_mode: Mapping[Mode, float], weights: Mapping[Mode, float]) -
     return sum(parts.values()), parts
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> list[tuple[str, float]]:
+RANK_CONSTANT = 60  # of reciprocal rank fusion, from its paper
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = RANK_CONSTANT) -> list[tuple[str, float]]:
     """Fuse rankings by the sum of 1 / (k + rank), rank from 1 (Cormack et al., SIGIR 2009).
 
     Args:
@@ -49,6 +52,21 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> li
         for rank, id in enumerate(ranking, start=1):
             scores[id] = scores.get(id, 0.0) + 1 / (k + rank)
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def reciprocal_ranks(ids: Sequence[str], scores: Sequence[float], *, skip_zeros: bool = False) -> list[float]:
+    """Return 1 / (60 + rank) of each passage, the addend of reciprocal rank fusion.
+
+    Args:
+        ids: Passage ids; equal scores are ranked by id.
+        scores: Their scores, higher is better.
+        skip_zeros: Give 0 to passages with a score of 0, which sparse search does not find.
+    """
+    ranked = [i for i in range(len(ids)) if scores[i] or not skip_zeros]
+    parts = [0.0] * len(ids)
+    for rank, i in enumerate(sorted(ranked, key=lambda i: (-scores[i], ids[i])), start=1):
+        parts[i] = 1 / (RANK_CONSTANT + rank)
+    return parts
 
 
 # OpenBLAS runs products of fewer multiplications on one thread; waking other threads costs more than it gains, and a

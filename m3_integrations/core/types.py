@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 from unicodedata import category
 
-from m3_integrations.core.encoded import MODES, Mode, SparseScore, check_modes, check_sparse_score
+from m3_integrations.core.encoded import FUSIONS, MODES, Fusion, Mode, SparseScore, check_modes, check_sparse_score
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -107,10 +107,12 @@ class SearchPlan:
         modes: Modes that are summed. None: those with a weight; without weights all that encoder and index have.
         sparse_score: "sum" of the products of shared tokens' weights, or "mean": the sum divided by that of the query's
             weights. None is the encoder's convention, which its recommended weights are for.
+        fusion: "sum" of weighted scores, or "rrf", reciprocal rank fusion: the sum of weight / (60 + rank), where a
+            mode ranks all candidates by their exact scores. Its weights are 1 each by default.
 
     Raises:
         MissingMode: If a mode is unknown.
-        ValueError: If a number, a weight or `sparse_score` is out of range, or a summed mode lacks a weight.
+        ValueError: If a number, a weight, `sparse_score` or `fusion` is out of range, or a summed mode lacks a weight.
     """
 
     propose: tuple[Mode, ...] = ("dense", "sparse")
@@ -118,11 +120,14 @@ class SearchPlan:
     weights: Mapping[Mode, float] | None = None
     modes: tuple[Mode, ...] | None = None
     sparse_score: SparseScore | None = None
+    fusion: Fusion = "sum"
 
     def __post_init__(self) -> None:
         check_modes(self.propose, MODES)
         if self.sparse_score is not None:
             check_sparse_score(self.sparse_score)
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion is one of {list(FUSIONS)}, got {self.fusion!r}")
         object.__setattr__(self, "propose", tuple(self.propose))
         object.__setattr__(self, "candidates", positive_integer("candidates", self.candidates))
         if self.modes is not None:

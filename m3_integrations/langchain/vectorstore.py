@@ -356,8 +356,9 @@ class M3VectorStore(VectorStore):
     def _diversify(self, matches: Sequence[Match], k: int, lambda_mult: float, mode: SearchMode) -> list[Match]:
         if not matches:
             return []
-        weights = self._weights(mode)
-        averaged = [replace(match, score=similarity(match, weights)) for match in matches]
+        retriever = self._get_retriever(mode)
+        weights, fusion = retriever.weights, retriever.fusion
+        averaged = [replace(match, score=similarity(match, weights, fusion)) for match in matches]
         return mmr_rerank(self.index, averaged, k, lambda_mult)
 
     def _with_relevance(self, matches: Sequence[Match], mode: SearchMode) -> ScoredDocuments:
@@ -365,11 +366,9 @@ class M3VectorStore(VectorStore):
             return [(to_document(match.passage), self.calibration.of(match)) for match in matches]
         if not matches:
             return []
-        weights = self._weights(mode)
-        return [(to_document(match.passage), relevance(match, weights)) for match in matches]
-
-    def _weights(self, mode: SearchMode) -> Mapping[Mode, float]:
-        return self._get_retriever(mode).weights
+        retriever = self._get_retriever(mode)
+        weights, fusion = retriever.weights, retriever.fusion
+        return [(to_document(match.passage), relevance(match, weights, fusion)) for match in matches]
 
     def _get_retriever(self, mode: SearchMode) -> Retriever:
         """Return the one retriever of a mode; it micro-batches concurrent queries."""

@@ -233,7 +233,7 @@ class M3Index(BaseIndex[IndexDict]):
         if candidates != SearchPlan().candidates:
             plan = replace(plan, candidates=candidates)
         if weights is not None:
-            plan = replace(plan, weights=weights, modes=None, sparse_score=None)
+            plan = replace(plan, weights=weights, modes=None, sparse_score=None, fusion="sum")
         return None if plan == (self.store.index.plan or SearchPlan()) else plan
 
     def query(self, query_str: str, top_k: int = 10) -> list[NodeWithScore]:

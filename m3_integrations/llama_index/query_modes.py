@@ -62,7 +62,8 @@ def to_request(
         return QueryRequest(SearchPlan(modes, 1, {modes[0]: 1.0}), _top_k(query), {})
     summed = sum_of(modes)
     weights = _scale_weights(modes, summed.weights or {}, query.alpha)
-    plan = SearchPlan(_candidate_modes(query.alpha), candidates, weights, sparse_score=summed.sparse_score)
+    propose = _candidate_modes(query.alpha)
+    plan = SearchPlan(propose, candidates, weights, sparse_score=summed.sparse_score, fusion=summed.fusion)
     return QueryRequest(plan, _top_k(query), _candidate_counts(query))
 
 

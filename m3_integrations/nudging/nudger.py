@@ -78,11 +78,14 @@ class Nudger:
     Raises:
         WrongEncoder: If the ledger was written with another encoder.
         DamagedFolder: If the ledger cannot be read.
+        ValueError: If the plan fuses ranks.
     """
 
     def __init__(
         self, encoder: Encoder, index: Index, plan: SearchPlan | None = None, *, ledger: str | Path | None = None
     ) -> None:
+        if plan is not None and plan.fusion != "sum":
+            raise ValueError(f"a nudge improves a weighted sum of scores, got fusion={plan.fusion!r}; leave fusion out")
         self.encoder, self.index, self._plan = encoder, index, plan
         self._ledger = _open_ledger(index, encoder, ledger)
         self._recover()

@@ -30,7 +30,8 @@ import numpy.typing as npt
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
-from m3_integrations.core.encoded import Mode
+from m3_integrations.core.encoded import Fusion, Mode
+from m3_integrations.core.scoring import RANK_CONSTANT
 from m3_integrations.core.types import Query
 from m3_integrations.retrieval.retriever import Match
 
@@ -38,14 +39,18 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 _PULL_TO_ZERO = 1e-6
 
 
-def similarity(match: Match, weights: Mapping[Mode, float]) -> float:
-    """Return the score divided by the weights of its modes: their weighted mean."""
-    return match.score / sum(weights[mode] for mode in match.by_mode)
+def similarity(match: Match, weights: Mapping[Mode, float], fusion: Fusion = "sum") -> float:
+    """Return the score divided by the weights of its modes: their weighted mean.
+
+    With rank fusion it is scaled to 1 for a passage that every mode ranks first.
+    """
+    scale = 1 if fusion == "sum" else RANK_CONSTANT + 1
+    return scale * match.score / sum(weights[mode] for mode in match.by_mode)
 
 
-def relevance(match: Match, weights: Mapping[Mode, float]) -> float:
+def relevance(match: Match, weights: Mapping[Mode, float], fusion: Fusion = "sum") -> float:
     """Return `similarity` clipped to [0, 1]; for unit dense vectors it is the cosine."""
-    return min(1.0, max(0.0, similarity(match, weights)))
+    return min(1.0, max(0.0, similarity(match, weights, fusion)))
 
 
 @dataclass(frozen=True, slots=True)

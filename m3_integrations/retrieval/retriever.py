@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from m3_integrations.core.concurrency import micro_batched, to_thread
-from m3_integrations.core.encoded import MODES, Encoded, Mode, Modes, SparseScore
+from m3_integrations.core.encoded import MODES, Encoded, Fusion, Mode, Modes, SparseScore
 from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
-from m3_integrations.core.scoring import weighted_sum
+from m3_integrations.core.scoring import reciprocal_ranks, weighted_sum
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.encoders.base import Encoder, has_content, sparse_score_of
 from m3_integrations.index.base import HybridHit, HybridIndex, HybridRequest, Index, Where
@@ -20,7 +20,7 @@ _TRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A passage found; `score` is the sum of the weighted scores `by_mode`."""
+    """A passage found; `score` is the sum of `by_mode`, weighted scores or, with rank fusion, reciprocal ranks."""
 
     passage: Passage
     score: float
@@ -33,6 +33,7 @@ class _EffectivePlan(NamedTuple):
     propose: tuple[Mode, ...]
     weights: Mapping[Mode, float]
     sparse_score: SparseScore | None
+    fusion: Fusion
 
     def apply_to(self, queries: Encoded) -> Encoded:
         """Return the queries with the sparse scores of the plan; without one, as the encoder gives them."""
@@ -46,7 +47,7 @@ class _EffectivePlan(NamedTuple):
 class Retriever:
     """Hybrid retrieval over any encoder and any index that holds its vectors.
 
-    An index that implements `HybridIndex` runs the whole plan in one call.
+    An index that implements `HybridIndex` runs the whole plan in one call, except rank fusion.
 
     Args:
         encoder: Encoder of the questions.
@@ -79,6 +80,11 @@ class Retriever:
     def sparse_score(self) -> SparseScore:
         """The sparse score that the weights are for, see `SearchPlan`."""
         return self._effective_plan(self.plan).sparse_score or sparse_score_of(self.encoder)
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the scores of the modes are fused, see `SearchPlan`."""
+        return self._effective_plan(self.plan).fusion
 
     def retrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
         """Find the best k passages for a question, best first, ties by id.
@@ -176,10 +182,11 @@ class Retriever:
         self, queries: Encoded, k: int, where: Where | None, plan: _EffectivePlan, counts: Mapping[Mode, int]
     ) -> list[list[Match]]:
         request = HybridRequest({mode: counts[mode] for mode in plan.propose}, plan.weights)
-        if isinstance(self.index, HybridIndex) and self.index.supports_hybrid(queries, request):
+        is_sum = plan.fusion == "sum"
+        if is_sum and isinstance(self.index, HybridIndex) and self.index.supports_hybrid(queries, request):
             return [_best(found, plan.weights, k) for found in self.index.search_hybrid(queries, request, k, where)]
         candidates = self._candidates(queries, request, where)
-        return self._rescore(queries, request.weights, candidates, k)
+        return self._rescore(queries, plan, candidates, k)
 
     def _candidates(self, queries: Encoded, request: HybridRequest, where: Where | None) -> list[list[str]]:
         """Return for each query the union of what each candidate mode found."""
@@ -190,12 +197,15 @@ class Retriever:
         return [sorted(ids) for ids in found]
 
     def _rescore(
-        self, queries: Encoded, weights: Mapping[Mode, float], candidates: Sequence[Sequence[str]], k: int
+        self, queries: Encoded, plan: _EffectivePlan, candidates: Sequence[Sequence[str]], k: int
     ) -> list[list[Match]]:
+        weights = plan.weights
         scores = {mode: self.index.score(mode, queries, candidates) for mode in weights}
         top: list[dict[str, Mapping[Mode, float]]] = []
         for i, ids in enumerate(candidates):
             by_mode = {mode: each[i].tolist() for mode, each in scores.items()}
+            if plan.fusion == "rrf":
+                by_mode = {m: reciprocal_ranks(ids, each, skip_zeros=m == "sparse") for m, each in by_mode.items()}
             total = [0.0] * len(ids)
             for mode, weight in weights.items():  # in the order of `weighted_sum`
                 total = [score + weight * part for score, part in zip(total, by_mode[mode], strict=True)]
@@ -210,7 +220,7 @@ class Retriever:
         available = self.encoder.modes & self.index.modes & (query_modes or self.encoder.modes)
         summed = frozenset(self.encoder.modes if plan.summed is None else plan.summed)
         planned = frozenset(plan.propose) | summed
-        if replace(plan, candidates=SearchPlan().candidates, sparse_score=None) == SearchPlan():
+        if replace(plan, candidates=SearchPlan().candidates, sparse_score=None, fusion="sum") == SearchPlan():
             planned &= self.encoder.modes  # the defaults adapt to the encoder
         self._warn_dropped(planned - available)
         propose = tuple(mode for mode in plan.propose if mode in available)
@@ -223,17 +233,19 @@ class Retriever:
             )
         return effective
 
-    def _weights(self, plan: SearchPlan, modes: frozenset[Mode]) -> tuple[dict[Mode, float], SparseScore | None]:
-        """Return the weights of a sum of these modes, and the sparse score that they are for.
+    def _weights(
+        self, plan: SearchPlan, modes: frozenset[Mode]
+    ) -> tuple[dict[Mode, float], SparseScore | None, Fusion]:
+        """Return the weights of these modes, and the sparse score and the fusion that they are for.
 
         A given plan's own are kept if it sums more of the modes.
         """
         if plan.weights is None or not (plan is self._plan or modes == frozenset(plan.summed or ())):
-            default = default_plan(self.encoder, self.index, modes)
+            default = default_plan(self.encoder, self.index, modes, plan.fusion)
             asked = plan.sparse_score if plan.weights is None else None
             plan = replace(default, sparse_score=asked or default.sparse_score)
         stated = plan.weights or {}
-        return {mode: stated[mode] for mode in _in_order(modes) if stated.get(mode)}, plan.sparse_score
+        return {mode: stated[mode] for mode in _in_order(modes) if stated.get(mode)}, plan.sparse_score, plan.fusion
 
     def _warn_dropped(self, modes: frozenset[Mode]) -> None:
         for mode in sorted(modes - self._warned):
@@ -246,18 +258,26 @@ class Retriever:
             )
 
 
-def default_plan(encoder: Encoder, index: Index, modes: Modes) -> SearchPlan:
-    """Return a plan with the weights of a sum of these modes: the index's own, or those of the encoder.
+def default_plan(encoder: Encoder, index: Index, modes: Modes, fusion: Fusion | None = None) -> SearchPlan:
+    """Return a plan with the weights of these modes: the index's own, or the recommended ones.
 
     Args:
         encoder: Encoder of the questions.
-        index: Index; the weights of its plan apply to the sum of exactly the modes of the plan.
-        modes: Modes that are summed.
+        index: Index; the weights of its plan apply to exactly the modes and the fusion of the plan.
+        modes: Modes that are fused.
+        fusion: As in `SearchPlan`; None is that of the index's plan.
     """
     plan = index.plan or SearchPlan()
+    fusion = fusion or plan.fusion
     if plan.weights is None:
-        return SearchPlan(weights=encoder.weights_for(modes), sparse_score=plan.sparse_score)
-    return plan if frozenset(plan.summed or ()) == frozenset(modes) else SearchPlan(weights=encoder.weights_for(modes))
+        return SearchPlan(weights=_recommended(encoder, modes, fusion), sparse_score=plan.sparse_score, fusion=fusion)
+    if plan.fusion == fusion and frozenset(plan.summed or ()) == frozenset(modes):
+        return plan
+    return SearchPlan(weights=_recommended(encoder, modes, fusion), fusion=fusion)
+
+
+def _recommended(encoder: Encoder, modes: Modes, fusion: Fusion) -> Mapping[Mode, float]:
+    return encoder.weights_for(modes) if fusion == "sum" else dict.fromkeys(_in_order(modes), 1.0)
 
 
 def _in_order(modes: Modes) -> list[Mode]:

@@ -105,6 +105,29 @@ class UpdateContract:
             assert hit_ids(hits) == hit_ids(undivided)
             assert [hit.score for hit in hits] == pytest.approx([hit.score / total for hit in undivided], rel=1e-5)
 
+    def test_rank_fusion_sums_the_reciprocal_ranks_of_each_mode_with_ties_by_id(self, index: Index) -> None:
+        fill(index, ["red cat", "red cat", "blue cat dog", "green", "red"])
+        index.plan = SearchPlan(fusion="rrf", weights={"dense": 2.0, "sparse": 1.0, "multi_vector": 0.5})
+        index = self.reopen(index)
+        weights: dict[Mode, float] = {"dense": 2.0, "sparse": 1.0, "multi_vector": 0.5}
+        assert index.plan == SearchPlan(fusion="rrf", weights=weights)
+        matches = Retriever(ENCODER, index).retrieve("red cat", 5)
+        query, everything = encode(["red cat"]), index.ids()
+        expected = dict.fromkeys(everything, 0.0)
+        for mode in MODES:
+            (scores,) = index.score(mode, query, [everything])
+            found = [i for i in range(len(everything)) if mode != "sparse" or scores[i] > 0]
+            for rank, i in enumerate(sorted(found, key=lambda i: (-scores[i], everything[i])), start=1):
+                expected[everything[i]] += weights[mode] / (60 + rank)
+        assert [match.passage.id for match in matches] == sorted(expected, key=lambda id: (-expected[id], id))
+        for match in matches:
+            assert match.score == pytest.approx(expected[match.passage.id], rel=1e-12)
+            assert match.score == sum(match.by_mode.values())
+        assert Retriever(ENCODER, index, SearchPlan(modes=("dense", "sparse"), fusion="rrf")).weights == {
+            "dense": 1.0,
+            "sparse": 1.0,
+        }
+
     def test_the_default_plan_removes_the_stored_one(self, index: Index) -> None:
         fill(index, ["red"])
         index.plan = PLAN

@@ -20,6 +20,8 @@ from m3_integrations import (
     langchain,
     llama_index,
 )
+from m3_integrations.core.encoded import MODES
+from m3_integrations.index import copy_index
 from m3_integrations.testing import HashEncoder
 
 ENCODER = HashEncoder(weights={"dense": 1.0, "sparse": 0.01, "multi_vector": 0.01})
@@ -76,6 +78,27 @@ def test_every_adapter_uses_the_plan_of_the_index(index):
     expected = ranking(index, PLAN)
     assert expected != ranking(index, SearchPlan(weights=ENCODER.weights))
     assert all(found == expected for found in rankings_of_adapters(index).values())
+
+
+@pytest.mark.parametrize("weights", [None, PLAN.weights])
+def test_every_adapter_fuses_ranks_if_the_plan_of_the_index_does(index, weights):
+    index.plan = SearchPlan(weights=weights, fusion="rrf")
+    expected = ranking(index, SearchPlan(weights=weights or dict.fromkeys(MODES, 1.0), fusion="rrf"))
+    assert expected != ranking(index, SearchPlan(weights=weights))
+    assert all(score.expected < 0.1 for _, score in expected)
+    assert all(found == expected for found in rankings_of_adapters(index).values())
+    memory = MemoryIndex()
+    copy_index(index, memory)
+    assert ranking(memory) == expected
+
+
+def test_rank_fusion_scales_relevance_to_1_and_cannot_be_nudged():
+    (text,) = TEXTS[:1]
+    store = langchain.M3VectorStore.from_texts([text], langchain.M3Embeddings(encoder=ENCODER))
+    store.index.plan = SearchPlan(fusion="rrf")
+    assert store.similarity_search_with_relevance_scores(text, k=1)[0][1] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="a nudge improves a weighted sum of scores, got fusion='rrf'"):
+        Nudger(ENCODER, store.index, SearchPlan(fusion="rrf"))
 
 
 def test_a_nudge_sets_the_plan_and_revert_restores_the_earlier_one(index):

@@ -182,6 +182,7 @@ def test_queries_are_encoded_only_in_the_modes_of_the_plan(filled, hash_encoder)
         ({"propose": ()}, MissingMode, "modes is empty; pass at least one of"),
         ({"propose": ("bm25",)}, MissingMode, "'bm25' is not a mode"),
         ({"propose": "dense"}, MissingMode, r"write modes=\('dense',\)"),
+        ({"fusion": "max"}, ValueError, r"fusion is one of \['sum', 'rrf'\], got 'max'"),
         ({"weights": {"dense": 0.0}}, ValueError, "weights must be at least 0 and one of them positive"),
         ({"weights": {"dense": -1.0}}, ValueError, "weights must be at least 0"),
         ({"weights": {"dense": float("nan")}}, ValueError, "weights must be at least 0"),
