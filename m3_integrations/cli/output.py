@@ -131,6 +131,13 @@ def table(*headings: str, title: str | None = None) -> Table:
     return empty
 
 
+def describe_plan(plan: Mapping[str, Any]) -> str:
+    """Return a search plan, as `SearchPlan.to_json` gives it, in words."""
+    weights = plan["weights"] or {}
+    chosen = ", ".join(f"{mode} {weight:g}" for mode, weight in weights.items()) or "of the model"
+    return f"weights {chosen}; {plan['candidates']} candidates by {', '.join(plan['propose'])}"
+
+
 def print_metrics(
     metrics: Mapping[str, Mapping[str, float]], title: str, before: Mapping[str, Mapping[str, float]] | None = None
 ) -> None:

@@ -4,3 +4,9 @@ from .nudger import Nudger as Nudger
 from .optimize.dense import Nudged as Nudged
 from .optimize.hybrid import NudgedModes as NudgedModes
 from .report.report import NudgeReport as NudgeReport
+from .tuning import (
+    PlanTuning as PlanTuning,
+    choose_plan as choose_plan,
+    revert_tuning as revert_tuning,
+    tune as tune,
+)

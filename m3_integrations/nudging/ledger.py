@@ -123,6 +123,13 @@ class PendingWrite(NamedTuple):
     plan: Mapping[str, Any] | None = None
 
 
+class TunedPlan(NamedTuple):
+    """A search plan that was tuned, and the one before; None if there was none."""
+
+    previous: SearchPlan | None
+    plan: SearchPlan
+
+
 class Ledger:
     """SQLite ledger of an index, in a file or in memory; every method is one transaction.
 
@@ -273,6 +280,18 @@ class Ledger:
     def stores_plans(self) -> bool:
         """Whether the index holds the plans of its nudges, as it does since they are stored with the vectors."""
         return self._about("first_plan") is not None
+
+    @property
+    def tuned_plan(self) -> TunedPlan | None:
+        """The search plan chosen by `tune` and the one before; None if the plan is not tuned."""
+        stored = self._about("tuned_plan")
+        return None if stored is None else self._parse(_tuned_plan, stored)
+
+    @tuned_plan.setter
+    def tuned_plan(self, tuned: TunedPlan | None) -> None:
+        plans = None if tuned is None else [None if plan is None else plan.to_json() for plan in tuned]
+        with self.transaction():
+            self._set_about(tuned_plan=None if plans is None else json.dumps(plans))
 
     @property
     def pending(self) -> PendingWrite | None:
@@ -478,6 +497,11 @@ def _text(stored: Any) -> str:
 def _plan(stored: str) -> SearchPlan | None:
     plan = json.loads(stored)
     return None if plan is None else SearchPlan.from_json(plan)
+
+
+def _tuned_plan(stored: str) -> TunedPlan:
+    previous, plan = json.loads(stored)
+    return TunedPlan(None if previous is None else SearchPlan.from_json(previous), SearchPlan.from_json(plan))
 
 
 def _pending(stored: str) -> PendingWrite:

@@ -87,7 +87,7 @@ class Nudger:
         if plan is not None and plan.fusion != "sum":
             raise ValueError(f"a nudge improves a weighted sum of scores, got fusion={plan.fusion!r}; leave fusion out")
         self.encoder, self.index, self._plan = encoder, index, plan
-        self._ledger = _open_ledger(index, encoder, ledger)
+        self._ledger = open_ledger(index, encoder, ledger)
         self._recover()
 
     def fit(
@@ -520,7 +520,8 @@ class _Result(NamedTuple):
     curves: Mapping[Mode, Curve]
 
 
-def _open_ledger(index: Index, encoder: Encoder, path: str | Path | None) -> Ledger:
+def open_ledger(index: Index, encoder: Encoder, path: str | Path | None) -> Ledger:
+    """Open the ledger of an index: the file given, that of its folder, or one in memory."""
     folder: Path | None = getattr(index, "folder", None)
     if path is not None or folder is not None:
         file = Path(path or (folder or Path()) / FILE_NAME)

@@ -135,6 +135,7 @@ def test_a_document_has_the_documented_fields(run_json, bge_m3, filled, tmp_path
     queries = tmp_path / "clicks.csv"
     queries.write_text("query,passage\nthe bridge,a\n", encoding="utf-8")
     check("eval", queries, "--index", filled)
+    check("tune", filled, queries)
     check("nudge", filled, "--versions", "--model", bge_m3())
 
 

@@ -9,7 +9,7 @@ import typer
 
 from m3_integrations.cli.opening import model_of_index, require_index
 from m3_integrations.cli.options import Folder
-from m3_integrations.cli.output import CommandResult, table, terminal
+from m3_integrations.cli.output import CommandResult, describe_plan, table, terminal
 
 if TYPE_CHECKING:
     from m3_integrations import Encoded, LocalIndex
@@ -58,9 +58,7 @@ def _in_words(name: str, value: Any) -> str:
     if name == "modes":
         return ", ".join(f"{mode} ({width:,} dimensions)" for mode, width in value.items())
     if name == "plan":
-        weights = value["weights"] or {}
-        chosen = ", ".join(f"{mode} {weight:g}" for mode, weight in weights.items()) or "of the model"
-        return f"weights {chosen}; {value['candidates']} candidates by {', '.join(value['propose'])}"
+        return describe_plan(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from m3_integrations.cli.commands.tuning import check_rank_metric
 from m3_integrations.cli.opening import load_encoder, require_index
 from m3_integrations.cli.options import Folder, IndexModel, UsageError, parse_modes
 from m3_integrations.cli.output import CommandResult, table, terminal
@@ -115,14 +116,9 @@ def _parse_date(text: str | None) -> datetime | None:
 
 
 def _check_fit(metric: str, method: str) -> None:
-    from m3_integrations.nudging.selection.rank_metric import RankMetric
-
     if method not in METHODS:
         raise UsageError(f"--method is auto, nudge-n or nudge-m, got {method!r}")
-    try:
-        RankMetric.of(metric)
-    except ValueError as error:
-        raise UsageError(f"--metric: {error}") from error
+    check_rank_metric(metric)
 
 
 def _fit(nudger: Nudger, queries: QuerySplits, modes: Sequence[Mode] | None, metric: str, method: str) -> NudgeReport:
