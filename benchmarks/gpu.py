@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -22,12 +23,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from m3_integrations import M3Encoder
-from m3_integrations.encoders import EncoderConfig
 from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.training.data.examples import Example
 from m3_integrations.training.data.sampler import Sampling
-from m3_integrations.training.run import train
+from m3_integrations.training.run import make_sampler, train
 from m3_integrations.training.stages import Stage
+from m3_integrations.training.step import BatchTokenizer, WorkerBatches
 from m3_integrations.training.trainer import TrainConfig
 from tests.checkpoints import WORDS, TinyCheckpoint, write_bge_m3
 
@@ -42,8 +43,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=256, help="questions per training step, two passages each")
+    parser.add_argument("--steps", type=int, default=20, help="timed training steps")
+    parser.add_argument("--rows", type=int, default=192, help="questions per training step at most, four passages each")
+    parser.add_argument("--batch-tokens", type=int, default=120_000, help="tokens per training step, padding included")
     options = parser.parse_args()
     texts = options.texts.read_text().splitlines() if options.texts else make_texts(options.passages)
     print(f"{card(options.device)}; torch {torch.__version__}; random weights", flush=True)
@@ -121,27 +123,31 @@ def report_flag_embedding(model: str, texts: Sequence[str]) -> None:
 
 
 def report_training(model: str, texts: Sequence[str], folder: Path, options: argparse.Namespace) -> None:
-    """Time steps of low-rank training, by the difference of a long and a short run."""
-    sampling = Sampling(rows=options.rows, negatives=1)
-    half = len(texts) // 2
-    pairs = zip(texts[:half], texts[half:], strict=False)
-    examples = [Example(one[:60], (one,), (other,)) for one, other in pairs]
+    """Time steps of low-rank training, by the difference of a long and a short run; count tokens without padding."""
+    sampling = Sampling(tokens=options.batch_tokens, rows=options.rows, negatives=3, shuffle=0.0, longest_query=64)
+    quarter = len(texts) // 4
+    groups = zip(*(texts[quarter * part : quarter * (part + 1)] for part in range(4)), strict=True)
+    examples = [Example(one[:150], (one,), others) for one, *others in groups]
+    stage = Stage({"texts": examples}, steps=2, low_rank=16, dropout=0.0, precision="bfloat16", sampling=sampling)
     checkpoint = checkpoints.read(model)
-    encoder = M3Encoder(checkpoint, EncoderConfig(device="cpu", max_length=MAX_LENGTH))
-    lengths = np.minimum(encoder.token_count(texts[: 2 * half]), sampling.max_lengths(MAX_LENGTH)[1])
+    tokenizer = BatchTokenizer(checkpoint, sampling)
+    batches = WorkerBatches(make_sampler(checkpoint, stage), tokenizer, 2 + options.steps, 0, 1)
+    tokenized = [batches[step]["batch"] for step in range(2, 2 + options.steps)]
+    tokens = sum(int(each.queries.mask.sum() + each.passages.mask.sum()) for each in tokenized)
+    padded = sum(each.queries.mask.numel() + each.passages.mask.numel() for each in tokenized)
     seconds = {}
     for steps in (2, 2 + options.steps):
-        stage = Stage(
-            {"texts": examples}, steps=steps, low_rank=16, sub_batch=1 << 18, precision="bfloat16", sampling=sampling
-        )
         config = TrainConfig(device=None if options.device != "cpu" else "cpu", evaluate_every=steps)
         start = time.perf_counter()
-        train(model, [stage], folder / f"trained-{steps}", config=config)
+        train(model, [replace(stage, steps=steps)], folder / f"trained-{steps}", config=config)
         seconds[steps] = time.perf_counter() - start
-    step = (seconds[2 + options.steps] - seconds[2]) / options.steps
+    elapsed = seconds[2 + options.steps] - seconds[2]
     print(
-        f"{'training, low rank':24}{1000 * step:8.0f} ms/step{2 * sampling.rows * lengths.mean() / step:12.0f} tokens/s"
+        f"{'training, low rank':24}{1000 * elapsed / options.steps:8.0f} ms/step{tokens / elapsed:12.0f} tokens/s, "
+        f"{tokens // options.steps} tokens a step ({tokens / padded:.0%} of the padded ones)"
     )
+    if options.device != "cpu":
+        print(f"{'its memory':24}{torch.cuda.max_memory_allocated() / 1e9:8.1f} GB", flush=True)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def _run_stage(
     model.train_only([part for part in parts if part not in ENCODER_PARTS or low_rank is None])
     update = LoRA(model, low_rank) if low_rank else None
     set_dropout(model, stage.dropout)
-    trainer = M3Trainer(model, checkpoint, stage, _make_sampler(checkpoint, stage), folder, validation, config)
+    trainer = M3Trainer(model, checkpoint, stage, make_sampler(checkpoint, stage), folder, validation, config)
     result = trainer.run()
     if update is not None:
         update.merge()
@@ -174,7 +174,8 @@ def _needs_heads(stage: Stage) -> bool:
     return bool(modes & {"sparse", "multi_vector"} & set(stage.parts))
 
 
-def _make_sampler(checkpoint: Checkpoint, stage: Stage) -> Sampler:
+def make_sampler(checkpoint: Checkpoint, stage: Stage) -> Sampler:
+    """Build the sampler of a stage for a checkpoint's tokenizer and length limits."""
     conventions = checkpoint.conventions
     tokenizer = SequenceTokenizer(checkpoint.tokenizer, checkpoint.special, conventions.max_length)
 

@@ -42,7 +42,8 @@ class Stage:
         warm_up: Share of the steps with a rising learning rate, which then falls linearly to 0; from 0 to below 1.
         dropout: Dropout probability; None for the checkpoint's.
         precision: Precision of the forward pass.
-        sub_batch: Padded tokens encoded at once with a graph; the gradient is that of the whole batch (GradCache).
+        sub_batch: Padded tokens encoded at once with a graph; the gradient is that of the whole batch (GradCache). None
+            for 8192, or as many as fit into half of the free memory of a GPU.
         checkpointing: Recompute activations in the backward pass, to save memory.
         sampling: Options of batch sampling.
 
@@ -67,7 +68,7 @@ class Stage:
     warm_up: float = 0.1
     dropout: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    sub_batch: int = 8192
+    sub_batch: int | None = None
     checkpointing: bool = False
     sampling: Sampling = field(default_factory=Sampling)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,22 +50,6 @@ class WorkerBatch:
         return cls(encoded[rank], counts[rank] * workers / len(batch.rows), np.concatenate(idle))
 
 
-class WorkerBatches(Dataset[dict[str, WorkerBatch]]):
-    """Shards of one worker by step, each in a dict, as transformers' Trainer requires."""
-
-    def __init__(self, sampler: Sampler, steps: int, rank: int, workers: int) -> None:
-        self._sampler = sampler
-        self._steps = steps
-        self._rank = rank
-        self._workers = workers
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> dict[str, WorkerBatch]:
-        return {"worker_batch": WorkerBatch.of(self._sampler.batch(step), self._rank, self._workers)}
-
-
 class BatchTokenizer:
     """Tokenizer of batches, with the prefixes and length limits of queries and passages."""
 
@@ -83,6 +69,44 @@ class BatchTokenizer:
             TokenBatch.of(tokenizer.sequences(texts, prefix)[0], self._pad) for tokenizer, texts, prefix in sides
         )
         return queries, passages
+
+
+class TokenizedBatch(NamedTuple):
+    """A worker's shard of a batch, and the tokens of its queries and passages."""
+
+    shard: WorkerBatch
+    queries: TokenBatch
+    passages: TokenBatch
+
+
+class WorkerBatches(Dataset[dict[str, TokenizedBatch]]):
+    """Tokenized shards of one worker by step, each in a dict, as transformers' Trainer requires.
+
+    A thread prepares the next step while the current one is trained.
+    """
+
+    def __init__(self, sampler: Sampler, tokenizer: BatchTokenizer, steps: int, rank: int, workers: int) -> None:
+        self._sampler = sampler
+        self._tokenizer = tokenizer
+        self._steps = steps
+        self._rank = rank
+        self._workers = workers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="m3-batches")
+        self._next: tuple[int, Future[TokenizedBatch]] | None = None
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> dict[str, TokenizedBatch]:
+        ahead, self._next = self._next, None
+        current = ahead[1] if ahead and ahead[0] == step else self._thread.submit(self._prepare, step)
+        if step + 1 < self._steps:
+            self._next = step + 1, self._thread.submit(self._prepare, step + 1)
+        return {"batch": current.result()}
+
+    def _prepare(self, step: int) -> TokenizedBatch:
+        shard = WorkerBatch.of(self._sampler.batch(step), self._rank, self._workers)
+        return TokenizedBatch(shard, *self._tokenizer.tokenize(shard.batch))
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,7 @@ class StageObjective:
     def _m3(self, queries: Representations, passages: Representations, layout: ScoreLayout) -> Loss:
         teacher = self.worker_batch.batch.teacher_scores
         return m3_loss(
-            score_modes(queries, all_gather(passages), self.modes),
+            score_modes(queries, all_gather(passages), self.modes, reduced=self.stage.precision == "bfloat16"),
             layout,
             temperature=self.stage.temperature,
             variant=self.stage.variant,

@@ -18,6 +18,10 @@ from m3_integrations.training.objective.model import Part, TrainableM3
 ENCODER_PARTS: frozenset[Part] = frozenset({"encoder", "layers"})
 
 _INITIAL_LEXICAL_WEIGHT = 0.1
+_SUB_BATCH = 8192
+# Activations that the backward pass needs, per layer and value of a hidden state: about 34 in half precision without
+# attention scores (Korthikanti et al., arXiv 2205.05198); 46 were measured with a low-rank update under autocast.
+_BYTES_PER_VALUE = 60
 
 
 def add_heads(checkpoint: Checkpoint, multi_vector_dim: int | None = None) -> Checkpoint:
@@ -80,6 +84,16 @@ def set_dropout(model: nn.Module, probability: float | None) -> None:
     for module in model.modules() if probability is not None else ():
         if isinstance(module, nn.Dropout):
             module.p = float(probability or 0.0)
+
+
+def default_sub_batch(model: TrainableM3) -> int:
+    """Return how many padded tokens to encode at once with a graph: 8192, or half of the free memory of a GPU."""
+    config, device = model.model.backbone.config, next(model.parameters()).device
+    if device.type != "cuda":
+        return _SUB_BATCH
+    per_token = _BYTES_PER_VALUE * config.num_hidden_layers * config.hidden_size
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(_SUB_BATCH, int(free / 2 / per_token))
 
 
 def _constant_linear(hidden: int, weight: float) -> nn.Linear:

@@ -29,7 +29,8 @@ from m3_integrations.training.objective.grad_cache import GradientCache, Objecti
 from m3_integrations.training.objective.losses import Loss
 from m3_integrations.training.objective.model import Representations, TokenBatch, TrainableM3
 from m3_integrations.training.stages import Stage
-from m3_integrations.training.step import BatchTokenizer, StageObjective, WorkerBatch, WorkerBatches
+from m3_integrations.training.step import BatchTokenizer, StageObjective, TokenizedBatch, WorkerBatches
+from m3_integrations.training.trainable import default_sub_batch
 
 # Not cuDNN, which compiles attention for each shape of a batch.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -188,7 +189,8 @@ class M3Trainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this rank's shards of the batches, in the order of the steps."""
-        batches = WorkerBatches(self._sampler, self._steps, self.args.process_index, self.args.world_size)
+        rank, workers = self.args.process_index, self.args.world_size
+        batches = WorkerBatches(self._sampler, self._batch_tokenizer, self._steps, rank, workers)
         return DataLoader(batches, batch_size=1, shuffle=False, collate_fn=_only_batch)
 
     def training_step(
@@ -202,8 +204,9 @@ class M3Trainer(Trainer):
         model.train()
         if not self._trains_encoder:
             self._trainable.model.backbone.train(False)  # no dropout in the inputs of the heads
-        local: WorkerBatch = inputs["worker_batch"]
-        queries, passages = (each.to(self.args.device) for each in self._batch_tokenizer.tokenize(local.batch))
+        tokenized: TokenizedBatch = inputs["batch"]
+        local = tokenized.shard
+        queries, passages = (each.to(self.args.device) for each in (tokenized.queries, tokenized.passages))
         sparse_score = self._checkpoint.conventions.sparse_score
         objective = StageObjective(self._stage, self._modes, self._weights, sparse_score, local)
         with self.compute_loss_context_manager(), sdpa_kernel(_ATTENTION):
@@ -233,7 +236,7 @@ class M3Trainer(Trainer):
         self, model: nn.Module, queries: TokenBatch, passages: TokenBatch, objective: Objective, scale: float
     ) -> Loss:
         texts, longest = (max(queries.ids.shape[side], passages.ids.shape[side]) for side in (0, 1))
-        rows = max(1, self._stage.sub_batch // longest) if self._trains_encoder else texts
+        rows = max(1, self._sub_batch // longest) if self._trains_encoder else texts
         return GradientCache(model, rows, self._modes).backward(queries, passages, objective, scale)
 
     def _monitor(self, objective: StageObjective) -> Objective:
@@ -244,6 +247,10 @@ class M3Trainer(Trainer):
             return objective(queries, passages)
 
         return monitored
+
+    @cached_property
+    def _sub_batch(self) -> int:
+        return self._stage.sub_batch or default_sub_batch(self._trainable)
 
     @cached_property
     def _trains_encoder(self) -> bool:
@@ -317,7 +324,7 @@ def _make_optimizer(model: TrainableM3, stage: Stage) -> torch.optim.AdamW:
     )
 
 
-def _only_batch(batches: list[dict[str, WorkerBatch]]) -> dict[str, WorkerBatch]:
+def _only_batch(batches: list[dict[str, TokenizedBatch]]) -> dict[str, TokenizedBatch]:
     return batches[0]
 
 

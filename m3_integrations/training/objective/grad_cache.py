@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from m3_integrations.core.encoded import Mode, Modes
 from m3_integrations.training.objective.losses import Loss
 from m3_integrations.training.objective.model import Representations, TokenBatch, concatenate
+
+_PASSES = 2  # fastest of 1, 2, 3 and 5 on an H100
+_WORTHWHILE = 0.9  # of the padded tokens, at most, for several passes
 
 Objective = Callable[[Representations, Representations], Loss]
 
@@ -98,24 +101,42 @@ class GradientCache:
         for start in range(0, len(batch.ids), self.rows):
             rows = batch.rows(start, start + self.rows)
             sub_batches.append(_SubBatch(rows, RngState.of(rows.ids.device)))
-            encoded.append(self._encode(rows))
+            with _autocast_without_cache(rows.ids.device):
+                encoded.append(self._encode(rows))
         leaves = concatenate(encoded)
         for mode in leaves.modes:
             leaves.tensor(mode).requires_grad_()
         return sub_batches, leaves
 
     def _encode(self, batch: TokenBatch) -> Representations:
-        with _autocast_without_cache(batch.ids.device):
-            representations: Representations = self.model(batch, self.modes)
-            return representations
+        if batch.ids.device.type == "cpu":
+            return cast(Representations, self.model(batch, self.modes))
+        return encode_by_length(self.model, batch, self.modes)
 
     def _backpropagate(self, batch: TokenBatch, gradients: Mapping[Mode, Tensor]) -> None:
         """Backpropagate the gradients of a sub-batch's representations into the weights."""
-        encoded = self._encode(batch)
+        with _autocast_without_cache(batch.ids.device):
+            encoded = self._encode(batch)
         modes = [mode for mode in gradients if encoded.tensor(mode).requires_grad]
         if modes:
             with torch.autocast(batch.ids.device.type, enabled=False):
                 torch.autograd.backward([encoded.tensor(mode) for mode in modes], [gradients[mode] for mode in modes])
+
+
+def encode_by_length(model: nn.Module, batch: TokenBatch, modes: Modes | None) -> Representations:
+    """Encode a batch in a few passes of texts of similar length, if that saves much padding.
+
+    Returns:
+        The same representations, in the order of the batch.
+    """
+    lengths = batch.mask.sum(1).cpu()
+    order = lengths.argsort()
+    parts = [rows for rows in order.tensor_split(_PASSES) if len(rows)]
+    padded = sum(len(rows) * int(lengths[rows[-1]]) for rows in parts)
+    if padded > _WORTHWHILE * batch.ids.numel():
+        return cast(Representations, model(batch, modes))
+    joined = concatenate([model(batch.take(rows.to(batch.ids.device)), modes) for rows in parts])
+    return joined.take(order.argsort().to(batch.ids.device))
 
 
 class RngState(NamedTuple):

@@ -61,6 +61,11 @@ class TokenBatch(NamedTuple):
         length = int(self.mask[start:stop].sum(1).max())
         return TokenBatch(*(tensor[start:stop, :length] for tensor in self))
 
+    def take(self, rows: Tensor) -> TokenBatch:
+        """Select texts by position, in this order, without columns of padding only."""
+        length = int(self.mask[rows].sum(1).max())
+        return TokenBatch(*(tensor[rows, :length] for tensor in self))
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """Move the tensors to a device."""
         return TokenBatch(*(tensor.to(device) for tensor in self))

@@ -13,6 +13,7 @@ from m3_integrations.core.errors import WrongDimension
 from m3_integrations.training.objective.model import Representations, max_weight_per_token
 
 _TOKEN_PAIRS = 1 << 18  # compared at once by MaxSim, 1 MB of float32; at least one whole query
+_ACCELERATOR_TOKEN_PAIRS = 1 << 27  # 512 MB of float32
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,22 @@ def score_matrices(
     )
 
 
-def score_modes(queries: Representations, passages: Representations, modes: Modes) -> dict[Mode, Tensor]:
-    """Score queries against passages in each mode; shapes (queries, passages)."""
-    return {mode: score_mode(mode, queries, passages) for mode in MODES if mode in modes}
+def score_modes(
+    queries: Representations, passages: Representations, modes: Modes, *, reduced: bool = False
+) -> dict[Mode, Tensor]:
+    """Score queries against passages in each mode; shapes (queries, passages).
+
+    Args:
+        queries: Representations of the queries.
+        passages: Representations of the passages.
+        modes: Modes to score.
+        reduced: Compute the products of late interaction in bfloat16 on an accelerator; the other modes are exact.
+    """
+    return {mode: score_mode(mode, queries, passages, reduced=reduced) for mode in MODES if mode in modes}
 
 
-def score_mode(mode: Mode, queries: Representations, passages: Representations) -> Tensor:
-    """Score queries against passages in one mode.
+def score_mode(mode: Mode, queries: Representations, passages: Representations, *, reduced: bool = False) -> Tensor:
+    """Score queries against passages in one mode; `reduced` as in `score_modes`.
 
     Returns:
         Scores, shape (queries, passages).
@@ -112,7 +122,10 @@ def score_mode(mode: Mode, queries: Representations, passages: Representations) 
         return dense_scores(query, passage)
     if mode == "sparse":
         return sparse_scores(query, queries.ids, passage, passages.ids)
-    return multi_vector_scores(query, queries.content, passage, passages.content)
+    if query.device.type == "cpu":
+        return multi_vector_scores(query, queries.content, passage, passages.content)
+    query, passage = (each.bfloat16() if reduced else each for each in (query, passage))
+    return multi_vector_scores(query, queries.content, passage, passages.content, _ACCELERATOR_TOKEN_PAIRS)
 
 
 def dense_scores(queries: Tensor, passages: Tensor) -> Tensor:
@@ -186,7 +199,7 @@ def _maxsim(queries: Tensor, query_content: Tensor, passages: Tensor, passage_co
     best = products.masked_fill_(~passage_content, torch.finfo(products.dtype).min).max(dim=-1).values
     defined = query_content[:, :, None] & passage_content.any(dim=1)
     counts = query_content.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(defined, best, 0.0).sum(dim=1) / counts
+    return torch.where(defined, best.float(), 0.0).sum(dim=1) / counts
 
 
 def _check_same_dim(queries: Tensor, passages: Tensor) -> None:

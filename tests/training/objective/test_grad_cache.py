@@ -18,7 +18,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from m3_integrations.core.encoded import MODES
 from m3_integrations.models.transformer import Heads, M3Model
 from m3_integrations.training.objective.distributed import all_gather, local_rows
-from m3_integrations.training.objective.grad_cache import GradientCache
+from m3_integrations.training.objective.grad_cache import GradientCache, encode_by_length
 from m3_integrations.training.objective.losses import Loss, gte_loss, info_nce, kl_distillation, m3_loss, own_scores
 from m3_integrations.training.objective.model import PARTS, TokenBatch, TrainableM3, concatenate
 from m3_integrations.training.objective.scores import ScoreLayout, score_matrices, score_mode, score_modes
@@ -133,6 +133,24 @@ def test_sub_batches_give_the_gradient_of_the_whole_batch(objective, rows, pooli
     loss = GradientCache(cached, rows).backward(*batch(), objective)
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert_equal_gradients(gradients(whole), gradients(cached))
+
+
+def test_texts_encoded_by_length_have_the_representations_and_gradients_of_one_pass():
+    once, by_length = tiny().double(), tiny().double()
+    passages = texts(9, 100, seed=5)  # 4 to 100 tokens, so that three passes save padding
+    expected, found = once(passages), encode_by_length(by_length, passages, None)
+    length = found.ids.shape[1]
+    assert length == passages.mask.sum(1).max()
+
+    def values(encoded, mode):
+        tensor = encoded.tensor(mode)
+        return tensor if mode == "dense" else tensor[:, :length][passages.content[:, :length]]
+
+    for mode in MODES:
+        torch.testing.assert_close(values(found, mode), values(expected, mode), rtol=0, atol=1e-5)
+    for encoded in (expected, found):
+        sum((values(encoded, mode) ** 3).sum() for mode in MODES).backward()
+    assert_equal_gradients(gradients(once), gradients(by_length))
 
 
 def test_every_part_of_the_model_gets_a_gradient_from_m3():
