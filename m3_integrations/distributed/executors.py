@@ -1,4 +1,4 @@
-"""Who does the work: a pool of processes on this machine, or actors on a Ray cluster."""
+"""Executors: this process, a pool of processes on this machine, or actors on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,24 +15,31 @@ from m3_integrations.core.optional import import_optional
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
-_AHEAD = 2  # items a worker has waiting: it never idles, and a stream is not read far before it is needed
-# Of a cluster's cores what actors claim: whatever feeds them needs some too and would else wait for ever, and an actor
-# whose machine is lost must find room on another.
-_ROOM = 0.4
+_AHEAD = 2  # items submitted per worker: it is never idle, and a stream is not read far before it is needed
+# The rest is for the tasks that read the passages, which would otherwise never be scheduled, and for restarting the
+# actors of a lost machine on another.
+_ACTOR_CPU_FRACTION = 0.4
 
 
 class Executor(Protocol):
-    """Does the same to many things. What they share is loaded once a worker."""
+    """Applies one function to many items, with state that each worker loads once."""
 
     def map(self, load: Callable[[], S], work: Callable[[S, T], R], items: Iterable[T]) -> Iterator[R]:
-        """work(load(), item) for every item, in their order; items are taken from the stream as workers come free.
+        """Yield work(load(), item) for each item, in order.
 
-        load, work and items travel to other processes: functions of a module, values that can be pickled.
+        Items are taken from the stream as workers become idle.
+
+        Args:
+            load: Loads the state of a worker, once per worker.
+            work: Function of a worker's state and an item.
+            items: Items.
+
+        All arguments and results must be picklable: functions of a module, and picklable values.
         """
 
 
 class InProcess:
-    """This process: for what is small, and for tests."""
+    """Executor in this process, for small inputs and tests."""
 
     def map(self, load: Callable[[], S], work: Callable[[S, T], R], items: Iterable[T]) -> Iterator[R]:
         shared = load()
@@ -41,7 +48,11 @@ class InProcess:
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """A pool of processes, spawned. count: how many; None: one for each core."""
+    """Executor on spawned processes.
+
+    Args:
+        count: Number of processes; None for one per CPU core.
+    """
 
     count: int | None = None
 
@@ -54,10 +65,17 @@ class ProcessPool:
 
 @dataclass(frozen=True)
 class RayActors:
-    """Actors on the Ray cluster that this process is connected to; it connects, or starts one here, where it is not.
+    """Executor on actors of the Ray cluster that this process is connected to.
 
-    count: how many actors; None: one for each core, or GPU. gpus: how much of a GPU each has. An actor that is lost
-    with its machine is started anew elsewhere and its items are done again. Raises MissingExtra.
+    If the process is not connected, it connects to a cluster, or starts one on this machine. The actors of a lost
+    machine restart on another and repeat their items.
+
+    Args:
+        count: Number of actors; None for one per CPU core, or per GPU if `gpus` is not 0.
+        gpus: GPUs per actor; may be a fraction.
+
+    Raises:
+        MissingExtra: In `map`, if Ray is not installed.
     """
 
     count: int | None = None
@@ -67,9 +85,9 @@ class RayActors:
         ray: Any = import_optional("ray", extra="ray")
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
-        there = ray.cluster_resources()
-        count = self.count or max(1, int(there.get("GPU", 0) / self.gpus if self.gpus else there["CPU"]))
-        cores = min(1.0, _ROOM * there["CPU"] / count)
+        resources = ray.cluster_resources()
+        count = self.count or max(1, int(resources.get("GPU", 0) / self.gpus if self.gpus else resources["CPU"]))
+        cores = min(1.0, _ACTOR_CPU_FRACTION * resources["CPU"] / count)
         actor = ray.remote(num_cpus=cores, num_gpus=self.gpus, max_restarts=-1, max_task_retries=-1)(_Actor)
         actors = deque(actor.remote(load) for _ in range(count))
 
@@ -93,20 +111,21 @@ class _Actor:
 
 
 def _in_order(submit: Callable[[T], Any], result: Callable[[Any], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    waiting: deque[Any] = deque()
+    """Submit items, at most `ahead` at a time, and yield their results in order."""
+    pending: deque[Any] = deque()
     for item in items:
-        waiting.append(submit(item))
-        if len(waiting) >= ahead:
-            yield result(waiting.popleft())
-    while waiting:
-        yield result(waiting.popleft())
+        pending.append(submit(item))
+        if len(pending) >= ahead:
+            yield result(pending.popleft())
+    while pending:
+        yield result(pending.popleft())
 
 
 _shared: Any = None
 
 
 def _load(load: Callable[[], Any]) -> None:
-    global _shared  # what a process of the pool keeps between its items
+    global _shared  # the state of a process in the pool, loaded once
     _shared = load()
 
 

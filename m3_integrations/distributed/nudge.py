@@ -1,8 +1,8 @@
-"""NUDGE over passages in many shards; only what can change the result is collected in one process.
+"""NUDGE over passages in many shards; only passages that can affect the result are collected in one process.
 
-That is the answers, and the best passages of each evaluation query, by which the variant is chosen. If its pulls
-propagate, every passage moves: each shard then returns score curves of passages that may enter a query's best, for the
-exact sweep, and moves its own passages.
+These are the relevant passages and the best passages of each evaluation query; the variant is chosen with them. If its
+pulls propagate, every passage moves: each shard then returns the score curves of passages that may enter a query's top
+results, for the exact sweep, and moves its own passages.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from m3_integrations.distributed.executors import Executor, InProcess
 from m3_integrations.distributed.shards import (
+    InitialTopK,
+    InitialTopKResult,
     MoveTask,
-    Pull,
-    RestTopK,
-    RestTopKResult,
+    PulledPassages,
     Shards,
     ShardSource,
     SweepTask,
@@ -37,7 +37,13 @@ from m3_integrations.nudging.selection.rank_metric import RankMetric
 
 @dataclass(frozen=True, eq=False)
 class NudgedShards:
-    """The shards after a nudge, each moved on demand; `nudged` holds gamma, curve, before and after."""
+    """Result of a sharded nudge; moved vectors are computed on demand, and the shards are not changed.
+
+    Attributes:
+        shards: The shards before the nudge.
+        move: Task that computes the moved vectors of a shard.
+        nudged: Gamma, curve, and the metric before and after.
+    """
 
     shards: Shards
     move: MoveTask
@@ -45,7 +51,7 @@ class NudgedShards:
 
     def of_shard(self, number: int) -> tuple[Ints, Floats]:
         """Return the rows of one shard that moved, relative to it, ascending, and their vectors (moved, dim)."""
-        return self.move.run(self.shards.places[number])
+        return self.move.run(self.shards.shards[number])
 
     def each_shard(self, workers: Executor | None = None) -> Iterator[tuple[Ints, Floats]]:
         """Yield `of_shard` of every shard in order, moved by workers."""
@@ -121,12 +127,12 @@ def nudge_sharded(
 
 def _gather(
     shards: Shards, train: Judged, validation: Judged, metric: RankMetric, cross_fitted: bool, workers: Executor
-) -> tuple[DenseNudgeProblem, RestTopKResult]:
-    """Collect the answers and the best passages before the nudge, by which the variant is chosen."""
+) -> tuple[DenseNudgeProblem, InitialTopKResult]:
+    """Collect the relevant passages and the best passages before the nudge; the variant is chosen with them."""
     folds = make_folds(train, validation, len(shards) if cross_fitted else None)
     pulled, _ = shares_of_rows(folds.train)
-    task = RestTopK(folds.eval_queries.queries, pulled, max(SHORT, metric.k), metric.k)
-    rest = reduce(RestTopKResult.join, shards.run(task, workers))
+    task = InitialTopK(folds.eval_queries.queries, pulled, max(SHORT, metric.k), metric.k)
+    rest = reduce(InitialTopKResult.join, shards.run(task, workers))
     rows = np.unique(np.concatenate([train.rows, validation.rows, rest.best.rows.ravel(), rest.unmoved.rows.ravel()]))
     rows = rows[rows >= 0]
     vectors = np.concatenate(list(shards.run(VectorsTask(rows, task.queries.shape[1]), workers)))
@@ -163,7 +169,7 @@ def _sweep_task(problem: DenseNudgeProblem, fold: int, variant: Variant) -> Swee
     )
 
 
-def _pull(problem: DenseNudgeProblem, fold: int, variant: Variant) -> Pull:
+def _pull(problem: DenseNudgeProblem, fold: int, variant: Variant) -> PulledPassages:
     fold_problem = problem.fold_problems[fold]
     _, vectors = pulls_of_rows(fold_problem.train, variant.center)
-    return Pull(problem.numbers[fold_problem.field.rows], fold_problem.field.pulled, vectors, problem.total)
+    return PulledPassages(problem.numbers[fold_problem.field.rows], fold_problem.field.pulled, vectors, problem.total)

@@ -1,7 +1,8 @@
-"""Passages and their vectors as one Parquet file, and back, to the bit.
+"""Passages and their embeddings as one Parquet file, and back, bit for bit.
 
-Columns: id, text, metadata (JSON), dense (a list of dim), tokens and weights (lists), multi_vector (a flat list of rows
-of `width`). The file's own metadata say how wide each mode is, who encoded it, and what it was made of.
+Columns: id, text, metadata (JSON), dense (lists of length dim), tokens and weights (lists), multi_vector (flat lists of
+vectors). The metadata of the schema state the dimension of each mode, the encoder's fingerprint and a digest of the
+input.
 """
 
 from __future__ import annotations
@@ -19,34 +20,46 @@ from m3_integrations.core.optional import import_optional
 from m3_integrations.core.types import Passage
 from m3_integrations.index.validation import widths
 
-MADE_OF = "made_of"
-_ABOUT = b"m3_integrations"
+INPUT_DIGEST = "made_of"  # key in the metadata of a file
+_METADATA_KEY = b"m3_integrations"
 
 
-def write_part(file: Path, passages: Sequence[Passage], encoded: Encoded, fingerprint: str, made_of: str) -> None:
-    """All of it, or nothing: written to a neighbour and renamed. Raises ValueError for what UTF-8 cannot say."""
-    arrow: Any = import_optional("pyarrow", extra="ray")
-    said = {"widths": widths(encoded), "fingerprint": fingerprint, MADE_OF: made_of}
+def write_part(file: Path, passages: Sequence[Passage], encoded: Encoded, fingerprint: str, input_digest: str) -> None:
+    """Write a file atomically.
+
+    Args:
+        file: File to write.
+        passages: Passages.
+        encoded: Their embeddings, row by row.
+        fingerprint: Fingerprint of the encoder.
+        input_digest: Digest of the passages and the model.
+
+    Raises:
+        ValueError: If a text has a lone surrogate, which UTF-8 cannot encode.
+        MissingExtra: If pyarrow is not installed.
+    """
+    arrow: Any = import_optional("pyarrow", extra="files")
+    metadata = {"widths": widths(encoded), "fingerprint": fingerprint, INPUT_DIGEST: input_digest}
     columns = {**_passages(arrow, passages), **_vectors(arrow, encoded)}
-    table = arrow.table(columns).replace_schema_metadata({_ABOUT: json.dumps(said).encode()})
-    written = file.with_suffix(".new")
-    _parquet().write_table(table, written, compression="zstd", use_dictionary=False)
-    written.replace(file)
+    table = arrow.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+    temporary = file.with_suffix(".new")
+    _parquet().write_table(table, temporary, compression="zstd", use_dictionary=False)
+    temporary.replace(file)
 
 
 def read_part(file: Path) -> tuple[list[Passage], Encoded]:
-    """Passages, and their vectors row by row."""
+    """Read the passages of a file and their embeddings, row by row."""
     table = _parquet().read_table(file)
-    wide = json.loads(table.schema.metadata[_ABOUT])["widths"]
+    dims = json.loads(table.schema.metadata[_METADATA_KEY])["widths"]
     texts = zip(*(table[name].to_pylist() for name in ("id", "text", "metadata")), strict=True)
     passages = [Passage(id, text, json.loads(metadata)) for id, text, metadata in texts]
-    return passages, Encoded(**{mode: _READ[mode](table, width) for mode, width in wide.items()})
+    return passages, Encoded(**{mode: _READERS[mode](table, dim) for mode, dim in dims.items()})
 
 
-def about(file: Path) -> Mapping[str, Any]:
-    """What a file says of itself: widths, fingerprint, made_of."""
-    said: Mapping[str, Any] = json.loads(_parquet().read_schema(file).metadata[_ABOUT])
-    return said
+def read_part_metadata(file: Path) -> Mapping[str, Any]:
+    """Read the metadata of a file: "widths", "fingerprint" and `INPUT_DIGEST`."""
+    metadata: Mapping[str, Any] = json.loads(_parquet().read_schema(file).metadata[_METADATA_KEY])
+    return metadata
 
 
 def _passages(arrow: Any, passages: Sequence[Passage]) -> dict[str, Any]:
@@ -58,7 +71,7 @@ def _passages(arrow: Any, passages: Sequence[Passage]) -> dict[str, Any]:
         }
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"a text holds a lone surrogate, which Parquet cannot keep: {error.object[:60]!r}; clean it with "
+            f"a text has a lone surrogate, which Parquet cannot store: {error.object[:60]!r}; clean it with "
             "text.encode('utf-8', 'replace').decode()"
         ) from None
 
@@ -72,8 +85,8 @@ def _vectors(arrow: Any, encoded: Encoded) -> dict[str, Any]:
         columns["tokens"] = _lists(arrow, rows.indices.astype(np.int32), rows.indptr)
         columns["weights"] = _lists(arrow, rows.data, rows.indptr)
     if "multi_vector" in encoded.modes:
-        late = encoded.multi_vector
-        columns["multi_vector"] = _lists(arrow, late.values.ravel(), late.offsets * late.width)
+        vectors = encoded.multi_vector
+        columns["multi_vector"] = _lists(arrow, vectors.values.ravel(), vectors.offsets * vectors.width)
     return columns
 
 
@@ -82,28 +95,28 @@ def _lists(arrow: Any, values: Any, offsets: Any) -> Any:
 
 
 def _column(table: Any, name: str) -> tuple[Any, Any]:
-    """The values and offsets of a column of lists."""
+    """Return the values and offsets of a column of lists."""
     lists = table[name].combine_chunks()
     offsets = lists.offsets.to_numpy()
     return lists.flatten().to_numpy(), offsets - offsets[0]
 
 
-def _read_dense(table: Any, width: int) -> Any:
-    return _column(table, "dense")[0].reshape(-1, width)
+def _read_dense(table: Any, dim: int) -> Any:
+    return _column(table, "dense")[0].reshape(-1, dim)
 
 
-def _read_sparse(table: Any, width: int) -> Any:
+def _read_sparse(table: Any, dim: int) -> Any:
     weights, offsets = _column(table, "weights")
-    return scipy.sparse.csr_array((weights, _column(table, "tokens")[0], offsets), shape=(len(table), width))
+    return scipy.sparse.csr_array((weights, _column(table, "tokens")[0], offsets), shape=(len(table), dim))
 
 
-def _read_multi_vector(table: Any, width: int) -> MultiVectors:
+def _read_multi_vector(table: Any, dim: int) -> MultiVectors:
     values, offsets = _column(table, "multi_vector")
-    return MultiVectors(values.reshape(-1, width), offsets // width)
+    return MultiVectors(values.reshape(-1, dim), offsets // dim)
 
 
-_READ: Mapping[str, Any] = {"dense": _read_dense, "sparse": _read_sparse, "multi_vector": _read_multi_vector}
+_READERS: Mapping[str, Any] = {"dense": _read_dense, "sparse": _read_sparse, "multi_vector": _read_multi_vector}
 
 
 def _parquet() -> Any:
-    return import_optional("pyarrow", extra="ray", module="pyarrow.parquet")
+    return import_optional("pyarrow", extra="files", module="pyarrow.parquet")

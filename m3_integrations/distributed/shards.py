@@ -36,7 +36,7 @@ class Shard:
         Raises:
             WrongDimension: If they have another dimension.
         """
-        passages = passages_of(self.source)
+        passages = _load_vectors(self.source)
         if len(passages) and passages.shape[1] != dim:
             raise WrongDimension(
                 f"the shard that begins at row {self.start} has {passages.shape[1]} dimensions and the queries "
@@ -44,26 +44,39 @@ class Shard:
             )
         return passages.reshape(len(passages), dim)
 
-    def rows(self, every: Ints, count: int) -> Ints:
-        """Return the given rows that are among the `count` passages here, numbered from the first of them."""
-        low, high = np.searchsorted(every, [self.start, self.start + count])
+    def rows(self, every: Ints, passage_count: int) -> Ints:
+        """Return the given rows that are among the passages here, numbered from the first of them."""
+        low, high = np.searchsorted(every, [self.start, self.start + passage_count])
         return every[low:high] - self.start
 
 
 class ShardTask(Protocol[R]):
-    """A task that is the same for every shard, so it is sent to a worker once."""
+    """A task that is the same for every shard and is sent to each worker once."""
 
-    def run(self, shard: Shard) -> R: ...
+    def run(self, shard: Shard) -> R:
+        """Run the task on one shard."""
 
 
 class Shards:
-    """Shards numbered through in their order; `starts`, shape (shards + 1,), holds the first row of each."""
+    """Shards of a corpus, whose rows are numbered consecutively.
+
+    Args:
+        shards: Arrays of shape (any, dim), or .npy files.
+
+    Attributes:
+        starts: First row of each shard, and the number of passages, shape (shards + 1,).
+        shards: The shards with their first rows.
+
+    Raises:
+        ValueError: If there are no shards.
+        WrongDimension: If a shard does not have two axes.
+    """
 
     def __init__(self, shards: Sequence[ShardSource]) -> None:
         if not shards:
             raise ValueError("there are no shards; give at least one array or .npy file")
-        self.starts = np.cumsum([0, *(len(passages_of(shard)) for shard in shards)], dtype=np.int64)
-        self.places = [Shard(shard, int(start)) for shard, start in zip(shards, self.starts, strict=False)]
+        self.starts = np.cumsum([0, *(len(_load_vectors(shard)) for shard in shards)], dtype=np.int64)
+        self.shards = [Shard(shard, int(start)) for shard, start in zip(shards, self.starts, strict=False)]
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -71,11 +84,11 @@ class Shards:
 
     def run(self, task: ShardTask[R], workers: Executor) -> Iterator[R]:
         """Run a task on every shard, yielding results in order."""
-        return workers.map(partial(_identity, task), _run, self.places)
+        return workers.map(partial(_identity, task), _run, self.shards)
 
 
-def passages_of(shard: ShardSource) -> Floats:
-    """Return an array as it is, a file as a memory map."""
+def _load_vectors(shard: ShardSource) -> Floats:
+    """Return an array unchanged, or a file as a memory map."""
     passages: Floats = shard if isinstance(shard, np.ndarray) else np.load(shard, mmap_mode="r", allow_pickle=False)
     if not np.issubdtype(passages.dtype, np.floating):
         passages = np.asarray(passages, np.float32)
@@ -92,23 +105,30 @@ def _run(task: ShardTask[R], shard: Shard) -> R:
     return task.run(shard)
 
 
-class RestTopKResult(NamedTuple):
-    """Best of each query by row among all, best of unmoved passages, and the first non-unit row."""
+class InitialTopKResult(NamedTuple):
+    """Result of `InitialTopK`, with rows numbered over all shards.
+
+    Attributes:
+        best: Best passages of each query.
+        unmoved: Best passages of each query that no training query pulls.
+        off: The first passage without unit length, or None.
+    """
 
     best: RunningTopK
     unmoved: RunningTopK
     off: NonUnitRow | None
 
-    def join(self, other: RestTopKResult) -> RestTopKResult:
-        return RestTopKResult(self.best.join(other.best), self.unmoved.join(other.unmoved), self.off or other.off)
+    def join(self, other: InitialTopKResult) -> InitialTopKResult:
+        """Combine with the result of a later shard."""
+        return InitialTopKResult(self.best.join(other.best), self.unmoved.join(other.unmoved), self.off or other.off)
 
 
-class RestTopK(NamedTuple):
+class InitialTopK(NamedTuple):
     """Find the best passages of the evaluation queries before the nudge.
 
     Attributes:
         queries: Query vectors, shape (queries, dim).
-        pulled: Pulled rows among all, ascending.
+        pulled: Rows of pulled passages over all shards, ascending.
         depth: Number of best passages.
         k: Number of best unmoved passages.
     """
@@ -118,12 +138,12 @@ class RestTopK(NamedTuple):
     depth: int
     k: int
 
-    def run(self, shard: Shard) -> RestTopKResult:
+    def run(self, shard: Shard) -> InitialTopKResult:
         passages = shard.passages(self.queries.shape[1])
         unmoved_here = unmoved_blocks(passages, shard.rows(self.pulled, len(passages)))
         unmoved = ((shard.start + rows, block) for rows, block in unmoved_here)
         off = off_unit(passages, np.arange(len(passages)))
-        return RestTopKResult(
+        return InitialTopKResult(
             best=self._best(self.depth, numbered([passages], shard.start, passages.shape[1])),
             unmoved=self._best(self.k, unmoved),
             off=off and off._replace(row=shard.start + off.row),
@@ -144,8 +164,15 @@ class VectorsTask(NamedTuple):
         return np.asarray(passages[shard.rows(self.rows, len(passages))])
 
 
-class Pull(NamedTuple):
-    """Pulled passages and their pulls: rows among all (m,), passages and vectors (m, dim), and the total count."""
+class PulledPassages(NamedTuple):
+    """Pulled passages and their pulls.
+
+    Attributes:
+        rows: Rows over all shards, shape (m,).
+        passages: Their vectors before the nudge, shape (m, dim).
+        vectors: Their pulls, shape (m, dim).
+        total: Number of passages over all shards.
+    """
 
     rows: Ints
     passages: Floats
@@ -161,7 +188,7 @@ class SweepTask(NamedTuple):
     """Find the passages that may affect the metric while all passages move by a variant."""
 
     variant: Variant
-    pull: Pull
+    pull: PulledPassages
     queries: Floats
     relevant: Relevant
     k: int
@@ -188,7 +215,7 @@ class MoveTask(NamedTuple):
 
     variant: Variant
     gamma: float
-    pull: Pull
+    pull: PulledPassages
 
     def run(self, shard: Shard) -> tuple[Ints, Floats]:
         passages = shard.passages(self.pull.passages.shape[1])

@@ -119,7 +119,7 @@ def test_passages_are_read_by_ray_in_the_order_of_the_files(tmp_path):
 
 def test_a_passage_that_comes_again_counts_once_and_must_say_the_same(tmp_path):
     assert encode_corpus([*PASSAGES[:5], *PASSAGES[:5]], tmp_path, Plain()).passages == 5
-    with pytest.raises(ValueError, match="'p000' comes twice"):
+    with pytest.raises(ValueError, match="two passages with the id 'p000'"):
         encode_corpus([PASSAGES[0], Passage("p000", "another")], tmp_path, Plain())
     with pytest.raises(ValueError, match="at least 1"):
         encode_corpus(PASSAGES, tmp_path, Plain(), part=0)
