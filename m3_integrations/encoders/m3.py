@@ -26,6 +26,7 @@ from m3_integrations.models.backends.base import BatchRunner, ModelBackend
 from m3_integrations.models.backends.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.models.backends.torch import TorchBackend
 from m3_integrations.models.encoded_builder import EncodedBuilder
+from m3_integrations.models.layouts.bge_m3 import MULTI_VECTOR_HEAD, SPARSE_HEAD, TOKEN_PRIOR
 from m3_integrations.models.tokenization import SequenceTokenizer, Span
 from m3_integrations.models.transformer import Heads, Pooling
 
@@ -39,7 +40,7 @@ _LATE: tuple[Mode, ...] = ("multi_vector",)
 _DEFAULTS = EncoderConfig()
 _TEXTS_AT_ONCE = 256
 _BATCH_TOKENS: Mapping[str, int] = {"cpu": 2048, "mps": 16384, "cuda": 65536}
-_HEAD_FILES: Mapping[Mode, str] = {"sparse": checkpoints.SPARSE_HEAD, "multi_vector": checkpoints.MULTI_VECTOR_HEAD}
+_HEAD_FILES: Mapping[Mode, str] = {"sparse": SPARSE_HEAD, "multi_vector": MULTI_VECTOR_HEAD}
 
 
 class M3Encoder:
@@ -69,6 +70,7 @@ class M3Encoder:
             max_length=stated.max_length if config.max_length is None else config.max_length,
             query_prefix=stated.query_prefix if config.query_prefix is None else config.query_prefix,
             passage_prefix=stated.passage_prefix if config.passage_prefix is None else config.passage_prefix,
+            truncate_dim=stated.truncate_dim if config.truncate_dim is None else config.truncate_dim,
         )
         self.backend = backend
         self.device = torch.device(config.device or (_best_device() if backend == "torch" else "cpu"))
@@ -104,6 +106,7 @@ class M3Encoder:
         backend: Backend = "torch",
         export_dir: str | Path | None = None,
         token_pooling: int = 1,
+        truncate_dim: int | None = None,
     ) -> M3Encoder:
         """Load "m3-mini" (bundled), a local folder, or a hub id such as "BAAI/bge-m3".
 
@@ -130,6 +133,7 @@ class M3Encoder:
                 backend=backend,
                 export_dir=export_dir,
                 token_pooling=token_pooling,
+                truncate_dim=truncate_dim,
             )
         )
 
@@ -341,6 +345,7 @@ class M3Encoder:
             mcls_interval=self.sequencer.cls_every,
             backend=self.backend,
             token_pooling=self.token_pooling,
+            truncate_dim=self.conventions.truncate_dim,
         )
         return M3Encoder(self.checkpoint.narrowed(principal_directions(vectors, width)), config)
 
@@ -363,7 +368,7 @@ class M3Encoder:
 
     def _unsaved_parts(self) -> Iterator[str]:
         if self.checkpoint.heads.token_prior is not None:
-            yield f"a lexical weight for each token ({checkpoints.TOKEN_PRIOR}.safetensors)"
+            yield f"a lexical weight for each token ({TOKEN_PRIOR}.safetensors)"
         if self.conventions.lexical_length is not None:
             yield f"lexical weights with length normalization ({checkpoints.OWN_FILE})"
 
@@ -460,6 +465,9 @@ def _check_options(checkpoint: checkpoints.Checkpoint, config: EncoderConfig) ->
         raise ValueError(
             f"mcls_interval needs a checkpoint that pools by its cls token, and {checkpoint.name!r} pools by mean"
         )
+    hidden = int(checkpoint.backbone.config.hidden_size)
+    if config.truncate_dim is not None and not 1 <= config.truncate_dim <= hidden:
+        raise ValueError(f"truncate_dim must be from 1 to {hidden}, the model's dimension, got {config.truncate_dim}")
     if not isinstance(config.token_pooling, int) or config.token_pooling < 1:
         raise ValueError(
             f"token_pooling must be a whole number from 1, got {config.token_pooling!r}; token_pooling=1 keeps every "

@@ -68,6 +68,7 @@ class EncoderPool:
         backend: Backend = "torch",
         export_dir: str | Path | None = None,
         token_pooling: int = 1,
+        truncate_dim: int | None = None,
     ) -> None:
         self.devices = _device_names(devices, backend)
         self.config = EncoderConfig(
@@ -84,6 +85,7 @@ class EncoderPool:
             backend=backend,
             export_dir=export_dir,
             token_pooling=token_pooling,
+            truncate_dim=truncate_dim,
         )
         self._workers = WorkerPool(self.config, self.devices)
         self._info: EncoderInfo = self._workers.loaded.value

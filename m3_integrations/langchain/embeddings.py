@@ -44,7 +44,8 @@ class M3Embeddings(LangChainEncoderSettings, Embeddings):
         if self.dimensions not in (None, encoder.dense_dim):
             raise WrongDimension(
                 f"dimensions={self.dimensions} is not available: {encoder!r} gives {encoder.dense_dim} dimensions and "
-                "is not trained to be truncated; leave dimensions out, or name a model of that dimension"
+                "does not truncate them; leave dimensions out, name a model of that dimension, or set truncate_dim for "
+                "a model that is trained for it"
             )
         return encoder
 

@@ -10,10 +10,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,34 +19,38 @@ import numpy.typing as npt
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from m3_integrations.core.encoded import Mode, SparseScore
 from m3_integrations.core.errors import CheckpointError, HeadsMissing
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.models import mini
-from m3_integrations.models.checkpoint_files import (
-    UNBOUNDED,
-    check_weights,
-    read_error,
-    read_object,
-    read_tensors,
-    require_content,
-    sentence_transformers_conventions,
+from m3_integrations.models.checkpoint_files import UNBOUNDED, read_object, read_tensors
+from m3_integrations.models.layouts.bge_m3 import (
+    MULTI_VECTOR_HEAD,
+    SPARSE_HEAD,
+    TOKEN_PRIOR,
+    head_file,
+    linear_of,
+    read_heads,
+)
+from m3_integrations.models.layouts.sentence_transformers import sentence_transformers_conventions
+from m3_integrations.models.layouts.token_classification import read_sparse_head
+from m3_integrations.models.layouts.transformers_folder import (
+    bare,
+    count_positions,
+    quiet_transformers,
+    read_backbone,
+    read_tokenizer,
 )
 from m3_integrations.models.transformer import Heads, PivotedLengthNormalization, Pooling
 
 OWN_FILE = "m3_config.json"
-SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR = "sparse_linear", "colbert_linear", "token_prior"
 # The sum that BGE-M3's training distils (FlagEmbedding, encoder_only/m3/modeling.py); its compute_score has 1, 1, 1.
 BGE_M3_WEIGHTS: Mapping[Mode, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})  # count from pad + 1
-_WITH_POOLER = _OFFSET_POSITIONS | {"bert"}
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.pt", "*.safetensors", "*.bin"]
 _NOT_FROM_HUB = ["onnx/*", "openvino/*", "*.onnx", "tf_model*", "flax_model*", "training_args.bin", "optimizer*"]
 
@@ -91,9 +93,9 @@ class CheckpointConventions:
         object.__setattr__(self, "pair_weights", tuple(self.pair_weights))  # a list in JSON
         if not isinstance(self.normalise, bool):
             raise ValueError(f"normalise is true or false, got {self.normalise!r}")
-        for name, number in (("window_overlap", self.window_overlap), ("truncate_dim", self.truncate_dim)):
-            if number is not None and (type(number) is not int or number < 0):
-                raise ValueError(f"{name} is a whole number, got {number!r}")
+        for name, number, least in (("window_overlap", self.window_overlap, 0), ("truncate_dim", self.truncate_dim, 1)):
+            if number is not None and (type(number) is not int or number < least):
+                raise ValueError(f"{name} is a whole number from {least}, got {number!r}")
         if not isinstance(self.max_length, int) or self.max_length < 8:
             raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length!r}")
         if not isinstance(self.query_prefix, str) or not isinstance(self.passage_prefix, str):
@@ -179,7 +181,9 @@ class Checkpoint:
         head = _state(_as_linear(heads.multi_vector, int(backbone.config.hidden_size)))
         projected = {name: (projection @ value.double()).float() for name, value in head.items()}
         # Two heads: the one in `heads` is converted to the encoder's precision, the other stays in float32.
-        return replace(self, heads=replace(self.heads, multi_vector=_linear(projected)), narrow_head=_linear(projected))
+        return replace(
+            self, heads=replace(self.heads, multi_vector=linear_of(projected)), narrow_head=linear_of(projected)
+        )
 
     def _stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
         backbone, heads = self.stored()
@@ -246,7 +250,7 @@ def _trained_heads(prior: Tensor) -> Heads:
 
 
 def _linear_of(tensors: Mapping[str, Tensor], name: str) -> nn.Linear:
-    return _linear({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
+    return linear_of({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
 
 
 def _find(model: str, revision: str | None) -> Path:
@@ -276,7 +280,7 @@ def _check_heads_were_downloaded(model: str, revision: str | None, folder: Path)
     Tools that use the dense vector alone leave such copies.
     """
     file = f"{SPARSE_HEAD}.pt"
-    if (folder / OWN_FILE).is_file() or _head_file(folder, SPARSE_HEAD) or _head_file(folder, MULTI_VECTOR_HEAD):
+    if (folder / OWN_FILE).is_file() or head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
         return
     if try_to_load_from_cache(model, file, revision=revision or "main") is _CACHED_NO_EXIST:
         return
@@ -299,17 +303,21 @@ _NAMES = "name a folder, a hub id such as 'BAAI/bge-m3', or 'm3-mini', which nee
 
 def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint:
     conventions = _conventions(name, folder, pooling)
-    tokenizer = _read_tokenizer(folder)
-    backbone = read_backbone(folder)
+    tokenizer = read_tokenizer(folder)
+    backbone, others = read_backbone(folder)
     _require_embeddings(folder, backbone, tokenizer)
-    limit = _positions(backbone)
+    limit = count_positions(backbone)
     longest = min(conventions.max_length, limit, int(tokenizer.model_max_length))
+    heads = read_heads(folder, backbone.config.hidden_size, tokenizer.backend_tokenizer.get_vocab_size())
+    classifier = read_sparse_head(folder, backbone.config, others)
+    if classifier is not None and heads.sparse is None:
+        heads = replace(heads, sparse=classifier)
     token_names = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return Checkpoint(
         name=name,
         backbone=backbone,
-        heads=_read_heads(folder, backbone.config.hidden_size, tokenizer.backend_tokenizer.get_vocab_size()),
-        tokenizer=_bare(tokenizer),
+        heads=heads,
+        tokenizer=bare(tokenizer),
         special=_special_ids(tokenizer.backend_tokenizer, token_names),
         token_names=token_names,
         conventions=replace(conventions, max_length=longest),
@@ -351,87 +359,9 @@ def _stated(folder: Path) -> dict[str, Any]:
         return read_object(folder / OWN_FILE)
     if (folder / "modules.json").is_file():
         return sentence_transformers_conventions(folder)
-    if _head_file(folder, SPARSE_HEAD) or _head_file(folder, MULTI_VECTOR_HEAD):
+    if head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
         return {"pooling": "cls"}  # what FlagEmbedding's fine-tuning writes: BGE-M3's conventions, unstated
     return {}
-
-
-def read_backbone(folder: Path) -> PreTrainedModel:
-    """Read the transformer of a folder in float32, without its pooler.
-
-    Args:
-        folder: Folder in the transformers layout.
-
-    Returns:
-        The transformer in evaluation mode.
-
-    Raises:
-        CheckpointError: If files or weights are missing or unreadable.
-    """
-    try:
-        _refuse_own_code(folder)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
-        check_weights(folder, config, **options)
-        with _quiet_transformers():
-            model, loaded = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,  # else transformers asks on the terminal whether to run remote code
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        message = (
-            f"{folder} cannot be read as a transformers encoder: {{reason}}; it needs config.json, model.safetensors "
-            "(or pytorch_model.bin) and tokenizer.json"
-        )
-        raise read_error(message, error) from None
-    if loaded["missing_keys"]:
-        lacking = sorted(loaded["missing_keys"])[:3]
-        raise CheckpointError(f"{folder} is incomplete: it lacks weights such as {lacking}")
-    backbone: PreTrainedModel = model
-    backbone.train(False)
-    return backbone
-
-
-def _refuse_own_code(folder: Path) -> None:
-    config = read_object(folder / "config.json", default={})
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
-        raise CheckpointError(
-            f"{folder} is a {config.get('model_type')!r} model with code of its own, which this package does not run; "
-            "use a checkpoint of an architecture that transformers includes, such as BERT, RoBERTa or XLM-RoBERTa"
-        )
-
-
-def _positions(backbone: PreTrainedModel) -> int:
-    config = backbone.config
-    offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
-    return int(getattr(config, "max_position_embeddings", UNBOUNDED)) - offset
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    try:
-        if (folder / "tokenizer.json").is_file():
-            require_content(folder / "tokenizer.json")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the Rust tokenizer raises plain Exception
-        raise read_error(f"{folder} has no tokenizer that transformers can read: {{reason}}", error) from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"{folder} has no fast tokenizer; save one with tokenizer.save_pretrained into it")
-    return tokenizer
-
-
-def _bare(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """Return the Rust tokenizer without padding or truncation, so that threads can share it."""
-    bare = tokenizer.backend_tokenizer
-    bare.no_padding()
-    bare.no_truncation()
-    return bare
 
 
 def _special_ids(tokenizer: Tokenizer, names: Mapping[str, str]) -> SpecialTokens:
@@ -446,51 +376,6 @@ def _special_ids(tokenizer: Tokenizer, names: Mapping[str, str]) -> SpecialToken
         )
     pad = id_of("pad_token", "unk_token")
     return SpecialTokens(cls=cls, eos=eos, pad=eos if pad is None else pad, unk=id_of("unk_token"))
-
-
-def _read_heads(folder: Path, hidden: int, vocabulary: int) -> Heads:
-    prior = _head_file(folder, TOKEN_PRIOR)
-    sparse = _read_linear(folder, SPARSE_HEAD, hidden)
-    vectors = _read_linear(folder, MULTI_VECTOR_HEAD, hidden)
-    return Heads(
-        sparse=None if prior and sparse and _is_zero(sparse) else sparse,
-        token_prior=_read_prior(prior, vocabulary) if prior else None,
-        multi_vector=nn.Identity() if vectors and _is_identity(vectors) else vectors,
-    )
-
-
-def _read_prior(path: Path, vocabulary: int) -> Tensor:
-    weight = read_tensors(path).get("weight")
-    if weight is None or weight.ndim != 1 or len(weight) < vocabulary:
-        raise CheckpointError(f"{path} must hold a 'weight' of at least {vocabulary} values, one per token")
-    return weight.float()
-
-
-def _read_linear(folder: Path, name: str, hidden: int) -> nn.Linear | None:
-    path = _head_file(folder, name)
-    if path is None:
-        return None
-    tensors = read_tensors(path)
-    weight = tensors.get("weight")
-    outputs = 1 if name == SPARSE_HEAD else "width"
-    fits = weight is not None and weight.ndim == 2 and weight.shape[1] == hidden and outputs in ("width", len(weight))
-    if weight is None or not fits or tensors.keys() - {"weight", "bias"}:
-        held = {key: tuple(value.shape) for key, value in tensors.items()}
-        raise CheckpointError(f"{path} must hold a 'weight' of ({outputs}, {hidden}) and a 'bias', but holds {held}")
-    return _linear(tensors)
-
-
-def _linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
-    """A frozen linear layer with these weights."""
-    outputs, inputs = tensors["weight"].shape
-    linear = nn.Linear(inputs, outputs, bias="bias" in tensors, device="meta")
-    linear.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-    return linear.requires_grad_(False)
-
-
-def _head_file(folder: Path, name: str) -> Path | None:
-    files = (folder / f"{name}.safetensors", folder / f"{name}.pt")
-    return next((path for path in files if path.is_file()), None)
 
 
 def save(checkpoint: Checkpoint, folder: Path, conventions: CheckpointConventions) -> None:
@@ -508,7 +393,7 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: CheckpointConvention
     """
     backbone, heads = checkpoint.stored()  # before writing: this folder may be their source
     _remove_stale_heads(folder)
-    with _quiet_transformers():
+    with quiet_transformers():
         backbone.save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
         tokenizer_object=checkpoint.tokenizer, model_max_length=conventions.max_length, **checkpoint.token_names
@@ -530,7 +415,7 @@ def _remove_stale_heads(folder: Path) -> None:
         raise CheckpointError(f"{folder} exists and holds no model; save into a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name in (SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR):
-        while stale := _head_file(folder, name):
+        while stale := head_file(folder, name):
             stale.unlink()
 
 
@@ -546,10 +431,6 @@ def _zero_linear(hidden: int) -> nn.Linear:
     return linear
 
 
-def _is_zero(linear: nn.Linear) -> bool:
-    return not any(bool(value.any()) for value in linear.state_dict().values())
-
-
 def _as_linear(head: nn.Linear | nn.Identity, hidden: int) -> nn.Linear:
     if isinstance(head, nn.Linear):
         return head
@@ -557,12 +438,6 @@ def _as_linear(head: nn.Linear | nn.Identity, hidden: int) -> nn.Linear:
     nn.init.eye_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-def _is_identity(linear: nn.Linear) -> bool:
-    size, width = linear.weight.shape
-    unbiased = linear.bias is None or not bool(linear.bias.any())
-    return size == width and unbiased and torch.equal(linear.weight, torch.eye(size))
 
 
 def _head_tensors(heads: Heads) -> dict[str, Tensor]:
@@ -578,20 +453,6 @@ def _head_tensors(heads: Heads) -> dict[str, Tensor]:
     if heads.token_prior is not None:
         tensors[TOKEN_PRIOR] = heads.token_prior
     return tensors
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and reports of unused poolers; missing weights are checked here."""
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # likewise
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
 
 
 def _bytes(values: Tensor) -> memoryview:

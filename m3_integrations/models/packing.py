@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -22,11 +23,13 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-# Full attention in every layer and looked-up positions: neighbors in the row do not influence a text.
-_PACKABLE = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
+# Positions are arguments, and attention is ours: neighbors in the row do not influence a text.
+_PACKABLE = frozenset({"bert", "camembert", "roberta", "xlm-roberta", "gte", "modernbert"})
+_COUNT_FROM_PAD = frozenset({"camembert", "roberta", "xlm-roberta"})
 _ATTENTION = "m3_packed"
 _LONG, _HEADS = 1024, 4
 _FLASH_DIM, _AMPERE = 256, (8, 0)  # FlashAttention's widest head and oldest card
+_BLOCK = 128  # queries that attend at once within local windows
 _SCORES = 1 << 17  # a head's attention scores at once: those of a dozen heads stay in a processor's cache
 
 
@@ -47,7 +50,9 @@ def supports_packing(backbone: PreTrainedModel) -> bool:
     config = backbone.config
     looked_up = getattr(config, "position_embedding_type", "absolute") == "absolute"
     takes = getattr(backbone, "_supports_attention_backend", False)
-    return bool(takes and looked_up and config.model_type in _PACKABLE and not config.is_decoder)
+    if config.model_type == "modernbert":  # before layer_types, its attention took no row
+        takes = takes and hasattr(config, "layer_types")
+    return bool(takes and looked_up and config.model_type in _PACKABLE and not getattr(config, "is_decoder", False))
 
 
 def enable_packing(backbone: PreTrainedModel) -> None:
@@ -71,8 +76,31 @@ def has_variable_length_attention(backbone: PreTrainedModel, device: torch.devic
     """Return whether torch attends within the texts of a row on this device, by FlashAttention."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or varlen_attn is None:
         return False
+    if _has_windows(backbone) and "window_size" not in signature(varlen_attn).parameters:
+        return False
     dim = backbone.config.hidden_size // backbone.config.num_attention_heads
     return dim % 8 == 0 and dim <= _FLASH_DIM and torch.cuda.get_device_capability(device) >= _AMPERE
+
+
+def _has_windows(backbone: PreTrainedModel) -> bool:
+    return "sliding_attention" in (getattr(backbone.config, "layer_types", None) or ())
+
+
+def row_arguments(
+    backbone: PreTrainedModel, ids: Tensor, positions: Tensor, runs: Sequence[LengthRun] | VariableLengths
+) -> dict[str, Any]:
+    """Return the arguments of a backbone that reads a row of texts.
+
+    Args:
+        backbone: Transformer with packing enabled.
+        ids: Token ids, shape (1, tokens).
+        positions: Position of each token in its text, shape (1, tokens).
+        runs: Lengths of the texts.
+    """
+    arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "runs": runs}
+    if _has_windows(backbone):  # else it would make masks of tokens x tokens, which the attention does not read
+        arguments["attention_mask"] = dict.fromkeys(("full_attention", "sliding_attention"))
+    return arguments
 
 
 def runs_of(lengths: Sequence[int]) -> list[LengthRun]:
@@ -101,12 +129,12 @@ def positions(ids: Ids, padding: int | None) -> Ids:
 
 def pack(backbone: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Inputs:
     """Return sequences as one row, for a backbone that supports packing."""
-    padding = None if backbone.config.model_type == "bert" else backbone.config.pad_token_id
+    padding = backbone.config.pad_token_id if backbone.config.model_type in _COUNT_FROM_PAD else None
     ids = _row([each.ids for each in sequences], backbone.device)
     places = _row([positions(each.ids, padding) for each in sequences], backbone.device)
     lengths = [len(each.ids) for each in sequences]
     runs = _variable_lengths(lengths, backbone.device) if backbone.device.type == "cuda" else runs_of(lengths)
-    return Inputs({"input_ids": ids[None], "position_ids": places[None], "runs": runs}, ids, mask=None)
+    return Inputs(row_arguments(backbone, ids[None], places[None], runs), ids, mask=None)
 
 
 def pad(backbone: PreTrainedModel, sequences: Sequence[TokenSequence], pad: int) -> Inputs:
@@ -154,12 +182,15 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     runs: Sequence[LengthRun] | VariableLengths | None = None,
+    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute attention by transformers' interface.
 
-    Inputs are (1, heads, tokens, dim); in the output heads come after tokens.
+    Inputs are (1, heads, tokens, dim); in the output heads come after tokens. Within a sliding window of w, a token
+    attends to those less than w away.
     """
+    reach = None if sliding_window is None else sliding_window - 1
     if runs is None:
         return cast(  # transformers leaves it unannotated
             "tuple[Tensor, Tensor | None]",
@@ -168,19 +199,23 @@ def _attend(
             ),
         )
     if isinstance(runs, VariableLengths):
-        return _attend_on_cuda(query, key, value, runs, scaling)[None], None
+        return _attend_on_cuda(query, key, value, runs, scaling, reach)[None], None
     # Under inference, outputs overwrite the queries, which are not read again; long texts then take less memory.
     rows = query.transpose(1, 2)
     overwrite = torch.is_inference_mode_enabled() and rows.is_contiguous()
     output = rows if overwrite else torch.empty_like(rows, memory_format=torch.contiguous_format)
     for run, heads in _parts(runs, query.shape[1]):
-        attended = _attention(*(_texts(part, run, heads) for part in (query, key, value)), scaling=scaling)
+        queries, keys, values = (_texts(part, run, heads) for part in (query, key, value))
+        if reach is None or run.length <= reach + 1:
+            attended = _attention(queries, keys, values, scaling=scaling)
+        else:
+            attended = _local_attention(queries, keys, values, reach, scaling=scaling)
         output[0, run.tokens, heads] = attended.transpose(1, 2).flatten(0, 1)
     return output, None
 
 
 def _attend_on_cuda(
-    query: Tensor, key: Tensor, value: Tensor, lengths: VariableLengths, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: VariableLengths, scaling: float | None, reach: int | None
 ) -> Tensor:
     """Attend within texts; inputs are (1, heads, tokens, dim), the output is (tokens, heads, dim)."""
     assert varlen_attn is not None  # a row is packed for it only where it exists
@@ -189,7 +224,8 @@ def _attend_on_cuda(
         query = query * (scaling / default)
     offsets, longest = lengths
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest))
+    local: dict[str, Any] = {} if reach is None else {"window_size": (reach, reach)}
+    return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest, **local))
 
 
 def _parts(runs: Sequence[LengthRun], heads: int) -> Iterator[tuple[LengthRun, slice]]:
@@ -218,6 +254,19 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | No
     some = max(1, _SCORES // (query.shape[0] * key.shape[2]))
     parts = [torch.softmax(part @ key.transpose(2, 3), dim=-1) @ value for part in torch.split(query, some, dim=2)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _local_attention(query: Tensor, key: Tensor, value: Tensor, reach: int, *, scaling: float | None) -> Tensor:
+    """Attend within texts to the tokens at most `reach` away; all arrays are (texts, heads, length, dim)."""
+    parts, length = [], query.shape[2]
+    places = torch.arange(length, device=query.device)
+    for start in range(0, length, _BLOCK):
+        stop = min(length, start + _BLOCK)
+        near = slice(max(0, start - reach), min(length, stop + reach))
+        mask = (places[start:stop, None] - places[near]).abs() <= reach
+        block = (query[:, :, start:stop], key[:, :, near], value[:, :, near])
+        parts.append(functional.scaled_dot_product_attention(*block, attn_mask=mask, scale=scaling))
+    return torch.cat(parts, dim=2)
 
 
 AttentionInterface.register(_ATTENTION, _attend)

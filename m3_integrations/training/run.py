@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 
+from m3_integrations.core.encoded import MODES
 from m3_integrations.core.files import replace_text
 from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.models.checkpoint import Checkpoint
@@ -122,7 +123,7 @@ def _run_stage(
     """Train one stage, with its checkpoints in `folder`."""
     set_seed(config.seed)
     if _needs_heads(stage):
-        checkpoint = add_heads(checkpoint, multi_vector_dim)
+        checkpoint = add_heads(checkpoint, multi_vector_dim, stage.modes or MODES)
     model = TrainableM3.from_checkpoint(checkpoint)
     parts = select_parts(stage.modes or tuple(model.heads.modes), stage.parts, model)
     low_rank = stage.low_rank if ENCODER_PARTS & set(parts) else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from m3_integrations.core.encoded import Modes
+from m3_integrations.core.encoded import MODES, Modes
 from m3_integrations.core.optional import import_optional
 from m3_integrations.models.checkpoint import Checkpoint
 from m3_integrations.models.transformer import Heads
@@ -24,7 +24,7 @@ _SUB_BATCH = 8192
 _BYTES_PER_VALUE = 60
 
 
-def add_heads(checkpoint: Checkpoint, multi_vector_dim: int | None = None) -> Checkpoint:
+def add_heads(checkpoint: Checkpoint, multi_vector_dim: int | None = None, modes: Modes = MODES) -> Checkpoint:
     """Add missing linear sparse and multi-vector heads to a checkpoint.
 
     Initial multi-vectors are the hidden states; initial token weights are constant or follow the token prior. A
@@ -33,14 +33,16 @@ def add_heads(checkpoint: Checkpoint, multi_vector_dim: int | None = None) -> Ch
     Args:
         checkpoint: Checkpoint; trainable heads are left unchanged.
         multi_vector_dim: Dimensions of a new multi-vector head, the first of the hidden state; None for all.
+        modes: Modes that get heads.
 
     Returns:
-        A checkpoint with heads for every mode.
+        A checkpoint with heads for these modes.
     """
     heads, hidden = checkpoint.heads, int(checkpoint.backbone.config.hidden_size)
-    sparse = heads.sparse or _constant_linear(hidden, 0.0 if heads.token_prior is not None else _INITIAL_LEXICAL_WEIGHT)
-    vectors = heads.multi_vector
-    if not isinstance(vectors, nn.Linear):
+    sparse, vectors = heads.sparse, heads.multi_vector
+    if sparse is None and "sparse" in modes:
+        sparse = _constant_linear(hidden, 0.0 if heads.token_prior is not None else _INITIAL_LEXICAL_WEIGHT)
+    if not isinstance(vectors, nn.Linear) and "multi_vector" in modes:
         vectors = _identity_linear(hidden, multi_vector_dim or hidden)
     return replace(checkpoint, heads=Heads(sparse, heads.token_prior, vectors))
 

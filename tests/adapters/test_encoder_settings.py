@@ -29,6 +29,7 @@ VALUES = {
     "backend": "onnx",
     "export_dir": "another folder",
     "token_pooling": 2,
+    "truncate_dim": 16,
 }
 OPTIONS = [field.name for field in fields(EncoderConfig)]
 STORE = llama_index.M3VectorStore

@@ -7,11 +7,23 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from m3_integrations.models.cpu_layers import has_onednn_linear, optimize_for_cpu
 from m3_integrations.models.packing import enable_packing, pack, pad, pool_of, runs_of, supports_packing
 from m3_integrations.models.tokenization import TokenSequence
+from tests.optional import requires_architecture
 
 CLS, PAD, EOS = 0, 1, 2
 SHAPE = {
@@ -22,14 +34,34 @@ SHAPE = {
     "intermediate_size": 48,
     "max_position_embeddings": 1200,
 }
+WINDOWS = {
+    "local_attention": 32,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "cls_token_id": CLS,
+    "sep_token_id": EOS,
+    "bos_token_id": CLS,
+    "eos_token_id": EOS,
+}
+PACKS_MODERN_BERT = hasattr(ModernBertConfig(), "layer_types")
 LENGTHS = [1100, 40, 7, 7, 7, 3, 2, 2]
 
 
-def backbone(kind: str) -> BertModel | XLMRobertaModel:
+KINDS = [
+    "bert",
+    "xlm-roberta",
+    pytest.param("gte", marks=requires_architecture("gte")),
+    pytest.param("modernbert", marks=pytest.mark.skipif(not PACKS_MODERN_BERT, reason="its attention takes no row")),
+]
+
+
+def backbone(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if kind == "bert":
         return BertModel(BertConfig(**SHAPE, pad_token_id=PAD), add_pooling_layer=False).eval()
-    return XLMRobertaModel(XLMRobertaConfig(**SHAPE, pad_token_id=PAD), add_pooling_layer=False).eval()
+    if kind == "xlm-roberta":
+        return XLMRobertaModel(XLMRobertaConfig(**SHAPE, pad_token_id=PAD), add_pooling_layer=False).eval()
+    config = CONFIG_MAPPING[kind](**SHAPE, pad_token_id=PAD, **(WINDOWS if kind == "modernbert" else {}))
+    return AutoModel.from_config(config).eval()
 
 
 def sequences(lengths: list[int], seed: int = 0) -> list[TokenSequence]:
@@ -47,7 +79,7 @@ def one_by_one(model: nn.Module, texts: list[TokenSequence]) -> torch.Tensor:
     return torch.cat(some)
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_longer_than_a_chunk_is_computed_as_whole(kind):
     model, texts = backbone(kind), sequences([1150])
     alone = one_by_one(model, texts)
@@ -61,7 +93,7 @@ def test_a_text_longer_than_a_chunk_is_computed_as_whole(kind):
     torch.testing.assert_close(whole, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_gives_what_each_text_gives_alone(kind):
     model, texts = backbone(kind), sequences(LENGTHS)
     alone = one_by_one(model, texts)
@@ -128,18 +160,23 @@ def test_pooling_takes_each_texts_own_states(pooling):
 
 
 def test_what_looks_beside_its_text_is_not_packed():
-    shape = {
-        **SHAPE,
-        "pad_token_id": PAD,
-        "cls_token_id": CLS,
-        "sep_token_id": EOS,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-    }
+    relative = MPNetModel(MPNetConfig(**SHAPE, pad_token_id=PAD))  # adds a bias of relative positions to its scores
     assert supports_packing(backbone("bert"))
-    assert not supports_packing(
-        ModernBertModel(ModernBertConfig(**shape))
-    )  # attends within a window, by a mask that rows have not
+    assert not supports_packing(relative)
+
+
+@pytest.mark.skipif(not PACKS_MODERN_BERT, reason="its attention takes no row")
+@pytest.mark.parametrize("lengths", [[2, 17, 18, 33, 34], [127, 128, 129, 145, 161], [300, 300, 5]])
+def test_local_attention_sees_as_far_as_transformers_masks_do(lengths):
+    model, texts = backbone("modernbert"), sequences(lengths)
+    alone = one_by_one(model, texts)
+    enable_packing(model)
+    with torch.inference_mode():
+        together = model(**pack(model, texts).arguments).last_hidden_state[0]
+        padded = pad(model, texts, PAD)
+        batch = model(**padded.arguments).last_hidden_state[padded.mask]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(batch, alone, rtol=0, atol=1e-5)
 
 
 # Linear layers

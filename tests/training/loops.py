@@ -2,14 +2,16 @@
 
     python -m tests.training.loops MODEL FOLDER OPTIONS
 
-OPTIONS is JSON: fields of Stage and of its Sampling.
+OPTIONS is JSON: fields of Stage and of its Sampling, or {"killed_after": FILE} for GTE's two stages.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from m3_integrations.training.callbacks import Validation
 from m3_integrations.training.data.examples import Example
 from m3_integrations.training.data.sampler import Sampling
 from m3_integrations.training.run import Trained, train
-from m3_integrations.training.stages import Stage
+from m3_integrations.training.stages import Stage, contrastive, unified
 from m3_integrations.training.trainer import TrainConfig
 
 DEVICE = os.environ.get("M3_TEST_DEVICE", "cpu")
@@ -57,5 +59,39 @@ def run(
     return train(str(model), [stage], folder, validation=validation() if validated else None, config=config)
 
 
+class KillingExamples(list[Example]):
+    """Examples that kill the process which reads them once a file exists."""
+
+    def __init__(self, examples: Iterable[Example], file: Path) -> None:
+        super().__init__(examples)
+        self.file = file
+
+    def __getitem__(self, position):
+        if self.file.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(position)
+
+
+def run_gte(model: str | Path, folder: Path, killed_after: Path | None = None) -> Trained:
+    """Train GTE's two stages: dense on pairs, then dense and sparse with hard negatives.
+
+    The process is killed in the second stage once the file `killed_after` exists.
+    """
+    torch.set_num_threads(1)
+    options = {"dropout": 0.0, "steps": 4, "learning_rate": 1e-3}
+    pairs = contrastive({"pairs": examples(negatives=False)}, **{**options, "sampling": Sampling(rows=6, negatives=0)})
+    negatives = examples() if killed_after is None else KillingExamples(examples(), killed_after)
+    judged = unified(
+        {"judged": negatives},
+        **{**options, "objective": "gte", "modes": ("dense", "sparse"), "sampling": Sampling(rows=6, negatives=1)},
+    )
+    config = TrainConfig(evaluate_every=2, log_every=1, device=DEVICE)
+    return train(str(model), [pairs, judged], folder, config=config, pooling="cls")
+
+
 if __name__ == "__main__":
-    run(sys.argv[1], Path(sys.argv[2]), **json.loads(sys.argv[3]))
+    arguments = json.loads(sys.argv[3])
+    if "killed_after" in arguments:
+        run_gte(sys.argv[1], Path(sys.argv[2]), Path(arguments["killed_after"]))
+    else:
+        run(sys.argv[1], Path(sys.argv[2]), **arguments)

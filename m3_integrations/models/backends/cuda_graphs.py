@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from m3_integrations.core.forking import ForkSafeLock
-from m3_integrations.models.packing import VariableLengths
+from m3_integrations.models.packing import VariableLengths, row_arguments
 from m3_integrations.models.tokenization import TokenSequence
 from m3_integrations.models.transformer import Inputs
 
@@ -51,11 +51,8 @@ class _CapturedForward:
         self._ids = torch.full((1, size), pad, dtype=torch.int64, device=device)
         self._positions = torch.full((1, size), pad, dtype=torch.int64, device=device)
         self._offsets = torch.tensor([0, size // 2, size], dtype=torch.int32, device=device)
-        arguments = {
-            "input_ids": self._ids,
-            "position_ids": self._positions,
-            "runs": VariableLengths(self._offsets, size),
-        }
+        runs = VariableLengths(self._offsets, size)
+        arguments = row_arguments(backbone, self._ids, self._positions, runs)
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):

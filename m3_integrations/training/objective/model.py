@@ -178,12 +178,14 @@ class TrainableM3(nn.Module):
         normalize: bool,
         special_ids: Sequence[int],
         lexical_length: PivotedLengthNormalization | None = None,
+        truncate_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
         self.normalize = normalize
         self.lexical_length = lexical_length
+        self.truncate_dim = truncate_dim
         self.register_buffer("special_ids", torch.tensor(special_ids, dtype=torch.int64), persistent=False)
 
     @classmethod
@@ -196,6 +198,7 @@ class TrainableM3(nn.Module):
             normalize=conventions.normalise,
             special_ids=checkpoint.special.unweighted,
             lexical_length=conventions.lexical_length,
+            truncate_dim=conventions.truncate_dim,
         )
 
     @property
@@ -268,7 +271,7 @@ class TrainableM3(nn.Module):
         """
         checked = self.heads.modes if modes is None else check_modes(modes, self.heads.modes)
         states = self.model(batch.ids, batch.mask.long(), self._pooling_weights(batch.mask), checked)
-        dense = states.dense
+        dense = states.dense if states.dense is None else states.dense[:, : self.truncate_dim]
         if dense is not None and self.normalize:
             dense = functional.normalize(dense, dim=-1)
         sparse = (

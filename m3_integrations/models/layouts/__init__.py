@@ -1,0 +1,1 @@
+"""Layouts of checkpoint folders, one module each."""
