@@ -622,9 +622,9 @@ def test_a_cached_model_that_the_hub_said_has_no_heads_loads_without_a_warning(h
 def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path, pooling, normalise):
     encoder = load(write_sentence_transformers(tmp_path / "model", TinyCheckpoint(), pooling, normalise))
     assert (encoder.modes, encoder.max_length) == ({"dense"}, 64)
-    ids = AutoTokenizer.from_pretrained(tmp_path)("the bridge")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(tmp_path / "model")("the bridge")["input_ids"]
     with torch.inference_mode():
-        hidden = AutoModel.from_pretrained(tmp_path)(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        hidden = AutoModel.from_pretrained(tmp_path / "model")(input_ids=torch.tensor([ids])).last_hidden_state[0]
     pooled = hidden.mean(dim=0) if pooling == "mean" else hidden[0]
     expected = functional.normalize(pooled, dim=-1) if normalise else pooled
     np.testing.assert_allclose(encoder.encode_queries(TEXTS[:1]).dense[0], expected, **CLOSE)
