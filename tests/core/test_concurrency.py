@@ -12,7 +12,7 @@ import pytest
 from m3_integrations.core import concurrency as microbatch
 from m3_integrations.core.concurrency import MAX_BATCH, micro_batched
 
-PATIENCE = 10
+PATIENCE = 60
 
 
 class Lengths:
@@ -141,8 +141,13 @@ async def test_who_is_cancelled_during_its_pass_leaves_the_others_answered(lengt
 
 
 def test_several_loops_on_several_threads_share_passes(lengths):
+    waiting = threading.Semaphore(0)
+
     async def ask(name: str) -> list[int]:
-        return await asyncio.gather(*(micro_batched(lengths.of, f"{name}{i}") for i in range(8)))
+        queries = [asyncio.create_task(micro_batched(lengths.of, f"{name}{i}")) for i in range(8)]
+        await asyncio.sleep(0)  # each begins, and waits for a pass
+        waiting.release()
+        return await asyncio.gather(*queries)
 
     answers: dict[str, list[int]] = {}
     lengths.gate.clear()
@@ -151,7 +156,8 @@ def test_several_loops_on_several_threads_share_passes(lengths):
     ]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    for _ in threads:
+        assert waiting.acquire(timeout=PATIENCE)
     lengths.gate.set()
     for thread in threads:
         thread.join(PATIENCE)

@@ -338,7 +338,7 @@ def test_the_processes_ignore_ctrl_c_and_end_when_their_parent_is_killed(folder,
         assert (encoded, is_there(process)) == (1, True)
         time.sleep(0.5)
         parent.kill()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while is_there(process):
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -398,7 +398,7 @@ class Watched:
 
     def start(self, batch, modes):
         with self.change:
-            assert self.change.wait_for(lambda: self.tokenized == 2, timeout=10)
+            assert self.change.wait_for(lambda: self.tokenized == 2, timeout=60)
             self.computing += 1
             self.most = max(self.most, self.computing)
         time.sleep(0.01)

@@ -33,6 +33,8 @@ ChunkTokens = Annotated[
     ),
 ]
 
+_WATCH_TIMEOUT = 500  # milliseconds after which a watch without changes comes back
+
 
 def index(
     folder: Folder,
@@ -159,13 +161,20 @@ def _watch(
     from m3_integrations.core.optional import import_optional
 
     watch: Any = import_optional("watchfiles", extra="files").watch
-    terminal.note(f"watching {', '.join(sources)}; stop with Ctrl-C")
-    for _ in watch(*sources, raise_interrupt=False):
+    changes = watch(*sources, raise_interrupt=False, yield_on_timeout=True, rust_timeout=_WATCH_TIMEOUT)
+    for number, changed in enumerate(changes):
+        if number == 0:
+            terminal.note(f"watching {', '.join(sources)}; stop with Ctrl-C")
+        elif not changed:
+            continue  # but the first time, for what changed before the watch began
         try:
             found = read_sources(sources, folder)
         except (OSError, ValueError) as error:
             terminal.warn(str(error))
             continue
-        index.delete(index.ids(Field("source", "in", sorted(names - {*found.documents, *found.unreadable}))))
+        gone = index.ids(Field("source", "in", sorted(names - {*found.documents, *found.unreadable})))
+        index.delete(gone)
         names |= set(found.documents)
-        terminal.show("index", update_index(folder, index, encoder, found, chunk_tokens=chunk_tokens))
+        result = update_index(folder, index, encoder, found, chunk_tokens=chunk_tokens)
+        if changed or gone or any(result.data[each] for each in ("added", "replaced", "deleted")):
+            terminal.show("index", result)
