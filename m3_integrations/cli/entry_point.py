@@ -9,7 +9,18 @@ import typer
 
 from m3_integrations import __version__
 from m3_integrations.cli.command import register
-from m3_integrations.cli.commands import demo, evaluation, index, maintenance, nudge, passages, search, train, tuning
+from m3_integrations.cli.commands import (
+    demo,
+    evaluation,
+    index,
+    maintenance,
+    nudge,
+    passages,
+    reencode,
+    search,
+    train,
+    tuning,
+)
 
 _PLAIN = not (sys.stdout.isatty() and sys.stderr.isatty())  # no frames and no wrapping in pipes
 
@@ -41,7 +52,15 @@ def _root(
 for panel, commands in {
     "Search": (demo.demo, index.index, search.search, search.explain),
     "Indexes": (passages.add, passages.delete, passages.export, maintenance.info, maintenance.check, maintenance.copy),
-    "Learning": (evaluation.eval_, tuning.tune, nudge.nudge, train.mine, train.train),
+    "Learning": (
+        evaluation.eval_,
+        tuning.tune,
+        tuning.calibrate,
+        nudge.nudge,
+        reencode.reencode,
+        train.mine,
+        train.train,
+    ),
 }.items():
     for command in commands:
         register(app, command, panel=panel)

@@ -51,6 +51,25 @@ def load_encoder(folder: Path, model: str | None) -> M3Encoder:
     return M3Encoder.from_pretrained(name)
 
 
+def open_index(folder: Path, model: str | None) -> tuple[M3Encoder, LocalIndex]:
+    """Open an index with its model, also if it is re-encoded with another one meanwhile.
+
+    Raises:
+        WrongEncoder: If the model named is not that of the index.
+    """
+    from m3_integrations import LocalIndex
+    from m3_integrations.core.errors import WrongEncoder
+
+    encoder = load_encoder(folder, model)
+    try:
+        return encoder, LocalIndex.open(folder, encoder)
+    except WrongEncoder:
+        if model is not None:
+            raise
+    encoder = load_encoder(folder, None)
+    return encoder, LocalIndex.open(folder, encoder)
+
+
 @contextmanager
 def open_for_writing(folder: Path, encoder: M3Encoder) -> Iterator[LocalIndex]:
     """Open an index, and create it if there is none; a new one that is still empty after an error is removed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import index
 from types import MappingProxyType
 from typing import Any
@@ -93,6 +93,35 @@ def _to_plain_strings(item: Passage | Query) -> None:
             object.__setattr__(item, name, str.__str__(value))
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class ScoreCalibration:
+    """The probability that a match of a search plan is relevant, as a piecewise linear curve over its score.
+
+    Args:
+        scores: Scores of the points, ascending.
+        probabilities: Probabilities of the points, ascending, 0 to 1.
+        threshold: Probability from which matches are worth keeping.
+
+    Raises:
+        ValueError: If these are not two ascending lists of the same length, with probabilities from 0 to 1.
+    """
+
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    threshold: float
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "probabilities"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        ascends = all(list(each) == sorted(each) for each in (self.scores, self.probabilities))
+        within = all(0 <= each <= 1 for each in (*self.probabilities, self.threshold))
+        if not self.scores or len(self.scores) != len(self.probabilities) or not ascends or not within:
+            raise ValueError("a calibration has ascending scores, and as many probabilities, ascending from 0 to 1")
+
+    def __repr__(self) -> str:
+        return f"ScoreCalibration({len(self.scores)} points, threshold={self.threshold:.3g})"
+
+
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
     """How to search: modes that generate candidates, and weights that rank them.
@@ -109,10 +138,12 @@ class SearchPlan:
             weights. None is the encoder's convention, which its recommended weights are for.
         fusion: "sum" of weighted scores, or "rrf", reciprocal rank fusion: the sum of weight / (60 + rank), where a
             mode ranks all candidates by their exact scores. Its weights are 1 each by default.
+        calibration: Probabilities of the scores of these weights, as `calibrate_plan` fits them.
 
     Raises:
         MissingMode: If a mode is unknown.
-        ValueError: If a number, a weight, `sparse_score` or `fusion` is out of range, or a summed mode lacks a weight.
+        ValueError: If a number, a weight, `sparse_score` or `fusion` is out of range, a summed mode lacks a weight, or
+            scores are calibrated without weights.
     """
 
     propose: tuple[Mode, ...] = ("dense", "sparse")
@@ -121,9 +152,12 @@ class SearchPlan:
     modes: tuple[Mode, ...] | None = None
     sparse_score: SparseScore | None = None
     fusion: Fusion = "sum"
+    calibration: ScoreCalibration | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_modes(self.propose, MODES)
+        if self.calibration is not None and self.weights is None:
+            raise ValueError("a calibration is for the scores of certain weights; give weights too")
         if self.sparse_score is not None:
             check_sparse_score(self.sparse_score)
         if self.fusion not in FUSIONS:
@@ -147,7 +181,9 @@ class SearchPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as an index stores it."""
         weights = None if self.weights is None else {mode: float(weight) for mode, weight in self.weights.items()}
-        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "weights": weights}
+        stored = {**{each.name: getattr(self, each.name) for each in fields(self)}, "weights": weights}
+        curve = stored.pop("calibration")  # left out if there is none, as earlier versions do not know it
+        return stored if curve is None else {**stored, "calibration": asdict(curve)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> SearchPlan:
@@ -161,6 +197,8 @@ class SearchPlan:
         options: dict[str, Any] = {**stored}
         if options.get("weights") is not None:
             options.setdefault("sparse_score", "sum")
+        if options.get("calibration") is not None:
+            options["calibration"] = ScoreCalibration(**options["calibration"])
         return cls(**options)
 
     def _check_modes_have_weights(self, weights: Mapping[Mode, float]) -> None:

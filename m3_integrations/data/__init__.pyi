@@ -2,6 +2,7 @@ from .beir import (
     JudgedCollection as JudgedCollection,
     read_beir as read_beir,
     read_judged as read_judged,
+    read_languages as read_languages,
     read_qrels as read_qrels,
 )
 from .click_log import Click as Click, clicks_to_queries as clicks_to_queries, read_clicks as read_clicks

@@ -110,6 +110,26 @@ def read_judged(folder: str | os.PathLike[str], split: str = "train", qrels: str
     return read_beir(folder, split, qrels).queries
 
 
+def read_languages(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the languages of queries.
+
+    Args:
+        path: BEIR folder, or its queries.jsonl, whose lines state "lang" or "language".
+
+    Returns:
+        Language by query id; queries that state none are left out.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = _find(file, "queries.jsonl")
+    languages = {}
+    for _, fields in read_jsonl(file):
+        stated = fields.get("language") or fields.get("lang")
+        if isinstance(stated, str):
+            languages[str(fields.get("_id", fields.get("id")))] = stated
+    return languages
+
+
 def read_qrels(queries: str | os.PathLike[str], qrels: str | os.PathLike[str]) -> list[Query]:
     """Read judged queries from a file of queries and one of qrels, in the order of the first.
 

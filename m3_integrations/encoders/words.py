@@ -8,9 +8,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 # Han, Hiragana, Thai, Lao, Burmese and Khmer are written without spaces: there, a token is the best guess at a word.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u309f\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u309f\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_UNSPACED = re.compile(UNSPACED)
 _KATAKANA = re.compile("[\u30a0-\u30ff\uff66-\uff9f]")
 _JOINERS = "_\u200c\u200d"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from time import perf_counter
 
-from m3_integrations.core.encoded import Encoded, Mode
+from m3_integrations.core.encoded import MODES, Encoded, Mode
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.evaluation.metrics import evaluate
@@ -26,6 +27,21 @@ def default_plans(weights: Mapping[Mode, float]) -> dict[str, SearchPlan]:
     if len(weights) == 3:
         plans["all"] = SearchPlan(weights=weights)
     return plans
+
+
+def combined_plans(encoder: Encoder, index: Index) -> dict[str, SearchPlan]:
+    """Return a plan for each mode alone and for every combination, with the weights recommended for it.
+
+    Args:
+        encoder: Encoder.
+        index: Index; its modes and those of the encoder are combined.
+    """
+    available = [mode for mode in MODES if mode in encoder.modes & index.modes]
+    plans = default_plans(encoder.weights_for(available))
+    for pair in combinations(available, 2):
+        cheap = tuple(mode for mode in SearchPlan().propose if mode in pair)
+        plans.setdefault(" + ".join(pair), SearchPlan(propose=cheap, modes=pair))
+    return dict(sorted(plans.items(), key=lambda plan: plan[0] == "all"))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from m3_integrations.langchain.embeddings import M3Embeddings
 from m3_integrations.retrieval.calibration import Calibration, relevance, similarity
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.mmr import mmr_rerank
+from m3_integrations.retrieval.plan_calibration import match_probabilities
 from m3_integrations.retrieval.retriever import Match, Retriever
 
 SearchMode: TypeAlias = Mode | Literal["hybrid"]
@@ -367,6 +368,9 @@ class M3VectorStore(VectorStore):
         if not matches:
             return []
         retriever = self._get_retriever(mode)
+        if retriever.calibration is not None:
+            probabilities = match_probabilities(retriever.calibration, matches)
+            return list(zip(to_documents(matches), probabilities, strict=True))
         weights, fusion = retriever.weights, retriever.fusion
         return [(to_document(match.passage), relevance(match, weights, fusion)) for match in matches]
 

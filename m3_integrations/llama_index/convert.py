@@ -12,9 +12,10 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from m3_integrations.adapters.datetimes import TIMES, restore_datetimes, serialize_datetimes
 from m3_integrations.core.errors import UnsupportedFilter
-from m3_integrations.core.types import Passage
+from m3_integrations.core.types import Passage, ScoreCalibration
 from m3_integrations.index.filters import Field, Operator, Where, all_of, any_of, none_of, too_deep_error
 from m3_integrations.index.records import json_metadata
+from m3_integrations.retrieval.plan_calibration import match_probabilities
 from m3_integrations.retrieval.retriever import Match
 
 NODE_ID = "_node_id"
@@ -75,9 +76,15 @@ def to_node(passage: Passage) -> BaseNode:
     return TextNode(id_=passage.id, text=passage.text, metadata=restore_datetimes(passage.metadata))
 
 
-def to_nodes(matches: Sequence[Match]) -> list[NodeWithScore]:
-    """Convert matches to scored nodes, in the same order."""
-    return [NodeWithScore(node=to_node(match.passage), score=match.score) for match in matches]
+def to_nodes(matches: Sequence[Match], calibration: ScoreCalibration | None = None) -> list[NodeWithScore]:
+    """Convert matches to scored nodes, in the same order.
+
+    Args:
+        matches: Matches.
+        calibration: Calibration of their scores; the nodes then have probabilities as scores.
+    """
+    scores = [match.score for match in matches] if calibration is None else match_probabilities(calibration, matches)
+    return [NodeWithScore(node=to_node(each.passage), score=score) for each, score in zip(matches, scores, strict=True)]
 
 
 def to_where(filters: MetadataFilters | Where | None) -> Where | None:

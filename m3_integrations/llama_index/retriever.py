@@ -37,7 +37,9 @@ class M3Retriever(BaseRetriever):
     """Retriever of nodes by a weighted sum of dense, sparse and multi-vector scores.
 
     A QueryBundle's `embedding` replaces the dense vector of the query. Several `custom_embedding_strs` are searched as
-    one query. Concurrent async queries are micro-batched into one forward pass.
+    one query. Concurrent async queries are micro-batched into one forward pass. If the index is calibrated
+    (`m3 calibrate`, `calibrate_plan`), scores are probabilities of relevance, so that
+    `SimilarityPostprocessor(similarity_cutoff=0.5)` can leave nothing.
 
     Args:
         index: The index to search.
@@ -149,7 +151,8 @@ class M3Retriever(BaseRetriever):
         return [text for text, full in zip(texts, has_content(encoder, texts), strict=True) if full]
 
     def _search(self, query: Encoded) -> list[NodeWithScore]:
-        return to_nodes(self.retriever.retrieve_encoded(query, self.similarity_top_k, to_where(self.filters))[0])
+        (matches,) = self.retriever.retrieve_encoded(query, self.similarity_top_k, to_where(self.filters))
+        return to_nodes(matches, self.retriever.calibration)
 
     @contextmanager
     def _embedding_events(self, texts: list[str]) -> Iterator[Callable[[Encoded], None]]:

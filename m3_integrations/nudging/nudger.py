@@ -376,10 +376,10 @@ class Nudger:
     def _plan_of(self, version: Version) -> SearchPlan:
         """Return the plan of a version; the weights of a given plan are kept with their sparse score."""
         if self._plan is not None and self._plan.weights is not None:
-            return replace(self._plan, modes=None)
+            return replace(self._plan, modes=None, calibration=None)  # the scores change
         sparse_score = None if version.sparse_score == sparse_score_of(self.encoder) else version.sparse_score
         plan = self._plan or SearchPlan(propose=self._candidate_modes(version.asked))
-        return replace(plan, weights=version.weights, modes=None, sparse_score=sparse_score)
+        return replace(plan, weights=version.weights, modes=None, sparse_score=sparse_score, calibration=None)
 
     def _stored_plan(self, plan: SearchPlan) -> SearchPlan | None:
         """Return the plan to store with the index: its earlier one if a nudge of some modes would leave out others."""
@@ -520,11 +520,23 @@ class _Result(NamedTuple):
     curves: Mapping[Mode, Curve]
 
 
+def ledger_file(folder: Path, fingerprint: str) -> Path:
+    """Return the file of the ledger for an encoder: one of its own after `reencode`, otherwise the first."""
+    own = folder / own_ledger_name(fingerprint)
+    return own if own.is_file() else folder / FILE_NAME
+
+
+def own_ledger_name(fingerprint: str) -> str:
+    """Return the name of the ledger that `reencode` writes for an encoder."""
+    name, _, ending = FILE_NAME.rpartition(".")
+    return f"{name}-{fingerprint[:12]}.{ending}"
+
+
 def open_ledger(index: Index, encoder: Encoder, path: str | Path | None) -> Ledger:
     """Open the ledger of an index: the file given, that of its folder, or one in memory."""
     folder: Path | None = getattr(index, "folder", None)
     if path is not None or folder is not None:
-        file = Path(path or (folder or Path()) / FILE_NAME)
+        file = Path(path or ledger_file(folder or Path(), encoder.fingerprint))
         return Ledger(file, encoder.fingerprint, getattr(index, "write_timeout", 60.0))
     if index not in _IN_MEMORY:
         _IN_MEMORY[index] = Ledger(None, encoder.fingerprint)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from m3_integrations.core.encoded import MODES, Encoded, Mode
+from m3_integrations.core.encoded import MODES, Encoded, Fusion, Mode
 from m3_integrations.core.errors import MissingMode
+from m3_integrations.core.scoring import reciprocal_ranks
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.encoders.base import Encoder, has_content
 from m3_integrations.index.base import Index
@@ -70,7 +72,7 @@ def choose_plan(encoder: Encoder, index: Index, queries: Sequence[Query], *, met
     present = _PresentPlan.of(encoder, index)
     judged, ids = _judge(encoder, index, queries)
     candidates = _Candidates.generate(index, judged, ids, present, rank_metric.k)
-    search = _PlanSearch(candidates.objectives(judged, rank_metric), present)
+    search = _PlanSearch(candidates.objectives(judged, rank_metric, present.plan.fusion), present)
     start, everyone = search.start, np.arange(len(judged))
     gains = np.zeros(len(judged))
     for part, rest in splits(len(judged)):
@@ -193,7 +195,9 @@ class _PresentPlan:
         return cls(plan, propose, weights)
 
     def with_choice(self, choice: _PlanChoice) -> SearchPlan:
-        return replace(self.plan, candidates=choice.candidates, weights=dict(choice.weights.weights), modes=None)
+        return replace(
+            self.plan, candidates=choice.candidates, weights=dict(choice.weights.weights), modes=None, calibration=None
+        )
 
 
 def _judge(encoder: Encoder, index: Index, queries: Sequence[Query]) -> tuple[Judged, list[str]]:
@@ -263,14 +267,30 @@ class _Candidates:
         query_rows, rows, best, *by_mode = (np.concatenate(column) for column in zip(*parts, strict=True))
         return cls(Pairs(query_rows, rows), best, dict(zip(present.weights, by_mode, strict=True)), counts)
 
-    def objectives(self, judged: Judged, metric: RankMetric) -> dict[int, FusedObjective]:
+    def objectives(self, judged: Judged, metric: RankMetric, fusion: Fusion) -> dict[int, FusedObjective]:
         """Return the fused metric by number of candidates."""
-        return {count: self._objective(judged, metric, self.ranks < count) for count in self.counts}
+        return {count: self._objective(judged, metric, fusion, self.ranks < count) for count in self.counts}
 
-    def _objective(self, judged: Judged, metric: RankMetric, among: npt.NDArray[np.bool_]) -> FusedObjective:
+    def _objective(
+        self, judged: Judged, metric: RankMetric, fusion: Fusion, among: npt.NDArray[np.bool_]
+    ) -> FusedObjective:
         pairs = Pairs(self.pairs.query_rows[among], self.pairs.rows[among])
-        grids = {mode: [_FixedScores(scores[among], np.empty(0))] for mode, scores in self.scores.items()}
+        scores = {mode: each[among] for mode, each in self.scores.items()}
+        if fusion == "rrf":
+            scores = {mode: _reciprocal_ranks(pairs, each, mode) for mode, each in scores.items()}
+        grids = {mode: [_FixedScores(each, np.empty(0))] for mode, each in scores.items()}
         return FusedObjective(judged, pairs, grids, metric)
+
+
+def _reciprocal_ranks(pairs: Pairs, scores: Floats, mode: Mode) -> Floats:
+    """Return the reciprocal rank of each pair among the candidates of its query."""
+    starts = np.flatnonzero(np.diff(pairs.query_rows, prepend=-1))
+    names = [f"{row:020d}" for row in pairs.rows.tolist()]  # in the order of the ids
+    parts = [
+        reciprocal_ranks(names[start:stop], scores[start:stop].tolist(), skip_zeros=mode == "sparse")
+        for start, stop in pairwise([*starts.tolist(), len(scores)])
+    ]
+    return np.array([rank for part in parts for rank in part], np.float64)
 
 
 def _ranks(index: Index, queries: Encoded, propose: Sequence[Mode], count: int) -> list[dict[str, int]]:

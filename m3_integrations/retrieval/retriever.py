@@ -11,7 +11,7 @@ from m3_integrations.core.concurrency import micro_batched, to_thread
 from m3_integrations.core.encoded import MODES, Encoded, Fusion, Mode, Modes, SparseScore
 from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
 from m3_integrations.core.scoring import reciprocal_ranks, weighted_sum
-from m3_integrations.core.types import Passage, SearchPlan, positive_integer
+from m3_integrations.core.types import Passage, ScoreCalibration, SearchPlan, positive_integer
 from m3_integrations.encoders.base import Encoder, has_content, sparse_score_of
 from m3_integrations.index.base import HybridHit, HybridIndex, HybridRequest, Index, Where
 
@@ -85,6 +85,15 @@ class Retriever:
     def fusion(self) -> Fusion:
         """How the scores of the modes are fused, see `SearchPlan`."""
         return self._effective_plan(self.plan).fusion
+
+    @property
+    def calibration(self) -> ScoreCalibration | None:
+        """Calibration of the scores, if the plan has one and all of its weights take effect."""
+        plan = self.plan
+        if plan.calibration is None or plan.weights is None or self._index_is_empty():
+            return None
+        stated = {mode: weight for mode, weight in plan.weights.items() if weight}
+        return plan.calibration if self._effective_plan(plan).weights == stated else None
 
     def retrieve(self, query: str, k: int = 10, where: Where | None = None) -> list[Match]:
         """Find the best k passages for a question, best first, ties by id.

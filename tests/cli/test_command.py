@@ -136,6 +136,9 @@ def test_a_document_has_the_documented_fields(run_json, bge_m3, filled, tmp_path
     queries.write_text("query,passage\nthe bridge,a\n", encoding="utf-8")
     check("eval", queries, "--index", filled)
     check("tune", filled, queries)
+    check("calibrate", filled, queries)
+    check("calibrate", filled, "--remove")
+    check("reencode", filled, "--model", bge_m3())
     check("nudge", filled, "--versions", "--model", bge_m3())
 
 

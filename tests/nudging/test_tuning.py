@@ -41,14 +41,18 @@ def test_a_misleading_mode_loses_weight_and_the_plan_is_stored():
     assert tuned.queries == 2 * TOPICS
 
 
-def test_the_figures_are_those_of_searches_with_the_plans():
+@pytest.mark.parametrize("fusion", ["sum", "rrf"])
+def test_the_figures_are_those_of_searches_with_the_plans(fusion):
     index = filled(MemoryIndex(), noise=3.0)
+    present = None if fusion == "sum" else SearchPlan(fusion=fusion)
+    index.plan = present
     tuned = choose_plan(ENCODER, index, queries())
-    plans = {"before": SearchPlan(), "after": tuned.plan}
+    plans = {"before": present or SearchPlan(), "after": tuned.plan}
     found = evaluate_plans(ENCODER, index, queries(), plans, ("ndcg@10",))
     assert found["before"]["ndcg@10"] == pytest.approx(tuned.before, abs=1e-9)
     assert found["after"]["ndcg@10"] == pytest.approx(tuned.after, abs=1e-9)
-    assert index.plan is None
+    assert tuned.plan.fusion == fusion
+    assert index.plan == present
 
 
 def test_nothing_changes_without_a_significant_gain():

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from m3_integrations.cli.commands.index import update_index
 from m3_integrations.cli.opening import load_encoder, require_index
 from m3_integrations.cli.options import IndexModel, UsageError, split_commas
 from m3_integrations.cli.output import CommandResult, table, terminal
+from m3_integrations.cli.progress import ingest_progress
 from m3_integrations.cli.sources import read_sources
+from m3_integrations.core.optional import import_optional
 
 if TYPE_CHECKING:
-    from m3_integrations import LocalIndex, M3Encoder, Query
+    from m3_integrations import LocalIndex, M3Encoder, Query, SearchPlan
     from m3_integrations.evaluation import Metric, PlanRun
 
-OWN = "plan of the index"
+OWN, FLOOR = "plan of the index", "BM25"
+CATALOG = "catalogue.sqlite"
+LanguageTable: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
 def eval_(
@@ -46,36 +53,61 @@ def eval_(
     baseline: Annotated[str | None, typer.Option(help="Plan to compare with; by default the first.")] = None,
     runs: Annotated[list[Path] | None, typer.Option("--run", help="TREC run file to compare; repeatable.")] = None,
     save_runs: Annotated[Path | None, typer.Option(help="Folder for a TREC run file of each plan.")] = None,
+    plans: Annotated[
+        list[str] | None,
+        typer.Option("--plan", help="Search plan to compare: NAME=FILE, or NAME={...}, as m3 info --json has it."),
+    ] = None,
+    versus: Annotated[
+        list[str] | None,
+        typer.Option(help="Another index, or a model to encode the same passages with; repeatable."),
+    ] = None,
+    bm25: Annotated[bool, typer.Option("--bm25", help="Compare with BM25, as the baseline (extra eval).")] = False,
+    languages: Annotated[
+        bool, typer.Option("--languages", help="By language, and each language of questions in each of passages.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write an HTML page with the questions that gain and lose.")
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(help="Fail if the default plan is below this, such as ndcg@10=0.80; repeatable."),
     ] = None,
     model: IndexModel = None,
 ) -> CommandResult:
-    """Measure search on judged questions. Each mode, their sums and the plan of the index are compared."""
+    """Measure search on judged questions. Modes, their combinations and plans are compared, also with other models."""
     from m3_integrations.data import load_queries
 
     limits = dict(map(_parse_limit, fail_under or ()))
     names = list(dict.fromkeys((*split_commas(metrics), *limits)))
     depth = max(k, *(_parse_metric(name).k for name in names))
+    named = dict(map(_parse_plan, plans or ()))
+    if bm25:
+        import_optional("bm25s", extra="eval")
     if index is not None:
         require_index(index)
     elif len(data) != 1 or not data[0].is_dir():
         raise UsageError("name an index with --index; only a BEIR folder brings its passages")
     queries, others = load_queries(data, split), _read_runs(runs or ())
     with _open(index, data[0], model) as (encoder, opened):
-        own = _run_plans(encoder, opened, queries, depth)
+        floor = {FLOOR: _run_bm25(opened, queries, depth)} if bm25 else {}
+        own = _run_plans(encoder, opened, queries, named, depth)
+        for other in versus or ():
+            others |= _run_versus(other, opened, queries, named, depth)
+        default = OWN if OWN in own else list(own)[len(own) - 1 - len(named)]
+        found = {**floor, **own, **others}
+        figures = _figures(found, queries, names, _check_baseline(baseline, found))
+        tables = _language_tables(data[0], encoder, opened, queries, found, names[0]) if languages else (None, None)
+        if out is not None:
+            _write_page(out, data, default, figures, found, queries, names[0], tables, opened)
         judged = {id for query in queries for id in query.relevant}
         missing = len(judged) - len(opened.content_hashes(judged))
     if save_runs is not None:
-        _save_runs(save_runs, own)
-    found = {**own, **others}
-    default = OWN if OWN in own else list(own)[-1]
-    figures = _figures(found, queries, names, _check_baseline(baseline, found))
+        _save_runs(save_runs, {**floor, **own})
     short = _shortfalls(figures["plans"][default]["metrics"], limits, default)
     counts = {"index": None if index is None else str(index), "questions": len(queries), "missing": missing}
     result = {"data": list(map(str, data)), **counts, "default": default, **figures, "shortfalls": short}
-    return CommandResult(result, lambda: _show(result), failed=bool(short))
+    by_language = {"languages": tables[0], "cross_lingual": tables[1], "out": None if out is None else str(out)}
+    return CommandResult({**result, **by_language}, lambda: _show({**result, **by_language}), failed=bool(short))
 
 
 @contextmanager
@@ -93,14 +125,47 @@ def _open(index: Path | None, beir: Path, model: str | None) -> Iterator[tuple[M
             yield encoder, opened
 
 
-def _run_plans(encoder: M3Encoder, index: LocalIndex, queries: Sequence[Query], k: int) -> dict[str, PlanRun]:
-    """Search by each mode alone, dense + sparse, all modes, and the plan of the index if it has one."""
-    from m3_integrations.evaluation import default_plans, run_plans
+def _run_plans(
+    encoder: M3Encoder, index: LocalIndex, queries: Sequence[Query], named: Mapping[str, SearchPlan], k: int
+) -> dict[str, PlanRun]:
+    """Search by each mode alone, every combination, the plan of the index if it has one, and the plans named."""
+    from m3_integrations.evaluation import combined_plans, run_plans
 
-    plans = default_plans(encoder.weights_for(encoder.modes & index.modes))
+    plans = combined_plans(encoder, index)
     if index.plan is not None:
         plans[OWN] = index.plan
-    return run_plans(encoder, index, queries, plans, k)
+    return run_plans(encoder, index, queries, {**plans, **named}, k)
+
+
+def _run_versus(
+    other: str, index: LocalIndex, queries: Sequence[Query], named: Mapping[str, SearchPlan], k: int
+) -> dict[str, PlanRun]:
+    """Search another index, or the same passages encoded with another model; names begin with it."""
+    from m3_integrations import LocalIndex, M3Encoder, ingest
+
+    with TemporaryDirectory() as temporary:
+        if (Path(other) / CATALOG).is_file():
+            require_index(Path(other))
+            encoder, folder = load_encoder(Path(other), None), Path(other)
+        else:
+            encoder, folder = M3Encoder.from_pretrained(other), Path(temporary) / "index"
+        with LocalIndex.open(folder, encoder) as opened:
+            if not opened.modes:
+                with ingest_progress(len(index)) as on_progress:
+                    ingest(encoder, opened, index.passages(), on_progress=on_progress)
+            found = _run_plans(encoder, opened, queries, named, k)
+    return {f"{other}: {name}": run for name, run in found.items()}
+
+
+def _run_bm25(index: LocalIndex, queries: Sequence[Query], k: int) -> PlanRun:
+    from m3_integrations.evaluation import BM25, PlanRun
+
+    searcher, hits, seconds = BM25(index.passages()), {}, []
+    for query in queries:
+        began = perf_counter()
+        hits[query.id] = searcher.search(query.text, k)
+        seconds.append(perf_counter() - began)
+    return PlanRun(hits, seconds)
 
 
 def _read_runs(files: Sequence[Path]) -> dict[str, PlanRun]:
@@ -108,6 +173,55 @@ def _read_runs(files: Sequence[Path]) -> dict[str, PlanRun]:
     from m3_integrations.evaluation import PlanRun
 
     return {file.name.partition(".")[0]: PlanRun(read_run(file)) for file in files}
+
+
+def _language_tables(
+    data: Path,
+    encoder: M3Encoder,
+    index: LocalIndex,
+    queries: Sequence[Query],
+    runs: Mapping[str, PlanRun],
+    metric: str,
+) -> tuple[LanguageTable, LanguageTable]:
+    """Return the metric of each ranking by language, and that of the default plan by language of both sides."""
+    from m3_integrations.data import read_languages
+    from m3_integrations.evaluation import cross_lingual_matrix, metrics_by_language
+
+    stated = read_languages(data) if data.is_dir() or ".jsonl" in data.name else {}
+    if not stated:
+        raise ValueError(f'the questions of {data} state no language; add "lang" to each line of its queries.jsonl')
+    by_language = metrics_by_language({name: run.ids for name, run in runs.items()}, queries, stated, metric)
+    return by_language, cross_lingual_matrix(encoder, index, queries, stated, metric)
+
+
+def _write_page(
+    out: Path,
+    data: Sequence[Path],
+    default: str,
+    figures: Mapping[str, Any],
+    runs: Mapping[str, PlanRun],
+    queries: Sequence[Query],
+    metric: str,
+    tables: tuple[LanguageTable | None, LanguageTable | None],
+    index: LocalIndex,
+) -> None:
+    from m3_integrations.core.files import replace_text
+    from m3_integrations.evaluation import EvaluationPage, outcomes, texts_of
+
+    found = outcomes(runs[figures["baseline"]].ids, runs[default].ids, queries, metric)
+    page = EvaluationPage(
+        title=", ".join(map(str, data)),
+        metric=metric,
+        baseline=figures["baseline"],
+        default=default,
+        plans=figures["plans"],
+        languages=tables[0] or {},
+        cross_lingual=tables[1] or {},
+        outcomes=found,
+        texts=texts_of(index, found),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(out, page.render())
 
 
 def _save_runs(folder: Path, runs: Mapping[str, PlanRun]) -> None:
@@ -146,10 +260,34 @@ def _show(result: Mapping[str, Any]) -> None:
         rows.add_row(escape(name), *values, escape(gain), latency)
     terminal.print(rows)
     terminal.print((f"{result['questions']} questions; searches use the {result['default']} plan by default", "dim"))
+    for name, heading in (("languages", "by language"), ("cross_lingual", "questions in passages")):
+        if result[name]:
+            terminal.print((f"{metrics[0]} {heading}", "bold"))
+            terminal.print(_language_table(result[name]))
     if result["missing"]:
         terminal.warn(f"the index lacks {result['missing']} of the judged passages")
     for each in result["shortfalls"]:
         terminal.error(f"{each['metric']} of the default plan is {each['value']:.3f}, below {each['least']:g}")
+
+
+def _language_table(values: LanguageTable) -> Table:
+    columns = list(dict.fromkeys(name for row in values.values() for name in row))
+    rows = table("", *(f"{escape(name)}>" for name in columns))
+    for language, row in values.items():
+        rows.add_row(escape(language), *(f"{row[name]:.3f}" if name in row else "" for name in columns))
+    return rows
+
+
+def _parse_plan(text: str) -> tuple[str, SearchPlan]:
+    from m3_integrations import SearchPlan
+    from m3_integrations.core.errors import M3Error
+
+    name, _, value = text.partition("=")
+    try:
+        stored = json.loads(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
+        return name, SearchPlan.from_json(stored.get("plan", stored))
+    except (OSError, ValueError, TypeError, AttributeError, M3Error) as error:
+        raise UsageError(f"--plan is NAME=FILE or NAME={{...}}, got {text!r} ({error})") from error
 
 
 def _parse_metric(name: str) -> Metric:

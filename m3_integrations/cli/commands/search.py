@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from m3_integrations.cli.opening import load_encoder, require_index
+from m3_integrations.cli.opening import open_index, require_index
 from m3_integrations.cli.options import (
     Filter,
     Folder,
@@ -19,6 +19,7 @@ from m3_integrations.cli.options import (
     Modes,
     Question,
     TopK,
+    UsageError,
     check_k,
     check_question,
     parse_filter,
@@ -30,6 +31,7 @@ from m3_integrations.cli.output import CommandResult, on_one_line, terminal
 if TYPE_CHECKING:
     from m3_integrations import LocalIndex, M3Encoder, Retriever, SearchPlan
     from m3_integrations.core.encoded import Mode
+    from m3_integrations.core.types import ScoreCalibration
     from m3_integrations.encoders.explain import Explanation
     from m3_integrations.retrieval import Match
 
@@ -45,16 +47,22 @@ def search(
     mode: Modes = "",
     where: Filter = None,
     explain: Annotated[bool, typer.Option("--explain", "-e", help="Show the words that matched.")] = False,
+    min_relevance: Annotated[
+        str | None,
+        typer.Option(help="Least probability of a match, such as 0.5, or auto: the threshold of m3 calibrate."),
+    ] = None,
     model: IndexModel = None,
 ) -> None:
     """Search an index. The search plan is that of the index, such as the weights chosen with a nudge."""
     check_k(k)
     check_question(question)
-    modes, condition = parse_modes(mode), parse_filter(where)
+    modes, condition, least = parse_modes(mode), parse_filter(where), _parse_relevance(min_relevance)
     require_index(folder)
     with _open_retriever(folder, modes, model) as (encoder, retriever):
+        if least is not None:
+            _require_calibration(folder, retriever)
         for each in read_questions(question):
-            matches = retriever.retrieve(each, k, condition)
+            matches = _relevant(retriever, retriever.retrieve(each, k, condition), least)
             explanations = [_explain(encoder, retriever, each, match) for match in matches] if explain else None
             terminal.show("search", _result(folder, each, matches, explanations, retriever))
 
@@ -64,12 +72,50 @@ def _open_retriever(
     folder: Path, modes: tuple[Mode, ...] | None, model: str | None
 ) -> Iterator[tuple[M3Encoder, Retriever]]:
     """Open an index for searching by these modes, or by its own plan."""
-    from m3_integrations import LocalIndex, Retriever, SearchPlan
+    from m3_integrations import Retriever, SearchPlan
 
-    encoder = load_encoder(folder, model)
-    with LocalIndex.open(folder, encoder) as index:
+    encoder, opened = open_index(folder, model)
+    with opened as index:
         own = index.plan or _plan_of_earlier_version(encoder, index)
         yield encoder, Retriever(encoder, index, SearchPlan(propose=modes, modes=modes) if modes else own)
+
+
+def _parse_relevance(text: str | None) -> float | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        least = float(text)
+    except ValueError:
+        least = -1.0
+    if not 0 <= least <= 1:
+        raise UsageError(f"--min-relevance is a probability, such as 0.5, or auto, got {text!r}")
+    return least
+
+
+def _require_calibration(folder: Path, retriever: Retriever) -> ScoreCalibration:
+    """Return the calibration of the plan.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if retriever.calibration is None:
+        raise ValueError(
+            f"--min-relevance needs the plan of a calibrated index; run: m3 calibrate {folder} JUDGED, and leave out "
+            "--mode"
+        )
+    return retriever.calibration
+
+
+def _relevant(retriever: Retriever, matches: Sequence[Match], least: float | Literal["auto"] | None) -> Sequence[Match]:
+    """Return the matches that reach a probability."""
+    from m3_integrations.retrieval import match_probabilities
+
+    calibration = retriever.calibration
+    if least is None or calibration is None:
+        return matches
+    limit = calibration.threshold if least == "auto" else least
+    found = match_probabilities(calibration, matches)
+    return [match for match, probability in zip(matches, found, strict=True) if probability >= limit]
 
 
 def _result(
@@ -79,7 +125,12 @@ def _result(
     explanations: Sequence[Explanation] | None,
     retriever: Retriever,
 ) -> CommandResult:
+    from m3_integrations.retrieval import match_probabilities
+
     found = [match_to_json(match) for match in matches]
+    if retriever.calibration is not None:
+        for match, probability in zip(found, match_probabilities(retriever.calibration, matches), strict=True):
+            match["relevance"] = probability
     for match, explanation in zip(found, explanations or (), strict=False):
         match["words"] = words_to_json(explanation)
     data = {"index": str(folder), "question": question, "weights": dict(retriever.weights), "matches": found}
@@ -201,9 +252,9 @@ def _print_match(rank: int, match: Match, reason: str | None) -> None:
 def _plan_of_earlier_version(encoder: M3Encoder, index: LocalIndex) -> SearchPlan | None:
     """Return the plan of an index that was nudged before plans were stored with the vectors."""
     from m3_integrations import Nudger
-    from m3_integrations.nudging.ledger import FILE_NAME
+    from m3_integrations.nudging.nudger import ledger_file
 
-    if not (index.folder / FILE_NAME).is_file():  # opening a Nudger would create the ledger
+    if not ledger_file(index.folder, encoder.fingerprint).is_file():  # opening a Nudger would create the ledger
         return None
     with closing(Nudger(encoder, index)) as nudger:
         return None if nudger.stores_plans else nudger.plan

@@ -1,14 +1,15 @@
-"""`m3 tune`: a search plan chosen on judged questions."""
+"""`m3 tune` and `m3 calibrate`: a search plan chosen on judged questions, and what its scores mean."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3_integrations.cli.opening import load_encoder, require_index
-from m3_integrations.cli.options import Folder, IndexModel, UsageError
+from m3_integrations.cli.options import Folder, IndexModel, UsageError, check_k
 from m3_integrations.cli.output import CommandResult, describe_plan, terminal
 
 if TYPE_CHECKING:
@@ -50,6 +51,72 @@ def tune(
         if revert:
             return _reverted(folder, revert_tuning(encoder, index))
         return _result(folder, (choose_plan if dry_run else tune)(encoder, index, queries, metric=metric), dry_run)
+
+
+def calibrate(
+    folder: Folder,
+    judged: JudgedFiles = None,
+    split: ChoiceSplit = "dev",
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Least precision of what the threshold keeps; by default it has the best F1."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="logistic, for tens of judgements and more, or isotonic, for thousands.")
+    ] = "logistic",
+    k: Annotated[int, typer.Option("--k", "-k", help="Matches per question to learn from.")] = 100,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the calibration.")] = False,
+    model: IndexModel = None,
+) -> CommandResult:
+    """Learn what scores mean. Probabilities and a threshold are stored with the index, for search --min-relevance."""
+    from m3_integrations import LocalIndex
+    from m3_integrations.data import load_queries
+    from m3_integrations.retrieval import calibrate_plan
+
+    if bool(judged) == remove:
+        raise UsageError("give either judged questions, m3 calibrate INDEX JUDGED..., or --remove")
+    if method not in ("logistic", "isotonic"):
+        raise UsageError(f"--method is logistic or isotonic, got {method!r}")
+    if precision is not None and not 0 < precision <= 1:
+        raise UsageError(f"--precision is above 0 and at most 1, got {precision:g}")
+    check_k(k)
+    require_index(folder)
+    if remove:
+        return _uncalibrated(folder)
+    queries = load_queries(judged or [], split)
+    encoder = load_encoder(folder, model)
+    named: Any = method
+    with LocalIndex.open(folder, encoder) as index:
+        fitted = calibrate_plan(encoder, index, queries, method=named, precision=precision, k=k)
+    kept = {"precision": fitted.threshold.precision, "recall": fitted.threshold.recall}
+    threshold = fitted.plan.calibration.threshold if fitted.plan.calibration is not None else None
+    data = {
+        "index": str(folder),
+        "questions": fitted.queries,
+        "matches": fitted.matches,
+        "threshold": threshold,
+        **kept,
+    }
+
+    def show() -> None:
+        terminal.print(f"{fitted.queries} questions with {fitted.matches} matches: matches are worth keeping from a")
+        terminal.print(
+            f"probability of {threshold:.3f} on, with precision {kept['precision']:.3f} and recall {kept['recall']:.3f}"
+        )
+        terminal.note(f"m3 search {folder} QUESTION --min-relevance auto leaves out the others")
+
+    return CommandResult(data, show)
+
+
+def _uncalibrated(folder: Path) -> CommandResult:
+    from m3_integrations import LocalIndex
+
+    with LocalIndex.open(folder) as index:
+        if index.plan is None or index.plan.calibration is None:
+            raise ValueError(f"{folder} is not calibrated; there is nothing to remove")
+        index.plan = replace(index.plan, calibration=None)
+    unknown = dict.fromkeys(("questions", "matches", "threshold", "precision", "recall"))
+    return CommandResult({"index": str(folder), **unknown}, lambda: terminal.print("The calibration is removed."))
 
 
 def check_rank_metric(metric: str) -> None:

@@ -270,6 +270,10 @@ class Transaction:
                 values = codec.precision, codec.center.astype("<f4").tobytes(), mode
                 self._execute("UPDATE modes SET precision = ?, centre = ? WHERE mode = ?", *values)
 
+    def clear_modes(self) -> None:
+        """Remove how each mode is stored, when all embeddings are replaced."""
+        self._execute("DELETE FROM modes")
+
     def insert_passages(self, first_slot: int, records: Iterable[PassageRecord]) -> None:
         """Insert passages with consecutive slots."""
         rows = (

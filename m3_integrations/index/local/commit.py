@@ -68,6 +68,15 @@ class WriteTransaction:
             self.transaction.add_tombstones(slots, self._generation)
             self._changed = True
 
+    def clear_embeddings(self) -> None:
+        """Remove modes and embeddings; new ones must follow. Every reader loads the index again."""
+        rows = self.transaction.segments()
+        self.transaction.drop_segments(row.number for row in rows)
+        self.transaction.clear_modes()
+        self.transaction.purge_tombstones(self._generation)
+        self.transaction.set_removed_files({*self.transaction.removed_files(), *(row.file for row in rows)})
+        self._changed = True
+
     def supersede(self, mode: Mode, slots: Iterable[int]) -> None:
         """Count the current embeddings of passages as dead."""
         self.transaction.add_dead_rows(self.snapshot.rows_per_segment(mode, self.snapshot.rows_of(slots)))

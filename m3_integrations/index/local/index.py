@@ -38,6 +38,7 @@ from m3_integrations.index.local.snapshot import Snapshot
 from m3_integrations.index.quantization.codecs import DEFAULT_PRECISION, Precision, check_precision
 
 _MAX_READ_ATTEMPTS = 5
+_REPLACED_AT_ONCE = 512
 T = TypeVar("T")
 
 
@@ -57,6 +58,7 @@ class LocalIndex(ClosingIndex):
         self._hnsw = HnswSearcher(folder)
         self._lock = ForkSafeLock()
         self._latest = Snapshot(folder)
+        self._fingerprint: str | None = None  # of the encoder, once it is known
 
     @classmethod
     def open(
@@ -171,6 +173,36 @@ class LocalIndex(ClosingIndex):
                     write.add_segment(slots, encoded.only((mode,)))
             if plan is not None:
                 write.transaction.set_plan(validation.check_plan(plan))
+
+    def replace_embeddings(self, source: LocalIndex) -> None:
+        """Replace encoder, embeddings and search plan by those of another index of the same passages. All or nothing.
+
+        This object and all others that have the index open raise WrongEncoder from then on; open it again.
+
+        Args:
+            source: Index of the same passages by another encoder.
+
+        Raises:
+            ValueError: If the passages differ.
+        """
+        with self._commit() as write:
+            transaction = write.transaction
+            if transaction.hashes(None) != source.content_hashes():
+                raise ValueError(f"{self.folder} and {source.folder} hold different passages; copy the changes first")
+            fingerprint, label = source.encoder
+            write.clear_embeddings()
+            slots = transaction.slots()
+            for start in range(0, len(slots), _REPLACED_AT_ONCE):
+                part = slots[start : start + _REPLACED_AT_ONCE]
+                encoded = source.vectors(transaction.ids_of(part))
+                if not start:
+                    write.set_modes(encoded)
+                for mode in encoded.modes:
+                    write.add_segment(np.array(part, np.int64), encoded.only((mode,)))
+            transaction.set_encoder(fingerprint or "", label or "")
+            transaction.set_plan(source.plan)
+            removed = transaction.removed_files()
+        remove_segments(self.folder, removed)
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         count = positive_integer("k", k)
@@ -313,6 +345,7 @@ class LocalIndex(ClosingIndex):
             self._check_precision(precision)
         if encoder is not None:
             self._check_encoder(encoder)
+            self._fingerprint = encoder.fingerprint
         len(self)
 
     def _settle(self, precision: Precision | None, is_new: bool) -> None:
@@ -354,6 +387,15 @@ class LocalIndex(ClosingIndex):
                 f"{encoder!r} (fingerprint {encoder.fingerprint[:12]}); open it with the encoder that filled it, or "
                 "ingest the passages into a new folder"
             )
+
+    def _check_still_same_encoder(self, transaction: Transaction) -> None:
+        """Refuse embeddings of another encoder than those that were opened."""
+        fingerprint, label = transaction.encoder()
+        if fingerprint is not None and self._fingerprint not in (None, fingerprint):
+            raise WrongEncoder(
+                f"{self.folder} was re-encoded with {label} after it was opened; open it again, with that encoder"
+            )
+        self._fingerprint = fingerprint or self._fingerprint
 
     def _read(self, function: Callable[[Transaction, Snapshot], T]) -> T:
         """Call a function with the newest committed state."""
@@ -423,6 +465,7 @@ class LocalIndex(ClosingIndex):
         state, snapshot = transaction.state(), self._latest
         if state.generation == snapshot.generation:
             return snapshot
+        self._check_still_same_encoder(transaction)
         self._latest = Snapshot(self.folder)  # a snapshot that fails halfway is not used again
         if snapshot.generation < state.forgotten or snapshot.is_fragmented():
             snapshot = Snapshot(self.folder)

@@ -56,3 +56,38 @@ def test_an_invalid_command_is_one_line_of_advice(words, status, advice, run, fi
     result = run("tune", filled, *(word.format(judged=judged) for word in words))
     assert (result.exit_code, result.stderr.count("\n")) == (status, 1)
     assert advice in result.stderr
+
+
+def test_calibrated_scores_leave_out_what_is_not_relevant(run, run_json, filled, judged):
+    assert "relevance" not in run_json("search", filled, "the bridge")["matches"][0]
+    uncalibrated = run("search", filled, "the bridge", "--min-relevance", "auto")
+    assert (uncalibrated.exit_code, "m3 calibrate" in uncalibrated.stderr) == (1, True)
+    fitted = run_json("calibrate", filled, judged)
+    assert (fitted["questions"], 0 <= fitted["threshold"] <= 1) == (12, True)
+    every = run_json("search", filled, "the bridge", "-k", 2)["matches"]
+    limit = every[0]["relevance"]
+    kept = run_json("search", filled, "the bridge", "-k", 2, "--min-relevance", limit)["matches"]
+    assert [match["id"] for match in kept] == [match["id"] for match in every if match["relevance"] >= limit]
+    nothing = run("search", filled, "the bridge", "--min-relevance", "1")
+    assert (nothing.exit_code, nothing.stdout, "nothing found" in nothing.stderr) == (0, "", True)
+    run_json("calibrate", filled, "--remove")
+    assert "relevance" not in run_json("search", filled, "the bridge")["matches"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "advice"),
+    [
+        ((), 2, "give either judged questions"),
+        (("{judged}", "--precision", "2"), 2, "--precision is above 0"),
+        (("{judged}", "--method", "best"), 2, "--method is logistic or isotonic"),
+        (("--remove",), 1, "is not calibrated"),
+    ],
+)
+def test_an_invalid_calibration_is_one_line_of_advice(words, status, advice, run, filled, judged):
+    result = run("calibrate", filled, *(word.format(judged=judged) for word in words))
+    assert (result.exit_code, result.stderr.count("\n")) == (status, 1)
+    assert advice in result.stderr
+
+
+def test_min_relevance_is_a_probability(run, filled):
+    assert run("search", filled, "why?", "--min-relevance", "2").exit_code == 2
