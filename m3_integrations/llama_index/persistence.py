@@ -24,8 +24,16 @@ from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 
 _FORMAT = "M3VectorStore"
-# SimpleVectorStore accepts any JSON file of this name and would load as an empty store; this key makes it fail.
-_NOT_SIMPLE = {"embedding_dict": "this is an M3VectorStore; read it with M3VectorStore.from_persist_dir"}
+# StorageContext.from_defaults(persist_dir=...) reads any JSON file of this name as a SimpleVectorStore, which would be
+# empty. The text in the place of a number fails instead, and is the message of the error.
+_NOT_SIMPLE = {
+    "embedding_dict": {
+        _FORMAT: [
+            "this is an M3VectorStore; pass vector_store=M3VectorStore.from_persist_dir(persist_dir) to "
+            "StorageContext.from_defaults"
+        ]
+    }
+}
 
 
 @dataclass(frozen=True)

@@ -571,10 +571,10 @@ def test_a_storage_context_persists_and_loads_the_store(store, hash_encoder, tmp
     assert bare([engine.as_retriever(similarity_top_k=1).retrieve("a blue dog")[0].node]) == [NODES[1]]
 
 
-def test_loading_a_storage_context_without_the_store_fails(hash_encoder, tmp_path):
-    StorageContext.from_defaults(vector_store=M3VectorStore(encoder=hash_encoder)).persist(str(tmp_path / "storage"))
-    with pytest.raises(AttributeError):
-        StorageContext.from_defaults(persist_dir=str(tmp_path / "storage"))
+def test_a_storage_context_that_reads_the_folder_by_itself_says_how_to_load_the_store(hash_encoder, tmp_path):
+    StorageContext.from_defaults(vector_store=M3VectorStore(encoder=hash_encoder)).persist(str(tmp_path))
+    with pytest.raises(ValueError, match=r"vector_store=M3VectorStore\.from_persist_dir\(persist_dir\)"):
+        StorageContext.from_defaults(persist_dir=str(tmp_path))
 
 
 @persisted
