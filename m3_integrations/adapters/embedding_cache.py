@@ -22,9 +22,9 @@ from m3_integrations.encoders.base import Encoder
 
 Vector: TypeAlias = npt.ArrayLike
 _Key: TypeAlias = tuple[str, bytes]
-_PASSAGES = 4 << 30
-_QUERIES = 64 << 20
-_pending: WeakValueDictionary[str, PendingModes] = WeakValueDictionary()
+_PASSAGE_CACHE_BYTES = 4 << 30
+_QUERY_CACHE_BYTES = 64 << 20
+_requests: WeakValueDictionary[str, RequestedModes] = WeakValueDictionary()
 _lock = ForkSafeLock()
 
 
@@ -57,7 +57,7 @@ class EmbeddingCache:
         with self._lock:
             return self._rows.get(_key(text, dense))
 
-    def pop(self, text: str, dense: Vector) -> None:
+    def discard(self, text: str, dense: Vector) -> None:
         """Drop a row that has been stored."""
         with self._lock:
             self._remove(_key(text, dense))
@@ -76,16 +76,16 @@ class EmbeddingCache:
             self._bytes -= _size(row)
 
 
-class PendingModes:
+class RequestedModes:
     """Modes that stores request of one encoder, and the caches of its rows; alive while a store holds it."""
 
     def __init__(self) -> None:
         self.modes: frozenset[Mode] = frozenset(DENSE)
-        self.passages = EmbeddingCache(_PASSAGES)
-        self.queries = EmbeddingCache(_QUERIES)
+        self.passages = EmbeddingCache(_PASSAGE_CACHE_BYTES)
+        self.queries = EmbeddingCache(_QUERY_CACHE_BYTES)
 
 
-def request_modes(encoder: Encoder, modes: Modes, limit: int | None = None) -> PendingModes:
+def request_modes(encoder: Encoder, modes: Modes, limit: int | None = None) -> RequestedModes:
     """Request modes that every forward pass of this encoder for a dense vector computes as well.
 
     Args:
@@ -97,35 +97,35 @@ def request_modes(encoder: Encoder, modes: Modes, limit: int | None = None) -> P
         The caches; the request holds as long as a reference to them does.
     """
     with _lock:
-        pending = _pending.get(encoder.fingerprint)
-        if pending is None:
-            pending = _pending[encoder.fingerprint] = PendingModes()
-        pending.modes |= encoder.modes & frozenset(modes)
-        pending.passages.limit = pending.passages.limit if limit is None else limit
-        return pending
+        requested = _requests.get(encoder.fingerprint)
+        if requested is None:
+            requested = _requests[encoder.fingerprint] = RequestedModes()
+        requested.modes |= encoder.modes & frozenset(modes)
+        requested.passages.limit = requested.passages.limit if limit is None else limit
+        return requested
 
 
 def dense_of_passages(encoder: Encoder, texts: Sequence[str]) -> Array:
     """Encode passages to dense vectors, shape (n, dim), and cache the modes that stores request."""
-    pending = _pending_of(encoder)
-    encoded = encoder.encode_passages(texts, DENSE if pending is None else pending.modes)
-    if pending is not None:
-        pending.passages.put(texts, encoded)
+    requested = _requested_of(encoder)
+    encoded = encoder.encode_passages(texts, DENSE if requested is None else requested.modes)
+    if requested is not None:
+        requested.passages.put(texts, encoded)
     return encoded.dense
 
 
 def dense_of_queries(encoder: Encoder, texts: Sequence[str]) -> Array:
     """Encode queries, as `dense_of_passages` encodes passages."""
-    pending = _pending_of(encoder)
-    encoded = encoder.encode_queries(texts, DENSE if pending is None else pending.modes)
-    if pending is not None:
-        pending.queries.put(texts, encoded)
+    requested = _requested_of(encoder)
+    encoded = encoder.encode_queries(texts, DENSE if requested is None else requested.modes)
+    if requested is not None:
+        requested.queries.put(texts, encoded)
     return encoded.dense
 
 
 def fill_missing_modes(
     encoder: Encoder,
-    pending: PendingModes,
+    requested: RequestedModes,
     texts: Sequence[str],
     dense: Sequence[Vector | None],
     modes: Modes,
@@ -134,7 +134,7 @@ def fill_missing_modes(
 
     Args:
         encoder: Encoder of the store.
-        pending: Its caches.
+        requested: Its caches.
         texts: Passages.
         dense: Dense vector of each passage, shape (dim,); None to compute it.
         modes: Modes to return.
@@ -146,9 +146,9 @@ def fill_missing_modes(
     given = [each for each in dense if each is not None]
     if frozenset(modes) == frozenset(DENSE) and 0 < len(given) == len(texts):
         return Encoded(dense=np.array(given, np.float32))
-    rows = [_cached(pending.passages, text, each, modes) for text, each in zip(texts, dense, strict=True)]
+    rows = [_cached(requested.passages, text, each, modes) for text, each in zip(texts, dense, strict=True)]
     missing = [i for i, row in enumerate(rows) if row is None]
-    _warn_dropped(pending, [dense[i] for i in missing])
+    _warn_dropped(requested, [dense[i] for i in missing])
     if len(missing) == len(texts):
         return _encode(encoder, texts, dense, modes)
     if missing:
@@ -160,7 +160,7 @@ def fill_missing_modes(
 
 
 def complete_query(
-    encoder: Encoder, pending: PendingModes, text: str | None, dense: Vector | None, modes: Modes
+    encoder: Encoder, requested: RequestedModes, text: str | None, dense: Vector | None, modes: Modes
 ) -> Encoded:
     """Combine a query's given dense vector with the other modes, from the cache or else from one forward pass.
 
@@ -171,7 +171,7 @@ def complete_query(
         return Encoded(dense=np.array([dense], np.float32))
     check_query_text(text, dense, modes)
     assert text is not None
-    found = _cached(pending.queries, text, dense, modes)
+    found = _cached(requested.queries, text, dense, modes)
     if found is not None:
         return found
     computed = frozenset(modes) if dense is None else frozenset(modes) - frozenset(DENSE)
@@ -191,9 +191,9 @@ def check_query_text(text: str | None, dense: Vector | None, modes: Modes) -> No
         )
 
 
-def _pending_of(encoder: Encoder) -> PendingModes | None:
+def _requested_of(encoder: Encoder) -> RequestedModes | None:
     # The first fingerprint hashes all weights, which is not needed if no store requests anything.
-    return _pending.get(encoder.fingerprint) if len(_pending) else None
+    return _requests.get(encoder.fingerprint) if len(_requests) else None
 
 
 def _key(text: str, dense: Vector) -> _Key:
@@ -214,15 +214,15 @@ def _cached(rows: EmbeddingCache, text: str, dense: Vector | None, modes: Modes)
     return None if row is None or not frozenset(modes) <= row.modes else row.only(modes)
 
 
-def _warn_dropped(pending: PendingModes, missing: Sequence[Vector | None]) -> None:
-    if pending.passages.dropped and any(each is not None for each in missing):
+def _warn_dropped(requested: RequestedModes, missing: Sequence[Vector | None]) -> None:
+    if requested.passages.dropped and any(each is not None for each in missing):
         warnings.warn(
-            f"texts are encoded a second time: the embeddings of {pending.passages.dropped} of them did not fit into "
-            f"the cache of {pending.passages.limit} bytes; allow more, or hand over fewer texts at once",
+            f"texts are encoded a second time: the embeddings of {requested.passages.dropped} of them did not fit into "
+            f"the cache of {requested.passages.limit} bytes; allow more, or hand over fewer texts at once",
             M3Warning,
             stacklevel=3,
         )
-        pending.passages.dropped = 0
+        requested.passages.dropped = 0
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], dense: Sequence[Vector | None], modes: Modes) -> Encoded:

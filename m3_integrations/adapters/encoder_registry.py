@@ -55,7 +55,7 @@ def encoder_options(encoder: Encoder | None) -> dict[str, Any]:
     return {name: value if isinstance(value, (str, int)) else str(value) for name, value in named.items()}
 
 
-def picklable_encoder(given: Encoder | EncoderConfig | None, component: object) -> EncoderConfig | None:
+def picklable_config(given: Encoder | EncoderConfig | None, component: object) -> EncoderConfig | None:
     """Return the options that a pickle holds instead of an encoder.
 
     Args:

@@ -26,7 +26,7 @@ def max_tokens(encoder: Encoder) -> int:
     return encoder.sequencer.max_content_tokens + 2 - encoder.overhead_tokens
 
 
-def check_chunk_size(encoder: Encoder, chunk_size: int | None) -> int:
+def resolve_chunk_size(encoder: Encoder, chunk_size: int | None) -> int:
     """Return a chunk size that the encoder reads completely.
 
     Args:

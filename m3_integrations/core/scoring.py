@@ -145,7 +145,7 @@ def sparse_scores(queries: scipy.sparse.csr_array, passages: scipy.sparse.csr_ar
         raise WrongDimension(f"the query has {queries.shape[1]} sparse columns and the passages {passages.shape[1]}")
     # Not scipy's product, whose compiler may fuse multiply and add: both ways below give bit-identical sums.
     if passages.format == "csr" and queries.shape[0] == 1:
-        return shared_weights(queries.indices, queries.data, passages.indptr, passages.indices, passages.data)[None]
+        return sparse_row_scores(queries.indices, queries.data, passages.indptr, passages.indices, passages.data)[None]
     by_column = passages.tocsc()
     scores = np.zeros((queries.shape[0], passages.shape[0]), np.float32)
     for i, (tokens, weights) in enumerate(entries_of(queries)):
@@ -165,12 +165,12 @@ def _add_by_token(scores: Array, tokens: Ints, weights: Array, passages: scipy.s
         np.add.at(scores, passages.indices[entries], weight * passages.data[entries])
 
 
-def shared_weights(tokens: Ints, importances: Array, offsets: Ints, columns: Ints, weights: Array) -> Array:
+def sparse_row_scores(tokens: Ints, query_weights: Array, offsets: Ints, columns: Ints, weights: Array) -> Array:
     """Return the sparse scores of one query with rows in csr layout.
 
     Args:
         tokens: The query's tokens, ascending.
-        importances: Their weights.
+        query_weights: Their weights.
         offsets: Start of each row in `columns`, shape (rows + 1,).
         columns: Columns of the rows, ascending in each; shape (total,).
         weights: Their weights, shape (total,).
@@ -186,7 +186,7 @@ def shared_weights(tokens: Ints, importances: Array, offsets: Ints, columns: Int
     found, positions = found[shared], positions[shared]
     scores = np.zeros(len(offsets) - 1, np.float32)
     rows = np.searchsorted(offsets, found, side="right") - 1
-    np.add.at(scores, rows, importances[positions] * weights[found])
+    np.add.at(scores, rows, query_weights[positions] * weights[found])
     return scores
 
 

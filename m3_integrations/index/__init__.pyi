@@ -1,5 +1,5 @@
 from .base import Hit as Hit, HybridHit as HybridHit, HybridRequest as HybridRequest, Index as Index
-from .copying import Copied as Copied, copy_index as copy_index
+from .copying import CopyReport as CopyReport, copy_index as copy_index
 from .filter_syntax import parse_where as parse_where
 from .filters import Field as Field, Where as Where, all_of as all_of, any_of as any_of, none_of as none_of
 from .local.index import LocalIndex as LocalIndex

@@ -187,11 +187,11 @@ class HybridRequest(NamedTuple):
     """A search by several modes.
 
     Attributes:
-        propose: Number of candidates to generate, per mode.
+        candidate_counts: Number of candidates to generate, by mode.
         weights: Weight of each mode in the score of a candidate.
     """
 
-    propose: Mapping[Mode, int]
+    candidate_counts: Mapping[Mode, int]
     weights: Mapping[Mode, float]
 
 
@@ -209,7 +209,7 @@ class HybridHit(NamedTuple):
     score: float = 0.0
 
 
-class ClosingIndex(ABC):
+class ClosableIndex(ABC):
     """The context manager of an index: leaving the block closes it."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from m3_integrations.index.base import Index
 _PASSAGES_AT_ONCE = 256
 
 
-class Copied(NamedTuple):
+class CopyReport(NamedTuple):
     """Result of a copy.
 
     Attributes:
@@ -32,7 +32,7 @@ class Copied(NamedTuple):
     checksum: str
 
 
-def copy_index(source: Index, target: Index) -> Copied:
+def copy_index(source: Index, target: Index) -> CopyReport:
     """Copy the search plan and every passage with its vectors; what the target holds already is not written again.
 
     An interrupted copy resumes when it is run again.
@@ -60,7 +60,7 @@ def copy_index(source: Index, target: Index) -> Copied:
         checksum.update(digest)
     if source.plan is not None:
         target.plan = source.plan
-    return Copied(len(ids), written, len(target) - len(ids), checksum.hexdigest())
+    return CopyReport(len(ids), written, len(target) - len(ids), checksum.hexdigest())
 
 
 def _target_digest(target: Index, ids: Sequence[str], encoded: Encoded) -> bytes | None:

@@ -14,7 +14,7 @@ from m3_integrations.core.forking import ForkSafeLock
 from m3_integrations.core.scoring import late_interactions, score_mode, sparse_scores
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.index import validation
-from m3_integrations.index.base import ClosingIndex, Hit, describe_plan
+from m3_integrations.index.base import ClosableIndex, Hit, describe_plan
 from m3_integrations.index.filters import Where, check_depth
 from m3_integrations.index.records import PassageRecord, to_records
 from m3_integrations.index.top_k import rank, top_k_with_ties
@@ -22,7 +22,7 @@ from m3_integrations.index.top_k import rank, top_k_with_ties
 _MAX_STALE_ROWS = 1024
 
 
-class MemoryIndex(ClosingIndex):
+class MemoryIndex(ClosableIndex):
     """An index in memory, with exact search. Its methods are documented in `Index`.
 
     It is thread-safe: a search sees one consistent state. Written embeddings are joined into arrays by the first search

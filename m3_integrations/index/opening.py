@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from m3_integrations.core.errors import WrongCollection
 from m3_integrations.index import qdrant  # imports qdrant-client only when QdrantIndex is used
 from m3_integrations.index.base import Fingerprinted
-from m3_integrations.index.copying import Copied, copy_index
+from m3_integrations.index.copying import CopyReport, copy_index
 from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.qdrant.locations import check_url
 
@@ -53,7 +53,7 @@ def open_index(
     return qdrant.QdrantIndex.open(server, collection, encoder, api_key=api_key)
 
 
-def copy_location(source: str, target: str, api_key: str | None = None) -> Copied:
+def copy_location(source: str, target: str, api_key: str | None = None) -> CopyReport:
     """Copy an index between locations as `open_index` takes them; the target records the source's encoder.
 
     Args:

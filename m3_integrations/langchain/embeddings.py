@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.embeddings import Embeddings
 from pydantic import Field
 
-from m3_integrations.adapters.text_length import check_chunk_size, count_tokens
+from m3_integrations.adapters.text_length import count_tokens, resolve_chunk_size
 from m3_integrations.core.concurrency import micro_batched, to_thread
 from m3_integrations.core.encoded import DENSE
 from m3_integrations.core.errors import WrongDimension
@@ -64,7 +64,7 @@ class M3Embeddings(LangChainEncoderSettings, Embeddings):
         """
         from langchain_text_splitters import RecursiveCharacterTextSplitter  # slow to import
 
-        size = check_chunk_size(self.encoder, chunk_size)
+        size = resolve_chunk_size(self.encoder, chunk_size)
         overlap = size // 10 if chunk_overlap is None else chunk_overlap
         return RecursiveCharacterTextSplitter(
             chunk_size=size, chunk_overlap=overlap, length_function=self._count_tokens, **kwargs

@@ -11,7 +11,7 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict  # pydantic rejects typing.TypedDict before Python 3.12
 
-from m3_integrations.adapters.encoder_registry import picklable_encoder, resolve_encoder
+from m3_integrations.adapters.encoder_registry import picklable_config, resolve_encoder
 from m3_integrations.adapters.encoder_settings import EncoderSettings
 from m3_integrations.core.concurrency import to_thread
 from m3_integrations.core.encoded import Mode
@@ -72,7 +72,7 @@ class M3Reranker(EncoderSettings, BaseDocumentCompressor, RunnableSerializable[M
         return super().encoder if self.given_encoder is None else resolve_encoder(self.given_encoder)
 
     def __getstate__(self) -> dict[Any, Any]:
-        bare = self.model_copy(update={"given_encoder": picklable_encoder(self.given_encoder, self)})
+        bare = self.model_copy(update={"given_encoder": picklable_config(self.given_encoder, self)})
         return super(M3Reranker, bare).__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:

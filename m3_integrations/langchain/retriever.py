@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from m3_integrations.adapters.encoder_registry import (
     check_index_encoder,
     get_encoder,
-    picklable_encoder,
+    picklable_config,
     resolve_encoder,
 )
 from m3_integrations.core.concurrency import to_thread
@@ -121,7 +121,7 @@ class M3Retriever(BaseRetriever):
         return to_documents(await retriever.aretrieve(query, *self._search_args(k, filter)))
 
     def __getstate__(self) -> dict[Any, Any]:
-        bare = self.model_copy(update={"given_encoder": picklable_encoder(self.given_encoder, self)})
+        bare = self.model_copy(update={"given_encoder": picklable_config(self.given_encoder, self)})
         bare._retriever = None
         return super(M3Retriever, bare).__getstate__()
 

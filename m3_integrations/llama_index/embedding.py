@@ -12,7 +12,7 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field
 from llama_index.core.node_parser import SentenceSplitter
 
 from m3_integrations.adapters.embedding_cache import dense_of_passages, dense_of_queries
-from m3_integrations.adapters.text_length import check_chunk_size, count_tokens
+from m3_integrations.adapters.text_length import count_tokens, resolve_chunk_size
 from m3_integrations.core.concurrency import micro_batched, to_thread
 from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.errors import MissingExtra
@@ -55,7 +55,7 @@ class M3Embedding(LlamaIndexEncoderSettings, BaseEmbedding):
         Raises:
             ValueError: If the model would truncate nodes of `chunk_size` tokens.
         """
-        size = check_chunk_size(self.encoder, chunk_size)
+        size = resolve_chunk_size(self.encoder, chunk_size)
         overlap = size // 10 if chunk_overlap is None else chunk_overlap
         return SentenceSplitter(chunk_size=size, chunk_overlap=overlap, tokenizer=self._tokens_of, **kwargs)
 

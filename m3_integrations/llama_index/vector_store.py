@@ -21,7 +21,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from m3_integrations.adapters.embedding_cache import (
-    PendingModes,
+    RequestedModes,
     check_query_text,
     complete_query,
     fill_missing_modes,
@@ -93,7 +93,7 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
         default=4 << 30, gt=0, description="Bound on the embeddings cached between M3Embedding and add."
     )
     _index: Index | None = PrivateAttr(default=None)
-    _recent: PendingModes | None = PrivateAttr(default=None)
+    _recent: RequestedModes | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
         return self._index
 
     @property
-    def recent(self) -> PendingModes:
+    def recent(self) -> RequestedModes:
         """Embeddings computed by M3Embedding, cached for `add` and `query`."""
         if self._recent is None:
             self._recent = self._request_modes()
@@ -339,7 +339,7 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
     def _stored_modes(self) -> frozenset[Mode]:
         return (self.index.modes or frozenset(self.modes or self.encoder.modes)) & self.encoder.modes
 
-    def _request_modes(self) -> PendingModes:
+    def _request_modes(self) -> RequestedModes:
         return request_modes(self.encoder, self._stored_modes, self.waiting_bytes)
 
     def _add(self, nodes: Sequence[BaseNode]) -> None:
@@ -348,7 +348,7 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
         self.index.add(passages, fill_missing_modes(self.encoder, self.recent, texts, embeddings, self._stored_modes))
         for text, embedding in zip(texts, embeddings, strict=True):
             if embedding is not None:
-                self.recent.passages.pop(text, embedding)
+                self.recent.passages.discard(text, embedding)
 
     def _query(
         self, query: VectorStoreQuery, kwargs: Mapping[str, Any], encoded: Encoded | None = None

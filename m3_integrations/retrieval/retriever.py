@@ -200,7 +200,7 @@ class Retriever:
     def _candidates(self, queries: Encoded, request: HybridRequest, where: Where | None) -> list[list[str]]:
         """Return for each query the union of what each candidate mode found."""
         found: list[set[str]] = [set() for _ in range(len(queries))]
-        for mode, count in request.propose.items():
+        for mode, count in request.candidate_counts.items():
             for ids, hits in zip(found, self.index.search(mode, queries, count, where), strict=True):
                 ids.update(hit.id for hit in hits)
         return [sorted(ids) for ids in found]

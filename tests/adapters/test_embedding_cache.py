@@ -124,8 +124,8 @@ def test_rows_are_bounded_in_bytes_and_the_oldest_go_first():
     assert (len(rows), rows.dropped) == (2, 1)
     assert rows.get("one", encoded.dense[0]) is None
     assert rows.get("six", encoded.dense[2]) is not None
-    rows.pop("six", encoded.dense[2])
-    rows.pop("six", encoded.dense[2])
+    rows.discard("six", encoded.dense[2])
+    rows.discard("six", encoded.dense[2])
     rows.put(["one"], encoded.take([0]))
     assert (len(rows), rows.dropped) == (2, 1)
 

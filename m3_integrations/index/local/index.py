@@ -17,7 +17,7 @@ from m3_integrations.core.files import checksum, sync_folder
 from m3_integrations.core.forking import ForkSafeLock
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.index import validation
-from m3_integrations.index.base import ClosingIndex, Fingerprinted, Hit, HybridHit, HybridRequest, describe_plan
+from m3_integrations.index.base import ClosableIndex, Fingerprinted, Hit, HybridHit, HybridRequest, describe_plan
 from m3_integrations.index.filters import Where
 from m3_integrations.index.local import search
 from m3_integrations.index.local.array_file import damaged_file_error
@@ -42,7 +42,7 @@ _REPLACED_AT_ONCE = 512
 T = TypeVar("T")
 
 
-class LocalIndex(ClosingIndex):
+class LocalIndex(ClosableIndex):
     """A crash-safe index in a folder: a SQLite catalog and memory-mapped segments.
 
     Open it with `LocalIndex.open`; its methods are documented in `Index` and `HybridIndex`. It has one writer at a time
@@ -223,10 +223,10 @@ class LocalIndex(ClosingIndex):
         self, queries: Encoded, request: HybridRequest, k: int, where: Where | None = None
     ) -> list[list[HybridHit]]:
         k = positive_integer("k", k)
-        counts = {mode: positive_integer("candidates", count) for mode, count in request.propose.items()}
+        counts = {mode: positive_integer("candidates", count) for mode, count in request.candidate_counts.items()}
 
         def run(transaction: Transaction, snapshot: Snapshot) -> list[list[HybridHit]]:
-            modes = (*request.propose, *request.weights)
+            modes = (*request.candidate_counts, *request.weights)
             by_mode = {mode: validation.check_search(snapshot.widths, mode, queries, k) for mode in modes}
             if not snapshot.live_count:
                 return [[] for _ in range(len(queries))]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode
-from m3_integrations.core.scoring import dense_scores, entries_of, shared_weights
+from m3_integrations.core.scoring import dense_scores, entries_of, sparse_row_scores
 from m3_integrations.index.base import Hit, HybridHit
 from m3_integrations.index.local.array_file import damaged_file_error
 from m3_integrations.index.local.candidates.approximate_maxsim import ApproximateScores, approximate_maxsim
@@ -274,7 +274,7 @@ def _sparse_kernel(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
     located = list(snapshot.locate("sparse", rows))
     offsets, columns, stored = read_sparse_rows([(segment, segment_rows) for segment, segment_rows, _ in located])
     scores = [
-        shared_weights(tokens, weights, offsets, columns, stored) for tokens, weights in entries_of(queries.sparse)
+        sparse_row_scores(tokens, weights, offsets, columns, stored) for tokens, weights in entries_of(queries.sparse)
     ]
     return _restore_order(located, np.array(scores, np.float32))
 

@@ -20,7 +20,7 @@ from m3_integrations.core.forking import ProcessBound
 from m3_integrations.core.optional import import_optional
 from m3_integrations.core.scoring import score_mode, weighted_sum
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
-from m3_integrations.index.base import ClosingIndex, Fingerprinted, Hit, HybridHit, HybridRequest, describe_plan
+from m3_integrations.index.base import ClosableIndex, Fingerprinted, Hit, HybridHit, HybridRequest, describe_plan
 from m3_integrations.index.filters import Where, check_depth
 from m3_integrations.index.qdrant.locations import check_api_key, check_url, hide_credentials
 from m3_integrations.index.validation import (
@@ -67,7 +67,7 @@ _MAX_LIMIT = 1 << 16
 _SCHEMES = {"http": "http", "https": "https", "qdrant": "http", "qdrants": "https"}
 
 
-class QdrantIndex(ClosingIndex):
+class QdrantIndex(ClosableIndex):
     """A Qdrant collection with a named vector for each mode, compared by inner product; thread-safe.
 
     Open it with `QdrantIndex.open`, or with a client of your own by `QdrantIndex.from_client`. Within one QdrantIndex a
@@ -265,7 +265,7 @@ class QdrantIndex(ClosingIndex):
             return [found.get(row, of_empty) for row in range(len(queries))]
 
     def supports_hybrid(self, queries: Encoded, request: HybridRequest) -> bool:
-        has_vectors = "multi_vector" not in request.propose or queries.multi_vector.counts.all()
+        has_vectors = "multi_vector" not in request.candidate_counts or queries.multi_vector.counts.all()
         return bool(has_vectors) and self._info() is not None and not self._is_exact()
 
     def search_hybrid(
@@ -487,11 +487,11 @@ class QdrantIndex(ClosingIndex):
         weights = {mode: weight for mode, weight in request.weights.items() if weight}
         if not weights:
             raise ValueError(f"give at least one of {sorted(self.modes)} a weight, got {dict(request.weights)}")
-        for mode in (*weights, *request.propose):
+        for mode in (*weights, *request.candidate_counts):
             check_search(self._widths(), mode, queries, k)
         if not self._info():
             return [[] for _ in range(len(queries))]
-        counts = {mode: self._limited(count, "candidates") for mode, count in request.propose.items()}
+        counts = {mode: self._limited(count, "candidates") for mode, count in request.candidate_counts.items()}
         request, k = HybridRequest(counts, weights), self._limited(k)
         return search_weighted_sum(self._backend, queries, request, k, self._condition(where))
 

@@ -180,29 +180,29 @@ def search_weighted_sum(
 
     A query that is empty in a mode generates no candidates by it and scores 0.
     """
-    non_empty = {mode: set(non_empty_queries(mode, queries)) for mode in (*request.weights, *request.propose)}
+    non_empty = {mode: set(non_empty_queries(mode, queries)) for mode in (*request.weights, *request.candidate_counts)}
 
     def build(row: int, limit: int) -> models.QueryRequest:
-        propose = {mode: count for mode, count in request.propose.items() if row in non_empty[mode]}
+        counts = {mode: count for mode, count in request.candidate_counts.items() if row in non_empty[mode]}
         weights = {mode: weight for mode, weight in request.weights.items() if row in non_empty[mode]}
-        return _request(queries, row, HybridRequest(propose, weights or {next(iter(propose)): 0.0}), condition, limit)
+        return _request(queries, row, HybridRequest(counts, weights or {next(iter(counts)): 0.0}), condition, limit)
 
-    rows = sorted({row for mode in request.propose for row in non_empty[mode]})
-    answers = search_with_ties(backend, rows, k, build)
-    return [_hits(answers.get(row, [])) for row in range(len(queries))]
+    rows = sorted({row for mode in request.candidate_counts for row in non_empty[mode]})
+    results = search_with_ties(backend, rows, k, build)
+    return [_hits(results.get(row, [])) for row in range(len(queries))]
 
 
 def _request(
     queries: Encoded, row: int, request: HybridRequest, condition: models.Filter | None, limit: int
 ) -> models.QueryRequest:
     """Build the request of one query, which is not empty in any of these modes."""
-    proposals = [
+    candidates = [
         models.Prefetch(**vector_request(mode, queries, row), limit=count, filter=condition)
-        for mode, count in request.propose.items()
+        for mode, count in request.candidate_counts.items()
     ]
-    union = sum(request.propose.values())
+    union = sum(request.candidate_counts.values())
     scored = [
-        models.Prefetch(**vector_request(mode, queries, row), prefetch=proposals, limit=union, params=EXACTLY)
+        models.Prefetch(**vector_request(mode, queries, row), prefetch=candidates, limit=union, params=EXACTLY)
         for mode in request.weights
     ]
     weighted = enumerate(request.weights.items())

@@ -10,10 +10,10 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from m3_integrations.adapters.nudge_store import (
-    Comparison,
+from m3_integrations.adapters.store_vectors import (
     NudgeOptions,
     QueryVectors,
+    Similarity,
     StoreVectors,
     check_options,
     hold_out,
@@ -36,7 +36,7 @@ class HoldsVectors(Protocol):
     """Access of `nudge_store` to the vectors of a store; implement it to wrap other stores."""
 
     @property
-    def similarity(self) -> Comparison:
+    def similarity(self) -> Similarity:
         """How the store compares vectors: "cosine", or "dot" for the inner product."""
 
     @property
@@ -96,7 +96,7 @@ def nudge_store(
     propagate: Propagate = "auto",
     center: float | None = None,
     gamma: float | None = None,
-    similarity: Comparison | None = None,
+    similarity: Similarity | None = None,
     seed: int = 0,
 ) -> NudgedStore:
     """Nudge the vectors of documents and write them into their store (NUDGE).
@@ -151,7 +151,7 @@ class _InMemoryVectors:
     """Vectors of an InMemoryVectorStore, compared by cosine."""
 
     store: InMemoryVectorStore
-    similarity: Comparison = "cosine"
+    similarity: Similarity = "cosine"
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -171,7 +171,7 @@ class _M3Vectors:
     """Dense vectors of an M3VectorStore."""
 
     store: M3VectorStore
-    similarity: Comparison = "dot"
+    similarity: Similarity = "dot"
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -206,7 +206,7 @@ def _to_encoder(embedding: Embeddings | None, what: str) -> Encoder:
     return embedding.encoder if isinstance(embedding, M3Embeddings) else DenseOnlyEncoder(embedding)
 
 
-def _embed_documents(documents: Sequence[Document], encoder: Encoder, similarity: Comparison | None) -> StoreVectors:
+def _embed_documents(documents: Sequence[Document], encoder: Encoder, similarity: Similarity | None) -> StoreVectors:
     texts: dict[str, str] = {}
     for document in documents:
         if not document.id or document.id in texts:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from m3_integrations.adapters.nudge_store import HELD_OUT
+from m3_integrations.adapters.store_vectors import HELD_OUT
 from m3_integrations.core.optional import import_optional
 from m3_integrations.data.beir import JudgedCollection
 from m3_integrations.data.qa_json import Source, load_qa_dataset

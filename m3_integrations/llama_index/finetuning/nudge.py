@@ -13,10 +13,10 @@ from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from m3_integrations.adapters.nudge_store import (
-    Comparison,
+from m3_integrations.adapters.store_vectors import (
     NudgeOptions,
     QueryVectors,
+    Similarity,
     StoreVectors,
     check_options,
     check_similarity,
@@ -78,7 +78,7 @@ class NudgeFinetuneEngine:
         propagate: Propagate = "auto",
         center: float | None = None,
         gamma: float | None = None,
-        similarity: Comparison | None = None,
+        similarity: Similarity | None = None,
         seed: int = 0,
         show_progress: bool = False,
     ) -> None:
@@ -333,7 +333,7 @@ def _with_embeddings(nodes: Mapping[str, BaseNode], vectors: Mapping[str, list[f
     return [node.model_copy(update={"embedding": vectors[id]}) for id, node in nodes.items()]
 
 
-def _similarity(store: BasePydanticVectorStore) -> Comparison | None:
+def _similarity(store: BasePydanticVectorStore) -> Similarity | None:
     """Return how a store compares vectors, or None if it is unknown."""
     if isinstance(store, M3VectorStore):
         return "dot"

@@ -11,7 +11,7 @@ from llama_index.core.async_utils import asyncio_run, run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
-from m3_integrations.adapters.nudge_store import to_matrix
+from m3_integrations.adapters.store_vectors import to_matrix
 from m3_integrations.core.encoded import Array
 from m3_integrations.core.errors import WrongDimension
 

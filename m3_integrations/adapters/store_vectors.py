@@ -1,4 +1,4 @@
-"""Nudging the vectors of a framework's own store, by queries that name relevant ids."""
+"""Vectors of a framework's own store, and their nudge by queries that name relevant ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m3_integrations.nudging.method.closed_form import unit
 from m3_integrations.nudging.method.variants import Method
 from m3_integrations.nudging.optimize.dense import Nudged, NudgeOptions as NudgeOptions, nudge_dense
 
-Comparison: TypeAlias = Literal["cosine", "dot"]
+Similarity: TypeAlias = Literal["cosine", "dot"]
 HELD_OUT = 0.2  # share of the queries held out for validation if no validation queries are given
 
 
@@ -41,7 +41,7 @@ class StoreVectors:
 
     ids: Sequence[str]
     vectors: Array
-    similarity: Comparison | None = None
+    similarity: Similarity | None = None
 
     def nudge(
         self, train: QueryVectors, validation: QueryVectors, options: NudgeOptions, background: Floats | None = None
@@ -94,7 +94,7 @@ class StoreVectors:
         return Judged.of(queries.vectors, answers)
 
 
-def check_options(options: NudgeOptions, similarity: Comparison | None) -> None:
+def check_options(options: NudgeOptions, similarity: Similarity | None) -> None:
     """Check options before anything is embedded.
 
     Raises:
@@ -105,7 +105,7 @@ def check_options(options: NudgeOptions, similarity: Comparison | None) -> None:
     _refuse_nudge_m(options.method, similarity)
 
 
-def check_similarity(method: str, similarity: Comparison | None, store: str) -> None:
+def check_similarity(method: str, similarity: Similarity | None, store: str) -> None:
     """Check that vectors moved by this method can go into a store.
 
     Raises:
@@ -147,7 +147,7 @@ def to_matrix(vectors: Sequence[Sequence[float]] | Array) -> Array:
         raise WrongDimension(f"vectors of different dimensions: {dims}; encode all with one model") from ragged
 
 
-def _refuse_nudge_m(method: str, similarity: Comparison | None, store: str = "this store") -> None:
+def _refuse_nudge_m(method: str, similarity: Similarity | None, store: str = "this store") -> None:
     if method == "nudge-m" and similarity == "cosine":
         raise ValueError(
             f"method 'nudge-m' makes vectors longer than 1 and {store} compares by cosine, which ignores length, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from m3_integrations.adapters.nudge_store import NudgeOptions, QueryVectors, StoreVectors, hold_out, to_matrix
+from m3_integrations.adapters.store_vectors import NudgeOptions, QueryVectors, StoreVectors, hold_out, to_matrix
 from m3_integrations.core.errors import UnknownId, WrongDimension
 from m3_integrations.core.types import Query
 
