@@ -21,10 +21,20 @@ from m3_integrations.core import Encoded
 from m3_integrations.data import JudgedCollection, read_beir
 from m3_integrations.errors import TextsTruncated
 from m3_integrations.evaluation import default_plans, evaluate_plans
-from m3_integrations.training import Example, Mining, Sampling, Stage, TrainConfig, mine, to_examples, train, unified
+from m3_integrations.training import (
+    Example,
+    MiningOptions,
+    Sampling,
+    Stage,
+    TrainConfig,
+    mine,
+    to_examples,
+    train,
+    unified,
+)
 
 METRIC = "ndcg@10"
-MINING = Mining(negatives=4, last=30)
+MINING = MiningOptions(negatives=4, last=30)
 SAMPLING = Sampling(tokens=40_000, rows=16, negatives=2, longest_query=64, longest_passage=192, shuffle=0.0)
 
 

@@ -23,7 +23,7 @@ from m3_integrations.errors import TextsTruncated
 from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.training import (
     Example,
-    Mining,
+    MiningOptions,
     Sampling,
     TrainConfig,
     load_examples,
@@ -103,7 +103,7 @@ def load_mined(folder: Path, cache: Path, model: Path) -> list[Example]:
         with MemoryIndex() as index:
             index.add(passages, encoder.encode_passages([passage.text for passage in passages], ["dense"]))
             retriever = Retriever(encoder, index, SearchPlan(propose=("dense",), weights={"dense": 1.0}))
-            mining = Mining(negatives=4, last=20)
+            mining = MiningOptions(negatives=4, last=20)
             print(folder.name, write_mined(path, mine_each(examples, retriever, mining, rng=np.random.default_rng(0))))
     return list(read_examples(path))
 

@@ -1,4 +1,3 @@
-from .callbacks import Validation as Validation
 from .data.examples import (
     Example as Example,
     load_examples as load_examples,
@@ -11,12 +10,13 @@ from .finetuning import finetune as finetune, open_retriever as open_retriever
 from .mining import (
     Margin as Margin,
     Mined as Mined,
-    Mining as Mining,
+    MiningOptions as MiningOptions,
     MiningReport as MiningReport,
     mine as mine,
     mine_each as mine_each,
     write_mined as write_mined,
 )
-from .run import Trained as Trained, train as train
+from .monitoring import Validation as Validation
+from .run import TrainingReport as TrainingReport, train as train
 from .stages import Stage as Stage, contrastive as contrastive, unified as unified, warm_up as warm_up
 from .trainer import TrainConfig as TrainConfig

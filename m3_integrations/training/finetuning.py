@@ -16,10 +16,10 @@ from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.retrieval.retriever import Retriever
-from m3_integrations.training.callbacks import Validation
 from m3_integrations.training.data.examples import Example, read_examples, to_examples
-from m3_integrations.training.mining import Mining, mine_each, write_mined
-from m3_integrations.training.run import Trained, train
+from m3_integrations.training.mining import MiningOptions, mine_each, write_mined
+from m3_integrations.training.monitoring import Validation
+from m3_integrations.training.run import TrainingReport, train
 from m3_integrations.training.stages import unified
 from m3_integrations.training.trainer import TrainConfig
 
@@ -34,7 +34,7 @@ def finetune(
     metric: str = "ndcg@10",
     config: TrainConfig | None = None,
     **options: Any,
-) -> Trained:
+) -> TrainingReport:
     """Fine-tune a model on judged queries over a corpus.
 
     Mined examples stay in <folder>.mined.jsonl until training is complete; call again with the same arguments to resume
@@ -76,7 +76,7 @@ def _mine_once(
     if not path.is_file():
         encoder = M3Encoder.from_pretrained(model, device=config.device)
         path.parent.mkdir(parents=True, exist_ok=True)
-        mining = Mining(negatives=negatives, last=max(30, 4 * negatives))
+        mining = MiningOptions(negatives=negatives, last=max(30, 4 * negatives))
         rng = np.random.default_rng(config.seed)
         with _open_retriever_in_memory(encoder, judged.passages, config.show_progress) as retriever:
             write_mined(path, mine_each(examples, retriever, mining, rng=rng))

@@ -60,7 +60,7 @@ class Margin:
 
 
 @dataclass(frozen=True, slots=True)
-class Mining:
+class MiningOptions:
     """Selection of negatives among the retrieved passages.
 
     Attributes:
@@ -134,7 +134,7 @@ class MiningReport:
 def mine(
     examples: Iterable[Example],
     retriever: Retriever,
-    mining: Mining | None = None,
+    mining: MiningOptions | None = None,
     *,
     teacher: Teacher | None = None,
     rng: np.random.Generator | None = None,
@@ -161,7 +161,7 @@ def mine(
 def mine_each(
     examples: Iterable[Example],
     retriever: Retriever,
-    mining: Mining | None = None,
+    mining: MiningOptions | None = None,
     *,
     teacher: Teacher | None = None,
     rng: np.random.Generator | None = None,
@@ -176,8 +176,8 @@ def mine_each(
         examples: Examples; their negatives are replaced.
         retriever: Retriever over the corpus.
         mining: Options; None for the defaults.
-        teacher: Scorer of the candidates and the positives; it filters by `Mining.teacher_margin`, and its scores are
-            stored in the examples.
+        teacher: Scorer of the candidates and the positives; it filters by `MiningOptions.teacher_margin`, and its
+            scores are stored in the examples.
         rng: Source of randomness, to select negatives uniformly from all candidates; None selects the best ranks.
         batch: Queries per search; default 64.
 
@@ -187,7 +187,7 @@ def mine_each(
     Raises:
         ValueError: If batch is below 1, or a teacher does not return one finite number per passage.
     """
-    options = mining or Mining()
+    options = mining or MiningOptions()
     for chunk in _iter_batches(examples, batch):
         queries = retriever.encode([example.query for example in chunk])
         retrieved = retriever.retrieve_encoded(queries, options.last)
@@ -250,7 +250,7 @@ def _select_negatives(
     example: Example,
     matches: Sequence[Match],
     max_score: float,
-    mining: Mining,
+    mining: MiningOptions,
     teacher: Teacher | None,
     rng: np.random.Generator | None,
 ) -> Mined:
@@ -282,7 +282,7 @@ def _drop_known(example: Example, matches: Sequence[Match]) -> list[Match]:
     return unknown
 
 
-def _filter_by_teacher(example: Example, texts: Sequence[str], mining: Mining, teacher: Teacher) -> Example:
+def _filter_by_teacher(example: Example, texts: Sequence[str], mining: MiningOptions, teacher: Teacher) -> Example:
     """Take the first texts within the teacher's margin, scored a few at a time."""
     positive_scores = _teacher_scores(teacher, example.query, example.positives)
     max_score = np.inf if mining.teacher_margin is None else mining.teacher_margin.max_score(positive_scores)

@@ -19,11 +19,11 @@ from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.models.checkpoint import Checkpoint
 from m3_integrations.models.tokenization import SequenceTokenizer
 from m3_integrations.models.transformer import Pooling
-from m3_integrations.training.callbacks import Validation
 from m3_integrations.training.data.sampler import Sampler
+from m3_integrations.training.monitoring import Validation
 from m3_integrations.training.objective.model import TrainableM3
+from m3_integrations.training.preparation import ENCODER_PARTS, LoRA, add_heads, select_parts, set_dropout
 from m3_integrations.training.stages import Stage
-from m3_integrations.training.trainable import ENCODER_PARTS, LoRA, add_heads, select_parts, set_dropout
 from m3_integrations.training.trainer import M3Trainer, StageResult, TrainConfig
 
 LOG_FILE = "training_log.jsonl"
@@ -32,7 +32,7 @@ RUN_FILE = "asked.json"  # the arguments of an unfinished run
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainingReport:
     """Result of training: the folder of the model, and the result of each stage."""
 
     folder: Path
@@ -58,7 +58,7 @@ def train(
     multi_vector_dim: int | None = None,
     pooling: Pooling | None = None,
     revision: str | None = None,
-) -> Trained:
+) -> TrainingReport:
     """Train a model stage by stage and save it as a folder.
 
     `M3Encoder.from_pretrained` and FlagEmbedding load the folder. An interrupted run resumes from its last checkpoint
@@ -109,7 +109,7 @@ def train(
             for number in range(1, len(stages) + 1):
                 shutil.rmtree(work / f"stage-{number}")
             work.rmdir()
-    return Trained(target, tuple(results))
+    return TrainingReport(target, tuple(results))
 
 
 def _run_stage(

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from m3_integrations.core.encoded import Mode
 from m3_integrations.training.data.examples import Example
 from m3_integrations.training.data.sampler import Sampling
-from m3_integrations.training.objective.losses import Variant
+from m3_integrations.training.objective.losses import LossVariant
 from m3_integrations.training.objective.model import PARTS, Part
 
 Sources: TypeAlias = Mapping[str, Sequence[Example]]
@@ -58,7 +58,7 @@ class Stage:
     parts: tuple[Part, ...] = ("encoder", "sparse", "multi_vector")
     low_rank: int | None = None
     objective: ObjectiveName = "m3"
-    variant: Variant = "code"
+    variant: LossVariant = "code"
     self_distillation: bool = True
     weights: Mapping[Mode, float] | None = None
     temperature: float = 0.02

@@ -17,7 +17,7 @@ from m3_integrations.models.checkpoint import Checkpoint
 from m3_integrations.models.tokenization import SequenceTokenizer
 from m3_integrations.training.data.batch import Batch
 from m3_integrations.training.data.sampler import Sampler, Sampling
-from m3_integrations.training.objective.distributed import all_gather, local_rows
+from m3_integrations.training.objective.collectives import all_gather, local_rows
 from m3_integrations.training.objective.losses import Loss, gte_loss, m3_loss
 from m3_integrations.training.objective.model import Representations, TokenBatch
 from m3_integrations.training.objective.scores import ScoreLayout, lexical_mass, score_matrices, score_modes

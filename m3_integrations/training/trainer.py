@@ -22,15 +22,15 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.errors import TrainingDiverged
 from m3_integrations.models.checkpoint import Checkpoint
-from m3_integrations.training.callbacks import LexicalCollapseMonitor, RunningMeans, Validation
 from m3_integrations.training.data.sampler import Sampler
-from m3_integrations.training.objective.distributed import broadcast
+from m3_integrations.training.monitoring import LexicalCollapseMonitor, RunningMeans, Validation
+from m3_integrations.training.objective.collectives import broadcast
 from m3_integrations.training.objective.grad_cache import GradientCache, Objective
 from m3_integrations.training.objective.losses import Loss
 from m3_integrations.training.objective.model import Representations, TokenBatch, TrainableM3
+from m3_integrations.training.preparation import default_sub_batch
 from m3_integrations.training.stages import Stage
 from m3_integrations.training.step import BatchTokenizer, StageObjective, TokenizedBatch, WorkerBatches
-from m3_integrations.training.trainable import default_sub_batch
 
 # Not cuDNN, which compiles attention for each shape of a batch.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

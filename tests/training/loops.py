@@ -18,10 +18,10 @@ import torch
 
 from m3_integrations.core.types import Passage, Query
 from m3_integrations.data.beir import JudgedCollection
-from m3_integrations.training.callbacks import Validation
 from m3_integrations.training.data.examples import Example
 from m3_integrations.training.data.sampler import Sampling
-from m3_integrations.training.run import Trained, train
+from m3_integrations.training.monitoring import Validation
+from m3_integrations.training.run import TrainingReport, train
 from m3_integrations.training.stages import Stage, contrastive, unified
 from m3_integrations.training.trainer import TrainConfig
 
@@ -48,7 +48,7 @@ def validation() -> Validation:
 
 def run(
     model: str | Path, folder: Path, validated: bool = False, evaluate_every: int = 2, **options: object
-) -> Trained:
+) -> TrainingReport:
     """Train one stage; `options` are of the stage, `rows` of its sampling."""
     torch.set_num_threads(1)
     rows = int(str(options.pop("rows", 6)))
@@ -72,7 +72,7 @@ class KillingExamples(list[Example]):
         return super().__getitem__(position)
 
 
-def run_gte(model: str | Path, folder: Path, killed_after: Path | None = None) -> Trained:
+def run_gte(model: str | Path, folder: Path, killed_after: Path | None = None) -> TrainingReport:
     """Train GTE's two stages: dense on pairs, then dense and sparse with hard negatives.
 
     The process is killed in the second stage once the file `killed_after` exists.

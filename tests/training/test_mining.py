@@ -15,7 +15,7 @@ from m3_integrations.data.splits import normalize_question
 from m3_integrations.testing import HashEncoder
 from m3_integrations.training.data.examples import Example, load_examples, read_examples, write_examples
 from m3_integrations.training.data.sampler import Sampler, Sampling
-from m3_integrations.training.mining import Margin, Mining, MiningReport, mine, mine_each, write_mined
+from m3_integrations.training.mining import Margin, MiningOptions, MiningReport, mine, mine_each, write_mined
 
 WORLD = Path(__file__).parents[2] / "examples" / "world"
 
@@ -50,20 +50,22 @@ def test_the_passages_rank_in_the_listed_order():
 
 
 def test_the_best_ranked_other_passages_become_negatives():
-    (mined,), report = mine([Example(QUERY, (POSITIVE,))], retriever_over(*RANKED, POSITIVE), Mining(negatives=2))
+    (mined,), report = mine(
+        [Example(QUERY, (POSITIVE,))], retriever_over(*RANKED, POSITIVE), MiningOptions(negatives=2)
+    )
     assert mined == Example(QUERY, (POSITIVE,), tuple(RANKED[:2]))
     assert report == MiningReport(queries=1, negatives=2, without_negatives=0, shortfalls={})
 
 
 def test_the_ranks_of_the_retriever_include_positives():
-    window = Mining(negatives=9, first=3, last=4)
+    window = MiningOptions(negatives=9, first=3, last=4)
     (mined,), _ = mine([Example(QUERY, (POSITIVE,))], retriever_over(*RANKED, POSITIVE), window)
     assert mined.negatives == (RANKED[1], RANKED[2])
 
 
 def test_existing_negatives_and_scores_are_replaced():
     example = Example(QUERY, (POSITIVE,), ("old",), (1.0,), (0.0,))
-    (mined,), _ = mine([example], retriever_over(*RANKED), Mining(negatives=1))
+    (mined,), _ = mine([example], retriever_over(*RANKED), MiningOptions(negatives=1))
     assert mined == Example(QUERY, (POSITIVE,), (RANKED[0],))
 
 
@@ -94,7 +96,7 @@ def test_a_negative_is_within_the_ranks_and_the_margin_and_not_a_positive(
     texts, examples, negatives, first, extra, margin, seed
 ):
     retriever = retriever_over(*texts)
-    mining = Mining(negatives, first, first + extra, margin)
+    mining = MiningOptions(negatives, first, first + extra, margin)
     rng = None if seed is None else np.random.default_rng(seed)
     mined, report = mine(examples, retriever, mining, rng=rng)
     for before, after in zip(examples, mined, strict=True):
@@ -125,7 +127,7 @@ def test_a_margin_excludes_passages_close_to_a_positive_even_if_it_is_not_indexe
     scores = {match.passage.text: match.score for match in retriever_over(*RANKED, POSITIVE).retrieve(QUERY)}
     between = scores[POSITIVE] - (scores[RANKED[1]] + scores[RANKED[2]]) / 2
     for margin in (Margin(absolute=between), Margin(relative=between / scores[POSITIVE])):
-        (mined,), report = mine([Example(QUERY, (POSITIVE,))], retriever, Mining(negatives=3, margin=margin))
+        (mined,), report = mine([Example(QUERY, (POSITIVE,))], retriever, MiningOptions(negatives=3, margin=margin))
         assert mined.negatives == tuple(RANKED[2:])
         assert report.shortfalls == {"margin": 1}
 
@@ -134,19 +136,21 @@ def test_a_positive_is_scored_with_the_weights_of_the_plan():
     plan = {"propose": ("dense",), "weights": {"sparse": 2.0}}
     scores = {match.passage.text: match.score for match in retriever_over(*RANKED, POSITIVE, **plan).retrieve(QUERY)}
     between = Margin(absolute=scores[POSITIVE] - (scores[RANKED[1]] + scores[RANKED[2]]) / 2)
-    (mined,), _ = mine([Example(QUERY, (POSITIVE,))], retriever_over(*RANKED, **plan), Mining(margin=between))
+    (mined,), _ = mine([Example(QUERY, (POSITIVE,))], retriever_over(*RANKED, **plan), MiningOptions(margin=between))
     assert mined.negatives == tuple(RANKED[2:])
 
 
 def test_a_teacher_filters_the_negatives_and_its_scores_are_stored():
     example = Example(QUERY, (POSITIVE, "one two three four"))
-    (mined,), report = mine([example], retriever_over(*RANKED, POSITIVE), Mining(negatives=3), teacher=shared_words)
+    (mined,), report = mine(
+        [example], retriever_over(*RANKED, POSITIVE), MiningOptions(negatives=3), teacher=shared_words
+    )
     assert mined == Example(QUERY, example.positives, tuple(RANKED[2:]), (6.0, 4.0), (3.0, 2.0))
     assert report.shortfalls == {"teacher": 1}
 
 
 def test_a_teacher_without_margin_only_scores():
-    mining = Mining(negatives=3, teacher_margin=None)
+    mining = MiningOptions(negatives=3, teacher_margin=None)
     (mined,), _ = mine([Example(QUERY, ("one",))], retriever_over(*RANKED), mining, teacher=shared_words)
     assert mined == Example(QUERY, ("one",), tuple(RANKED[:3]), (1.0,), (5.0, 4.0, 3.0))
 
@@ -158,7 +162,7 @@ def test_a_teacher_scores_only_as_many_passages_as_needed():
         scored.extend(passages)
         return shared_words(query, passages)
 
-    mine([Example(QUERY, (POSITIVE,))], retriever_over(*RANKED), Mining(negatives=1), teacher=teacher)
+    mine([Example(QUERY, (POSITIVE,))], retriever_over(*RANKED), MiningOptions(negatives=1), teacher=teacher)
     assert scored == [POSITIVE, RANKED[0]]
 
 
@@ -173,7 +177,10 @@ def test_random_negatives_come_from_all_ranks():
     for seed in range(30):
         rng = np.random.default_rng(seed)
         (mined,), _ = mine(
-            [Example(QUERY, (POSITIVE,))], retriever_over(*RANKED, POSITIVE), Mining(negatives=1, last=4), rng=rng
+            [Example(QUERY, (POSITIVE,))],
+            retriever_over(*RANKED, POSITIVE),
+            MiningOptions(negatives=1, last=4),
+            rng=rng,
         )
         drawn.update(mined.negatives)
     assert drawn == set(RANKED[:3])
@@ -183,7 +190,9 @@ def test_random_negatives_depend_on_the_seed_and_not_on_the_batch_size():
     examples = [Example(f"{word} {QUERY}", (POSITIVE,)) for word in ("one", "two", "three", "seven", "x7")]
     runs = [
         list(
-            mine_each(examples, retriever_over(*RANKED), Mining(negatives=2), rng=np.random.default_rng(3), batch=batch)
+            mine_each(
+                examples, retriever_over(*RANKED), MiningOptions(negatives=2), rng=np.random.default_rng(3), batch=batch
+            )
         )
         for batch in (1, 2, 64)
     ]
@@ -192,8 +201,10 @@ def test_random_negatives_depend_on_the_seed_and_not_on_the_batch_size():
 
 def test_mined_examples_are_written_with_the_same_report(tmp_path):
     examples = [Example(QUERY, (POSITIVE,)), Example(POSITIVE, (QUERY,))]
-    mined, report = mine(examples, retriever_over(*RANKED), Mining(negatives=5))
-    written = write_mined(tmp_path / "mined.jsonl", mine_each(examples, retriever_over(*RANKED), Mining(negatives=5)))
+    mined, report = mine(examples, retriever_over(*RANKED), MiningOptions(negatives=5))
+    written = write_mined(
+        tmp_path / "mined.jsonl", mine_each(examples, retriever_over(*RANKED), MiningOptions(negatives=5))
+    )
     assert written == report == MiningReport(queries=2, negatives=8, without_negatives=0, shortfalls={"window": 2})
     assert list(read_examples(tmp_path / "mined.jsonl")) == mined
 
@@ -209,12 +220,12 @@ def test_examples_are_read_lazily():
 @pytest.mark.parametrize(
     ("texts", "mining", "reason"),
     [
-        ([], Mining(negatives=2), "window"),
-        (RANKED[:1], Mining(negatives=2), "window"),
-        ([RANKED[0], POSITIVE], Mining(negatives=2), "known"),
-        (RANKED, Mining(negatives=2, margin=Margin(absolute=9)), "margin"),
-        (RANKED, Mining(negatives=2, teacher_margin=Margin(absolute=9)), "teacher"),
-        (RANKED, Mining(negatives=2), None),
+        ([], MiningOptions(negatives=2), "window"),
+        (RANKED[:1], MiningOptions(negatives=2), "window"),
+        ([RANKED[0], POSITIVE], MiningOptions(negatives=2), "known"),
+        (RANKED, MiningOptions(negatives=2, margin=Margin(absolute=9)), "margin"),
+        (RANKED, MiningOptions(negatives=2, teacher_margin=Margin(absolute=9)), "teacher"),
+        (RANKED, MiningOptions(negatives=2), None),
     ],
 )
 def test_a_shortfall_has_its_first_reason(texts, mining, reason):
@@ -235,9 +246,9 @@ def test_a_report_counts_shortfalls_by_reason():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mining(negatives=0), "negatives must be at least 1"),
-        (lambda: Mining(first=0), "1 <= first <= last, got first=0"),
-        (lambda: Mining(first=9, last=8), "1 <= first <= last, got first=9 and last=8"),
+        (lambda: MiningOptions(negatives=0), "negatives must be at least 1"),
+        (lambda: MiningOptions(first=0), "1 <= first <= last, got first=0"),
+        (lambda: MiningOptions(first=9, last=8), "1 <= first <= last, got first=9 and last=8"),
         (lambda: Margin(relative=-1), "margins must be at least 0"),
         (lambda: list(mine_each([], retriever_over(*RANKED), batch=0)), "batch must be at least 1"),
     ],
@@ -250,7 +261,7 @@ def test_invalid_options_are_rejected(make, message):
 def test_mined_examples_of_a_folder_round_trip_to_batches(tmp_path):
     retriever = Retriever(HashEncoder(), MemoryIndex())
     ingest(retriever.encoder, retriever.index, read_beir(WORLD, "train").passages)
-    mined, report = mine(load_examples(WORLD), retriever, Mining(negatives=3), teacher=shared_words)
+    mined, report = mine(load_examples(WORLD), retriever, MiningOptions(negatives=3), teacher=shared_words)
     write_examples(tmp_path / "mined.jsonl.gz", mined, "flag_embedding")
     assert list(read_examples(tmp_path / "mined.jsonl.gz")) == mined
     assert report.negatives == sum(len(example.negatives) for example in mined) > 0

@@ -19,12 +19,12 @@ import torch
 from m3_integrations import M3Encoder
 from m3_integrations.core.errors import LexicalCollapse, TrainingDiverged
 from m3_integrations.models import checkpoint as checkpoints
-from m3_integrations.training.callbacks import LexicalCollapseMonitor, Validation
 from m3_integrations.training.data.sampler import Sampling
+from m3_integrations.training.monitoring import LexicalCollapseMonitor, Validation
 from m3_integrations.training.objective.model import Representations, TrainableM3
+from m3_integrations.training.preparation import add_heads
 from m3_integrations.training.run import LOG_FILE, train
 from m3_integrations.training.stages import Stage, contrastive, unified, warm_up
-from m3_integrations.training.trainable import add_heads
 from m3_integrations.training.trainer import TrainConfig
 from tests.training.loops import examples, run, validation
 

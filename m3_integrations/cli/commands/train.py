@@ -32,11 +32,11 @@ def mine(
 ) -> CommandResult:
     """Mine hard negatives. They rank high for a question and do not answer it."""
     from m3_integrations import M3Encoder
-    from m3_integrations.training import Margin, Mining, load_examples, mine_each, open_retriever, write_mined
+    from m3_integrations.training import Margin, MiningOptions, load_examples, mine_each, open_retriever, write_mined
 
     if index is not None:
         require_index(index)
-    mining = Mining(negatives, first, last, None if margin is None else Margin(relative=margin))
+    mining = MiningOptions(negatives, first, last, None if margin is None else Margin(relative=margin))
     examples, encoder = load_examples(source), M3Encoder.from_pretrained(model)
     with open_retriever(encoder, source, examples, index) as retriever:
         fields: Any = "flag_embedding" if flag_embedding else "m3"

@@ -19,7 +19,7 @@ from torch.nn import functional
 from m3_integrations.core.encoded import Mode
 from m3_integrations.training.objective.scores import ScoreLayout, ScoreMatrices
 
-Variant = Literal["code", "paper"]
+LossVariant = Literal["code", "paper"]
 
 
 class Loss(NamedTuple):
@@ -46,7 +46,7 @@ class LossWeights:
 
 # "code": FlagEmbedding 1.4.2, finetune/embedder/encoder_only/m3/modeling.py, and the paper's later versions.
 # "paper": arXiv 2402.03216, first version, section 3.3.
-LOSS_WEIGHTS: Mapping[Variant, LossWeights] = {
+LOSS_WEIGHTS: Mapping[LossVariant, LossWeights] = {
     "code": LossWeights(
         scores={"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0},
         terms={"dense": 1.0, "sparse": 0.1, "multi_vector": 1.0},
@@ -118,7 +118,7 @@ def m3_loss(
     layout: ScoreLayout,
     *,
     temperature: float,
-    variant: Variant = "code",
+    variant: LossVariant = "code",
     self_distillation: bool = True,
     weights: Mapping[Mode, float | Tensor] | None = None,
     teacher: Tensor | None = None,

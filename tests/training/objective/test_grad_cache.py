@@ -17,7 +17,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from m3_integrations.core.encoded import MODES
 from m3_integrations.models.transformer import Heads, M3Model
-from m3_integrations.training.objective.distributed import all_gather, local_rows
+from m3_integrations.training.objective.collectives import all_gather, local_rows
 from m3_integrations.training.objective.grad_cache import GradientCache, encode_by_length
 from m3_integrations.training.objective.losses import Loss, gte_loss, info_nce, kl_distillation, m3_loss, own_scores
 from m3_integrations.training.objective.model import PARTS, TokenBatch, TrainableM3, concatenate
