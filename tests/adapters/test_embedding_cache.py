@@ -140,7 +140,7 @@ def test_rows_are_kept_and_found_from_many_threads():
             encoded = encoder.encode_passages([text])
             rows.put([text], encoded)
             lost.extend([text] if rows.get(text, encoded.dense[0]) is None else [])
-            rows.pop(text, encoded.dense[0])
+            rows.discard(text, encoded.dense[0])
 
     threads = [threading.Thread(target=keep_and_find, args=(number,)) for number in range(8)]
     for each in threads:
