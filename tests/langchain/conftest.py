@@ -58,14 +58,14 @@ def counting():
     return CountingEncoder()
 
 
-@pytest.fixture(params=["memory", "local", "qdrant", "qdrant-stand-in"])
+@pytest.fixture(params=["memory", "local", "qdrant", "qdrant-in-memory"])
 def any_index(request, tmp_path):
     """An empty index of each kind."""
     open_one = {
         "memory": MemoryIndex,
         "local": lambda: LocalIndex.open(tmp_path / "index"),
         "qdrant": lambda: QdrantIndex.open(tmp_path / "qdrant", "passages"),
-        "qdrant-stand-in": lambda: QdrantIndex.open(":memory:", "passages"),
+        "qdrant-in-memory": lambda: QdrantIndex.open(":memory:", "passages"),
     }
     with open_one[request.param]() as opened:
         yield opened

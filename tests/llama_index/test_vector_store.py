@@ -588,7 +588,7 @@ def test_a_store_can_be_persisted_to_other_file_systems(store, hash_encoder):
     memory.rm("bucket", recursive=True)
 
 
-@pytest.mark.parametrize("index", ["qdrant", "qdrant-stand-in"], indirect=True)
+@pytest.mark.parametrize("index", ["qdrant", "qdrant-in-memory"], indirect=True)
 def test_a_qdrant_index_must_be_passed_to_load(store, index, hash_encoder, tmp_path):
     store.persist(str(tmp_path / "store.json"))
     with pytest.raises(IndexFolderError, match="pass index= to load it"):

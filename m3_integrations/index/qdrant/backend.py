@@ -1,4 +1,4 @@
-"""Backend protocol of QdrantIndex: a server, the embedded engine, or the client's stand-in."""
+"""Backend protocol of QdrantIndex: a server, the embedded engine, or qdrant-client in memory."""
 
 from __future__ import annotations
 

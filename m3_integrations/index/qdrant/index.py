@@ -114,7 +114,7 @@ class QdrantIndex(ClosableIndex):
 
         Args:
             url_or_path: http://host:6333 or qdrant://host:6333, with TLS https:// or qdrants://; a folder, for Qdrant's
-                embedded engine in this process; or ":memory:", the client's own stand-in for tests.
+                embedded engine in this process; or ":memory:", qdrant-client's in-memory client, for tests.
             collection: Name of the collection.
             encoder: The encoder of its vectors; a new collection records the first one. None: not checked.
             api_key: API key of the server.

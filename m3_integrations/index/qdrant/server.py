@@ -1,4 +1,4 @@
-"""Backend over qdrant-client: a server, a cluster, or the client's stand-in in memory."""
+"""Backend over qdrant-client: a server, a cluster, or the in-memory client."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class ServerBackend:
         return [[ScoredPoint.of(point) for point in answer.points] for answer in answers]
 
     def create_field_index(self, key: str, kind: models.PayloadSchemaType) -> None:
-        if self.is_server:  # the stand-in has none and warns at each call
+        if self.is_server:  # the in-memory client has none and warns at each call
             self._request(lambda: self.client.create_payload_index(self.collection, key, kind, wait=True))
 
     def optimize(self) -> None:

@@ -78,7 +78,7 @@ VALUES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["engine", "stand-in"])
+@pytest.fixture(scope="module", params=["engine", "in-memory"])
 def indexes(request, tmp_path_factory):
     location = tmp_path_factory.mktemp("qdrant") if request.param == "engine" else ":memory:"
     with QdrantIndex.open(location, "c") as index:

@@ -1,4 +1,4 @@
-"""QdrantIndex meets the index contract, on the embedded engine and on the client's stand-in."""
+"""QdrantIndex meets the index contract, on the embedded engine and on the in-memory client."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_server_is_reachable():
         assert len(index) == 0
 
 
-@pytest.fixture(params=["engine", "stand-in"])
+@pytest.fixture(params=["engine", "in-memory"])
 def opened(request, tmp_path):
     """Return a function that opens the same collection with any options."""
     client = QdrantClient(":memory:")
