@@ -191,17 +191,20 @@ def sparse_row_scores(tokens: Ints, query_weights: Array, offsets: Ints, columns
 
 
 def multi_vector_scores(queries: MultiVectors, passages: MultiVectors) -> Array:
-    """Return the late-interaction score of each pair, shape (queries, passages)."""
+    """Return the MaxSim score of each pair, shape (queries, passages)."""
     if queries.width != passages.width:
         raise WrongDimension(f"query vectors are {queries.width} wide and passage vectors {passages.width}")
-    scores = [late_interactions(query, passages, passages.counts) for query in queries]
+    scores = [maxsim(query, passages, passages.counts) for query in queries]
     return np.array(scores, np.float32).reshape(len(queries), len(passages))
 
 
-def late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
+def maxsim(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
     """Return MaxSim scores: the mean over query vectors of their maximum over passage vectors.
 
-    A passage's score does not depend on the other passages of the call; without vectors on either side it is 0.
+    A passage's score does not depend on the other passages of the call; without vectors on either side it is 0. This is
+    the reference, with which these must agree: `index.local.candidates.approximate_maxsim` (int8, with error bounds),
+    `training.objective.scores` (torch), `nudging.selection.score_grids` and `nudging.method.late_interaction` (while
+    vectors rotate), `encoders.explain` (which tokens match), and `index.qdrant.search` (Qdrant's max_sim is a sum).
 
     Args:
         query: Query vectors, shape (query tokens, dim).
@@ -214,10 +217,10 @@ def late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArr
     if not len(query):
         return np.zeros(len(counts), np.float32)
     remaining, parts = iter(passages), in_parts(counts * len(query), _SIMILARITIES_AT_ONCE)
-    return np.concatenate([_late_interactions(query, islice(remaining, len(part)), counts[part]) for part in parts])
+    return np.concatenate([_maxsim_part(query, islice(remaining, len(part)), counts[part]) for part in parts])
 
 
-def _late_interactions(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
+def _maxsim_part(query: Array, passages: Iterable[Array], counts: npt.NDArray[np.int64]) -> Array:
     starts = np.concatenate([[0], np.cumsum(counts)])
     similarities = np.empty((len(query), starts[-1]), np.float32)
     step = max(1, _ON_ONE_THREAD // max(1, query.size))

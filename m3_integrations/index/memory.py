@@ -11,7 +11,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, Modes, Rows, check_modes
 from m3_integrations.core.forking import ForkSafeLock
-from m3_integrations.core.scoring import late_interactions, score_mode, sparse_scores
+from m3_integrations.core.scoring import maxsim, score_mode, sparse_scores
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.index import validation
 from m3_integrations.index.base import ClosableIndex, Hit, describe_plan
@@ -235,7 +235,7 @@ class _Compacted:
         if self._mode == "multi_vector":  # without a copy, which takes as long as scoring
             (query_vectors,), vectors = query.multi_vector, self._encoded.multi_vector
             rows = [self.rows[id] for id in ids]
-            return late_interactions(query_vectors, (vectors[row] for row in rows), vectors.counts_of(rows))
+            return maxsim(query_vectors, (vectors[row] for row in rows), vectors.counts_of(rows))
         return self._kernel(query, self.take(ids))
 
     def take(self, ids: Sequence[str]) -> Encoded:

@@ -17,7 +17,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import Array, Arrays, Encoded, Ints, Mode, MultiVectors
 from m3_integrations.core.files import FileChecksum
-from m3_integrations.core.scoring import in_parts, late_interactions
+from m3_integrations.core.scoring import in_parts, maxsim
 from m3_integrations.index.local.array_file import MappedArrays, damaged_file_error, map_arrays, write_arrays
 from m3_integrations.index.quantization import dense_int8, multi_vector_int8
 from m3_integrations.index.quantization.codecs import Codec, Codes, Int8Codec
@@ -244,7 +244,7 @@ def maxsim_scores(rows: RaggedRows, query: Array) -> Array:
         Shape (rows,).
     """
     codec = next(iter(rows.segments.values())).codec if len(rows) else None
-    return late_interactions(codec.rotate_query(query) if codec else query, _read_vectors(rows), rows.counts)
+    return maxsim(codec.rotate_query(query) if codec else query, _read_vectors(rows), rows.counts)
 
 
 def _read_vectors(rows: RaggedRows) -> Iterator[Array]:
