@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 SCRIPTS = (
@@ -169,3 +177,54 @@ def write_sentence_transformers(
 
 
 _POOLINGS = ("cls_token", "mean_tokens", "max_tokens")
+
+
+def write_sparse_encoder(
+    folder: Path, kind: str, shape: TinyCheckpoint, pooling: dict[str, object] | None = None, **settings: object
+) -> Path:
+    """Write sentence-transformers' SparseEncoder: a masked language model and SpladePooling."""
+    write_model(folder, kind, AutoModelForMaskedLM, shape)
+    _spread_head(folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": shape.positions}))
+    kinds = ("sparse_encoder.models.MLMTransformer", "sparse_encoder.models.SpladePooling")
+    write_modules(folder, [(f"sentence_transformers.{kinds[0]}", ""), (f"sentence_transformers.{kinds[1]}", "1_Pool")])
+    (folder / "1_Pool" / "config.json").write_text(json.dumps({"pooling_strategy": "max", **(pooling or {})}))
+    stated = {"model_type": "SparseEncoder", "similarity_fn_name": "dot", "prompts": {}, **settings}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(stated))
+    return folder
+
+
+def write_inference_free(folder: Path, kind: str, shape: TinyCheckpoint) -> Path:
+    """Write a SparseEncoder whose queries have a static weight per token, and whose passages are expanded."""
+    document, query = folder / "document_0_MLMTransformer", folder / "query_0_SparseStaticEmbedding"
+    write_sparse_encoder(document, kind, shape)
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (document / name).rename(folder / name)
+    (document / "1_Pool").rename(folder / "document_1_SpladePooling")
+    write_modules(folder, [("sentence_transformers.sparse_encoder.models.Router", "")])
+    tokenizer().save_pretrained(query)
+    torch.manual_seed(shape.seed)
+    save_file({"weight": torch.rand(len(tokenizer()))}, query / "model.safetensors")
+    (query / "config.json").write_text(json.dumps({"frozen": False}))
+    package = "sentence_transformers.sparse_encoder.models"
+    routes = {
+        "types": {
+            query.name: f"{package}.SparseStaticEmbedding",
+            document.name: f"{package}.MLMTransformer",
+            "document_1_SpladePooling": f"{package}.SpladePooling",
+        },
+        "structure": {"query": [query.name], "document": [document.name, "document_1_SpladePooling"]},
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    }
+    (folder / "router_config.json").write_text(json.dumps(routes))
+    return folder
+
+
+def _spread_head(folder: Path) -> None:
+    """Give every term a bias of its own, mostly negative, so that texts have some terms and not all."""
+    tensors = load_file(folder / "model.safetensors")
+    biases = [name for name in tensors if name.endswith(("predictions.bias", "lm_head.bias", "decoder.bias"))]
+    biases += [name for name in tensors if name == "vocab_projector.bias"]
+    for name in biases:
+        tensors[name] = torch.linspace(-4, 1, len(tensors[name]))[torch.randperm(len(tensors[name]))]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from m3_integrations.encoders.base import Encoder
+from m3_integrations.encoders.composed import ComposedEncoder
 from m3_integrations.encoders.m3 import M3Encoder
 
 
@@ -49,6 +50,8 @@ def resolve_chunk_size(encoder: Encoder, chunk_size: int | None) -> int:
 
 
 def _require_tokenizer(encoder: Encoder) -> M3Encoder:
+    if isinstance(encoder, ComposedEncoder) and isinstance(encoder.shortest, M3Encoder):
+        return encoder.shortest
     if not isinstance(encoder, M3Encoder):
         raise ValueError(
             f"{encoder!r} has no tokenizer to count tokens with; pass an M3Encoder, or a model by its name"

@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from m3_integrations.core.encoded import MODES, Encoded, Mode, Modes, SparseScore, check_modes
+from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Modes, SparseScore, check_modes
 from m3_integrations.core.errors import MissingMode, NotPicklable, PartNotExported, TextsTruncated
 from m3_integrations.encoders.base import Dtype, EncoderConfig, WindowOverlap, check_texts, weights_of_modes
+from m3_integrations.encoders.composed import ComposedEncoder
 from m3_integrations.encoders.explain import Explanation, explain
 from m3_integrations.encoders.projection import principal_directions
 from m3_integrations.models import checkpoint as checkpoints
@@ -26,7 +27,10 @@ from m3_integrations.models.backends.base import BatchRunner, ModelBackend
 from m3_integrations.models.backends.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.models.backends.torch import TorchBackend
 from m3_integrations.models.encoded_builder import EncodedBuilder
+from m3_integrations.models.heads.late_interaction import LateInteraction
 from m3_integrations.models.layouts.bge_m3 import MULTI_VECTOR_HEAD, SPARSE_HEAD, TOKEN_PRIOR
+from m3_integrations.models.layouts.sparse_encoder import TERM_EXPANSION
+from m3_integrations.models.layouts.transformers_folder import count_positions
 from m3_integrations.models.tokenization import SequenceTokenizer, Span
 from m3_integrations.models.transformer import Heads, Pooling
 
@@ -36,9 +40,13 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
 }
 _SEARCH_TIME = ("weights", "pair_weights", "sparse_score")  # conventions that change no vector of a passage
+_ADDED = ("truncate_dim", "lexical_length", "max_terms", "late")  # conventions that came after the first fingerprints
+# Keys of a transformer's configuration that its forward pass does not read.
+_UNREAD = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels"}
 _LATE: tuple[Mode, ...] = ("multi_vector",)
 _DEFAULTS = EncoderConfig()
 _TEXTS_AT_ONCE = 256
+_TERM_WEIGHTS = 1 << 25  # of texts x vocabulary per batch: 128 MiB
 _BATCH_TOKENS: Mapping[str, int] = {"cpu": 2048, "mps": 16384, "cuda": 65536}
 _HEAD_FILES: Mapping[Mode, str] = {"sparse": SPARSE_HEAD, "multi_vector": MULTI_VECTOR_HEAD}
 
@@ -82,11 +90,16 @@ class M3Encoder:
         else:
             model = ExportedModel(checkpoint, backend, config.dtype, config.export_dir)
         float32 = None if self.dtype == "float32" else self._float32_backend
-        self._runner = BatchRunner(model, float32, self.batch_tokens, self.name)
+        expansion = checkpoint.heads.expansion
+        batch_texts = None if expansion is None else max(1, _TERM_WEIGHTS // expansion.terms)
+        self._runner = BatchRunner(model, float32, self.batch_tokens, self.name, batch_texts)
         overlap = self._window_overlap(config.window_overlap)
         self.sequencer = SequenceTokenizer(
             checkpoint.tokenizer, checkpoint.special, self.max_length, overlap, config.mcls_interval
         )
+        self.query_sequencer = self.sequencer
+        if self.conventions.late is not None:
+            self.sequencer, self.query_sequencer = self._late_sequencers(self.conventions.late)
 
     @classmethod
     def from_pretrained(
@@ -144,6 +157,48 @@ class M3Encoder:
         encoder.config = config
         return encoder
 
+    @classmethod
+    def compose(
+        cls,
+        *,
+        dense: str | M3Encoder | None = None,
+        sparse: str | M3Encoder | None = None,
+        multi_vector: str | M3Encoder | None = None,
+        weights: Mapping[Mode, float] | None = None,
+        device: str | torch.device | None = None,
+        dtype: Dtype | None = None,
+    ) -> ComposedEncoder:
+        """Compose one encoder whose modes come from different checkpoints.
+
+        Checkpoints with the same backbone, tokenizer, prefixes and lengths share a forward pass. The scores of
+        different checkpoints have different scales: search by ranks (`SearchPlan(fusion="rrf")`), or pass weights.
+
+        Args:
+            dense: Encoder of the dense mode, or the checkpoint to load; None for no such mode.
+            sparse: Encoder of the sparse mode.
+            multi_vector: Encoder of the multi-vector mode.
+            weights: Recommended weights of the modes; None weighs each by 1.
+            device: Device of checkpoints that are loaded.
+            dtype: Precision of checkpoints that are loaded.
+
+        Raises:
+            ValueError: If there is no mode, or weights are invalid.
+            MissingMode: If a checkpoint lacks its mode.
+            CheckpointError: As in `from_pretrained`.
+        """
+        named: dict[Mode, str | M3Encoder | None] = {"dense": dense, "sparse": sparse, "multi_vector": multi_vector}
+        loaded: dict[str, M3Encoder] = {}
+        parts: dict[Mode, M3Encoder] = {}
+        for mode, each in named.items():
+            if isinstance(each, str):
+                if each not in loaded:
+                    loaded[each] = cls.from_pretrained(each, device=device, dtype=dtype)
+                each = loaded[each]
+            if each is not None:
+                parts[mode] = each
+        shared = [(_combined(own), tuple(own)) for own in _groups(parts)]
+        return ComposedEncoder(parts, shared if parts else None, weights)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> M3Encoder:
         """Return this encoder: deep copies of components share its weights."""
         return self
@@ -186,6 +241,8 @@ class M3Encoder:
 
     @property
     def dense_dim(self) -> int:
+        if "dense" not in self.modes:
+            return 0
         return min(self._hidden_size, self.conventions.truncate_dim or self._hidden_size)
 
     @property
@@ -195,17 +252,19 @@ class M3Encoder:
 
     @property
     def vocab_size(self) -> int:
-        return self.checkpoint.tokenizer.get_vocab_size() if "sparse" in self.modes else 0
+        if "sparse" not in self.modes:
+            return 0
+        expansion = self.checkpoint.heads.expansion
+        return self.checkpoint.tokenizer.get_vocab_size() if expansion is None else expansion.terms
 
     @cached_property
     def fingerprint(self) -> str:
         reading = {key: value for key, value in asdict(self.conventions).items() if key not in _SEARCH_TIME}
         del reading["window_overlap"]  # stated by the next line, with what the options make of it
-        if self.conventions.truncate_dim is None:
-            del reading["truncate_dim"]  # keeps the fingerprint of indexes from before this option
         reading |= {"windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
-        if self.conventions.lexical_length is None:
-            del reading["lexical_length"]  # keeps the fingerprint of indexes from before this option
+        for option in _ADDED:
+            if reading[option] is None:
+                del reading[option]  # keeps the fingerprint of indexes from before this option
         if self.token_pooling != 1:
             reading["token_pooling"] = self.token_pooling
         stated = json.dumps(reading, sort_keys=True)
@@ -234,7 +293,15 @@ class M3Encoder:
         Warns:
             TextsTruncated: Once per call, if texts are longer than `max_length`.
         """
-        encoded = self._encode(texts, self._check_modes(modes), self.conventions.query_prefix, show_progress)
+        weights = self.checkpoint.heads.query_weights
+        encoded = self._encode(
+            texts,
+            self._check_modes(modes),
+            self.conventions.query_prefix,
+            show_progress,
+            query_weights=None if weights is None else weights.float().cpu().numpy(),
+            sequencer=self.query_sequencer,
+        )
         return encoded.with_sparse_score(self.sparse_score)
 
     def encode_passages(
@@ -285,7 +352,7 @@ class M3Encoder:
 
     def query_spans(self, text: str) -> list[Span]:
         """Return the tokens of a query in the order of its multi-vectors."""
-        return self.sequencer.spans(text, self.conventions.query_prefix)
+        return self.query_sequencer.spans(text, self.conventions.query_prefix)
 
     def passage_spans(self, text: str) -> list[Span]:
         """Return the tokens of a passage in the order of the vectors of `encode_tokens`.
@@ -369,6 +436,10 @@ class M3Encoder:
     def _unsaved_parts(self) -> Iterator[str]:
         if self.checkpoint.heads.token_prior is not None:
             yield f"a lexical weight for each token ({TOKEN_PRIOR}.safetensors)"
+        if self.checkpoint.heads.expansion is not None:
+            yield f"term expansion ({TERM_EXPANSION}.safetensors)"
+        if self.conventions.late is not None:
+            yield f"the conventions of late interaction ({checkpoints.OWN_FILE})"
         if self.conventions.lexical_length is not None:
             yield f"lexical weights with length normalization ({checkpoints.OWN_FILE})"
 
@@ -388,6 +459,18 @@ class M3Encoder:
         stated = self.conventions.window_overlap
         return option if option is not None or stated is None else min(stated, (self.max_length - 2) // 8)
 
+    def _late_sequencers(self, late: LateInteraction) -> tuple[SequenceTokenizer, SequenceTokenizer]:
+        """Return the tokenizers of passages and of queries, by the conventions of a ColBERT-like checkpoint."""
+        vocabulary = self.checkpoint.tokenizer.get_vocab()
+        passages = replace(self.sequencer, vector_tokens=late.tokens_of("document", vocabulary))
+        longest = late.query_length or self.max_length
+        if late.expansion is not None:
+            longest = late.expansion.length if late.expansion.truncate else max(longest, late.expansion.length)
+        longest = min(longest, count_positions(self.checkpoint.backbone))
+        tokens = late.tokens_of("query", vocabulary)
+        tokens = tokens._replace(length=min(tokens.length, longest))
+        return passages, replace(passages, max_length=longest, window_overlap=None, vector_tokens=tokens)
+
     def _widths(self, modes: Modes) -> dict[Mode, int]:
         widths: Mapping[Mode, int] = {
             "dense": self._hidden_size,
@@ -400,9 +483,10 @@ class M3Encoder:
         if modes is None:
             return self.modes
         for mode in check_modes(modes, MODES) - self.modes:
-            file = _HEAD_FILES[mode]
+            file = _HEAD_FILES.get(mode)
+            lack = f"its folder holds no {file}.pt or {file}.safetensors" if file else "it does not pool its states"
             raise MissingMode(
-                f"{self.name!r} has no head for {mode!r}: its folder holds no {file}.pt or {file}.safetensors; ask for "
+                f"{self.name!r} has no head for {mode!r}: {lack}; ask for "
                 f"modes={tuple(each for each in MODES if each in self.modes)!r}, or load a BGE-M3 checkpoint"
             )
         return check_modes(modes, MODES)
@@ -414,11 +498,14 @@ class M3Encoder:
         prefix: str,
         show_progress: bool,
         token_pooling: int = 1,
+        query_weights: Array | None = None,
+        sequencer: SequenceTokenizer | None = None,
     ) -> Encoded:
-        sequences, truncated = self.sequencer.sequences(check_texts(texts), prefix)
+        sequencer = sequencer or self.sequencer
+        sequences, truncated = sequencer.sequences(check_texts(texts), prefix)
         if truncated:
             advice = (
-                f"are longer than {self.max_length} tokens and were truncated; split them, or read windows with "
+                f"are longer than {sequencer.max_length} tokens and were truncated; split them, or read windows with "
                 f"the option window_overlap={self.sequencer.max_content_tokens // 8}"
             )
             warnings.warn(TextsTruncated(truncated, len(texts), advice), stacklevel=3)
@@ -431,7 +518,13 @@ class M3Encoder:
             lexical_length=self.conventions.lexical_length,
             token_pooling=token_pooling,
             truncate_dim=self.conventions.truncate_dim,
+            max_terms=self.conventions.max_terms,
         )
+        if query_weights is not None and "sparse" in modes:
+            builder.add_static_weights(query_weights)
+            modes = modes - {"sparse"}
+        if not modes:
+            return builder.build()
         with tqdm(total=len(sequences), desc="encode", unit="text", disable=not show_progress) as bar:
             for batch, states in self._runner.run(sequences, modes):
                 builder.add_batch(batch, states)
@@ -445,6 +538,60 @@ class M3Encoder:
     def _float32_backend(self) -> TorchBackend:
         """Build a float32 backend, for values that overflow in half precision."""
         return self._torch_backend(*self.checkpoint.stored(), torch.float32)
+
+
+def _groups(parts: Mapping[Mode, M3Encoder]) -> list[dict[Mode, M3Encoder]]:
+    """Group modes whose encoders read texts alike, with equal backbones."""
+    groups: list[dict[Mode, M3Encoder]] = []
+    for mode, part in parts.items():
+        if mode not in part.modes:
+            raise MissingMode(f"{mode}={part!r} has no mode {mode!r}; it has {sorted(part.modes)}")
+        group = next((each for each in groups if _reads_alike(next(iter(each.values())), part)), None)
+        if group is None:
+            groups.append({mode: part})
+        else:
+            group[mode] = part
+    return groups
+
+
+def _reads_alike(one: M3Encoder, other: M3Encoder) -> bool:
+    if one is other:
+        return True
+    if one.backend != "torch" or other.backend != "torch" or _reading_of(one) != _reading_of(other):
+        return False
+    return one.checkpoint.hash_backbone() == other.checkpoint.hash_backbone()
+
+
+def _reading_of(encoder: M3Encoder) -> tuple[object, ...]:
+    """Return everything but weights that turns a text into hidden states."""
+    stated, sequencer = encoder.conventions, encoder.sequencer
+    lengths = (stated.max_length, sequencer.window_overlap, sequencer.cls_every, stated.late)
+    shape = encoder.checkpoint.backbone.config.to_dict()
+    shape = {key: value for key, value in shape.items() if not key.startswith("_") and key not in _UNREAD}
+    text = json.dumps(shape, sort_keys=True, default=str)
+    return (stated.query_prefix, stated.passage_prefix, lengths, str(encoder.device), encoder.dtype, text)
+
+
+def _combined(parts: Mapping[Mode, M3Encoder]) -> M3Encoder:
+    """Return one encoder for modes whose encoders read texts alike."""
+    encoders = list(dict.fromkeys(parts.values()))
+    if len(encoders) == 1:
+        return encoders[0]
+    first = encoders[0]
+    late = parts.get("multi_vector", first)
+    config = EncoderConfig(
+        device=str(first.device),
+        dtype=first.dtype,
+        max_length=first.max_length,
+        batch_tokens=first.batch_tokens,
+        query_prefix=first.conventions.query_prefix,
+        passage_prefix=first.conventions.passage_prefix,
+        window_overlap="truncate" if first.sequencer.window_overlap is None else first.sequencer.window_overlap,
+        mcls_interval=first.sequencer.cls_every,
+        token_pooling=late.token_pooling,
+        truncate_dim=parts["dense"].conventions.truncate_dim if "dense" in parts else None,
+    )
+    return M3Encoder(checkpoints.combine({mode: part.checkpoint for mode, part in parts.items()}), config)
 
 
 def _check_options(checkpoint: checkpoints.Checkpoint, config: EncoderConfig) -> None:
@@ -461,9 +608,11 @@ def _check_options(checkpoint: checkpoints.Checkpoint, config: EncoderConfig) ->
         raise ValueError("export_dir is the folder of an exported model; add backend='onnx' or 'openvino'")
     if backend != "torch" and config.device not in (None, "cpu"):
         raise ValueError(f"the backend {backend!r} runs on the CPU, got device={str(config.device)!r}")
+    if backend != "torch" and checkpoint.heads.expansion is not None:
+        raise ValueError(f"{checkpoint.name!r} expands terms, which runs with backend='torch' only, got {backend!r}")
     if config.mcls_interval is not None and stated.pooling != "cls":
         raise ValueError(
-            f"mcls_interval needs a checkpoint that pools by its cls token, and {checkpoint.name!r} pools by mean"
+            f"mcls_interval needs a checkpoint that pools by its cls token, and {checkpoint.name!r} does not"
         )
     hidden = int(checkpoint.backbone.config.hidden_size)
     if config.truncate_dim is not None and not 1 <= config.truncate_dim <= hidden:

@@ -17,18 +17,20 @@ class Batches:
         lengths: Tokens of each sequence.
         tokens: Tokens per batch; a longer sequence is a batch of its own.
         padded: Count each sequence with the length of the longest in its batch.
+        most: Most sequences per batch; None for any number.
 
     Raises:
         ValueError: If `tokens` is below 1.
     """
 
-    def __init__(self, lengths: Sequence[int], tokens: int, *, padded: bool = True) -> None:
+    def __init__(self, lengths: Sequence[int], tokens: int, *, padded: bool = True, most: int | None = None) -> None:
         if tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {tokens}")
         self._lengths = np.asarray(lengths, np.int64)
         self._order = np.argsort(-self._lengths, kind="stable")
         self._start = 0
         self._padded = padded
+        self._most = most or max(1, len(self._order))
         self.tokens = tokens
 
     @property
@@ -40,8 +42,8 @@ class Batches:
         """Return the positions of the next batch."""
         longest = max(1, int(self._lengths[self._order[self._start]]))
         if self._padded:
-            return self._order[self._start : self._start + max(1, self.tokens // longest)]
-        upcoming = self._order[self._start : self._start + self.tokens]
+            return self._order[self._start : self._start + min(self._most, max(1, self.tokens // longest))]
+        upcoming = self._order[self._start : self._start + min(self._most, self.tokens)]
         totals = np.cumsum(self._lengths[upcoming])
         return upcoming[: max(1, int(np.searchsorted(totals, self.tokens, side="right")))]
 

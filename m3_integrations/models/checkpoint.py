@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from m3_integrations.core.errors import CheckpointError, HeadsMissing
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.models import mini
 from m3_integrations.models.checkpoint_files import UNBOUNDED, read_object, read_tensors
+from m3_integrations.models.heads.late_interaction import LateInteraction
+from m3_integrations.models.layouts import multi_vector_encoder, pylate, sparse_encoder
+from m3_integrations.models.layouts.base import FolderLayout
 from m3_integrations.models.layouts.bge_m3 import (
     MULTI_VECTOR_HEAD,
     SPARSE_HEAD,
@@ -38,13 +41,16 @@ from m3_integrations.models.layouts.bge_m3 import (
     read_heads,
 )
 from m3_integrations.models.layouts.sentence_transformers import sentence_transformers_conventions
+from m3_integrations.models.layouts.sparse_encoder import QUERY_WEIGHTS, TERM_EXPANSION
 from m3_integrations.models.layouts.token_classification import read_sparse_head
 from m3_integrations.models.layouts.transformers_folder import (
+    Backbone,
     bare,
     count_positions,
     quiet_transformers,
     read_backbone,
     read_tokenizer,
+    register_markers,
 )
 from m3_integrations.models.transformer import Heads, PivotedLengthNormalization, Pooling
 
@@ -60,7 +66,7 @@ class CheckpointConventions:
     """Conventions that turn texts into vectors, in addition to the weights.
 
     Attributes:
-        pooling: Pooling of the dense vector.
+        pooling: Pooling of the dense vector; None without a dense mode.
         normalise: Whether dense vectors are normalized; spelled as in the checkpoint's file.
         max_length: Longest sequence in tokens, special tokens included.
         query_prefix: Text put before every query.
@@ -72,12 +78,14 @@ class CheckpointConventions:
         lexical_length: Length normalization of lexical weights; None for none, as in BGE-M3.
         window_overlap: Tokens shared by the windows in which longer texts are read; None truncates them.
         truncate_dim: Leading dimensions of the dense vector to use (Matryoshka); None uses all.
+        max_terms: Largest lexical weights of a text to keep; None keeps all.
+        late: Which tokens have vectors in late interaction, as in ColBERT; None for the rule of BGE-M3.
 
     Raises:
         ValueError: If a value is invalid.
     """
 
-    pooling: Pooling
+    pooling: Pooling | None
     normalise: bool = True
     max_length: int = 512
     query_prefix: str = ""
@@ -88,12 +96,15 @@ class CheckpointConventions:
     window_overlap: int | None = None
     truncate_dim: int | None = None
     sparse_score: SparseScore = "sum"
+    max_terms: int | None = None
+    late: LateInteraction | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pair_weights", tuple(self.pair_weights))  # a list in JSON
         if not isinstance(self.normalise, bool):
             raise ValueError(f"normalise is true or false, got {self.normalise!r}")
-        for name, number, least in (("window_overlap", self.window_overlap, 0), ("truncate_dim", self.truncate_dim, 1)):
+        for name, least in (("window_overlap", 0), ("truncate_dim", 1), ("max_terms", 1)):
+            number = getattr(self, name)
             if number is not None and (type(number) is not int or number < least):
                 raise ValueError(f"{name} is a whole number from {least}, got {number!r}")
         if not isinstance(self.max_length, int) or self.max_length < 8:
@@ -130,6 +141,7 @@ class Checkpoint:
         name: The name that the user passed.
         folder: Its folder; None for m3-mini.
         narrow_head: Multi-vector head in float32 if it is not that of the folder.
+        origins: Checkpoints of the heads by mode, if they come from several; backbone and tokenizer are equal in all.
     """
 
     name: str
@@ -141,6 +153,7 @@ class Checkpoint:
     conventions: CheckpointConventions
     folder: Path | None  # None for m3-mini
     narrow_head: nn.Linear | None = None
+    origins: Mapping[Mode, Checkpoint] | None = None
 
     def hash_weights(self) -> str:
         """Return 64 hex digits over stored weights and tokenizer.
@@ -160,10 +173,22 @@ class Checkpoint:
         """
         if self.backbone.dtype == torch.float32:
             return self.backbone, self.heads
+        if self.origins is not None:
+            stored = {mode: origin.stored() for mode, origin in self.origins.items()}
+            heads = combine_heads({mode: heads for mode, (_, heads) in stored.items()})
+            return next(iter(stored.values()))[0], heads
         again = read_mini() if self.folder is None else _read_folder(self.name, self.folder, self.conventions.pooling)
         if self.narrow_head is None:
             return again.backbone, again.heads
         return again.backbone, replace(again.heads, multi_vector=self.narrow_head)
+
+    def hash_backbone(self) -> str:
+        """Return 64 hex digits over the transformer's weights and the tokenizer, without heads."""
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
+        for name, values in sorted(self.stored()[0].state_dict().items()):
+            digest.update(f"{name}{tuple(values.shape)}".encode())
+            digest.update(_bytes(values))
+        return digest.hexdigest()
 
     def narrowed(self, directions: npt.NDArray[np.float64]) -> Checkpoint:
         """Return a checkpoint that shares the weights and projects its multi-vectors.
@@ -189,6 +214,48 @@ class Checkpoint:
         backbone, heads = self.stored()
         yield from backbone.state_dict().items()
         yield from _head_tensors(heads).items()
+        if heads.expansion is not None:
+            options = json.dumps(asdict(heads.expansion.options), sort_keys=True)
+            for name, value in sparse_encoder.expansion_tensors(heads.expansion, backbone).items():
+                yield f"{TERM_EXPANSION}.{name}.{options}", value
+
+
+def combine_heads(parts: Mapping[Mode, Heads]) -> Heads:
+    """Return the heads of modes from different checkpoints with one backbone."""
+    lexical, late = parts.get("sparse", Heads()), parts.get("multi_vector", Heads())
+    return Heads(
+        sparse=lexical.sparse,
+        token_prior=lexical.token_prior,
+        multi_vector=late.multi_vector,
+        dense="dense" in parts,
+        expansion=lexical.expansion,
+        query_weights=lexical.query_weights,
+    )
+
+
+def combine(parts: Mapping[Mode, Checkpoint]) -> Checkpoint:
+    """Return one checkpoint of modes from different ones, whose backbones and tokenizers are equal.
+
+    Args:
+        parts: Checkpoint of each mode; their lengths and prefixes are equal.
+    """
+    first = next(iter(parts.values()))
+    conventions = replace(first.conventions, pooling=None, lexical_length=None, max_terms=None, truncate_dim=None)
+    if "dense" in parts:
+        stated = parts["dense"].conventions
+        conventions = replace(
+            conventions, pooling=stated.pooling, normalise=stated.normalise, truncate_dim=stated.truncate_dim
+        )
+    if "sparse" in parts:
+        stated = parts["sparse"].conventions
+        conventions = replace(
+            conventions,
+            lexical_length=stated.lexical_length,
+            max_terms=stated.max_terms,
+            sparse_score=stated.sparse_score,
+        )
+    heads = combine_heads({mode: part.heads for mode, part in parts.items()})
+    return replace(first, heads=heads, conventions=conventions, narrow_head=None, origins=dict(parts))
 
 
 def read(model: str, *, revision: str | None = None, pooling: Pooling | None = None) -> Checkpoint:
@@ -282,6 +349,8 @@ def _check_heads_were_downloaded(model: str, revision: str | None, folder: Path)
     file = f"{SPARSE_HEAD}.pt"
     if (folder / OWN_FILE).is_file() or head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
         return
+    if (folder / "modules.json").is_file() and _layout_of_one_mode(folder) is not None:
+        return
     if try_to_load_from_cache(model, file, revision=revision or "main") is _CACHED_NO_EXIST:
         return
     try:
@@ -302,27 +371,84 @@ _NAMES = "name a folder, a hub id such as 'BAAI/bge-m3', or 'm3-mini', which nee
 
 
 def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint:
-    conventions = _conventions(name, folder, pooling)
-    tokenizer = read_tokenizer(folder)
-    backbone, others = read_backbone(folder)
-    _require_embeddings(folder, backbone, tokenizer)
-    limit = count_positions(backbone)
-    longest = min(conventions.max_length, limit, int(tokenizer.model_max_length))
-    heads = read_heads(folder, backbone.config.hidden_size, tokenizer.backend_tokenizer.get_vocab_size())
-    classifier = read_sparse_head(folder, backbone.config, others)
-    if classifier is not None and heads.sparse is None:
-        heads = replace(heads, sparse=classifier)
+    layout = _read_layout(folder)
+    stated = layout.stated if pooling is None else {**layout.stated, "pooling": pooling}
+    conventions = _conventions(name, folder, stated)
+    tokenizer = read_tokenizer(layout.root)
+    register_markers(tokenizer, layout.markers)
+    conventions = _with_late_interaction(folder, conventions, layout, tokenizer)
+    backbone = read_backbone(layout.root)
+    _require_embeddings(folder, backbone.model, tokenizer)
+    longest = min(conventions.max_length, count_positions(backbone.model))
+    if conventions.late is None or conventions.late.passage_length is None:
+        longest = min(longest, int(tokenizer.model_max_length))
+    heads = layout.read_heads(backbone, tokenizer)
     token_names = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return Checkpoint(
         name=name,
-        backbone=backbone,
-        heads=heads,
+        backbone=backbone.model,
+        heads=replace(heads, dense=conventions.pooling is not None),
         tokenizer=bare(tokenizer),
         special=_special_ids(tokenizer.backend_tokenizer, token_names),
         token_names=token_names,
-        conventions=replace(conventions, max_length=longest),
+        conventions=_with_max_length(folder, conventions, longest),
         folder=folder,
     )
+
+
+def _with_late_interaction(
+    folder: Path, conventions: CheckpointConventions, layout: FolderLayout, tokenizer: PreTrainedTokenizerFast
+) -> CheckpointConventions:
+    if layout.late is not None:
+        try:
+            conventions = replace(conventions, late=layout.late(tokenizer))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder} states late interaction that is not supported: {error}") from error
+    expansion = None if conventions.late is None else conventions.late.expansion
+    if expansion is not None and expansion.token not in tokenizer.get_vocab():
+        raise CheckpointError(f"the tokenizer of {folder} has no token {expansion.token!r}, which expands queries")
+    return conventions
+
+
+def _with_max_length(folder: Path, conventions: CheckpointConventions, longest: int) -> CheckpointConventions:
+    try:
+        return replace(conventions, max_length=longest)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} reads too little: {error}") from error
+
+
+def _layout_of_one_mode(folder: Path) -> Callable[[Path], FolderLayout] | None:
+    """Return the reader of a folder of SPLADE or ColBERT, by its modules; None for any other."""
+    if sparse_encoder.is_sparse_encoder(folder):
+        return sparse_encoder.read_layout
+    if pylate.is_pylate(folder):
+        return pylate.read_layout
+    return multi_vector_encoder.read_layout if multi_vector_encoder.is_multi_vector_encoder(folder) else None
+
+
+def _read_layout(folder: Path) -> FolderLayout:
+    """Read what a folder states, by the first of its files that a layout knows."""
+    stated: dict[str, Any] = {}
+    if (folder / OWN_FILE).is_file():
+        stated = read_object(folder / OWN_FILE)
+    elif (folder / "modules.json").is_file():
+        read_layout = _layout_of_one_mode(folder)
+        if read_layout is not None:
+            return read_layout(folder)
+        stated = sentence_transformers_conventions(folder)
+    elif head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
+        stated = {"pooling": "cls"}  # what FlagEmbedding's fine-tuning writes: BGE-M3's conventions, unstated
+
+    def read_linear_heads(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Heads:
+        hidden = int(backbone.model.config.hidden_size)
+        tokens = tokenizer.backend_tokenizer.get_vocab_size()
+        heads = read_heads(folder, hidden, tokens)
+        classifier = read_sparse_head(folder, backbone.model.config, backbone.others)
+        if classifier is not None and heads.sparse is None:
+            heads = replace(heads, sparse=classifier)
+        return replace(heads, **sparse_encoder.read_sparse_heads(folder, backbone.model, tokens))
+
+    return FolderLayout(folder, stated, read_linear_heads)
 
 
 def _require_embeddings(folder: Path, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -335,33 +461,22 @@ def _require_embeddings(folder: Path, backbone: PreTrainedModel, tokenizer: PreT
         )
 
 
-def _conventions(name: str, folder: Path, pooling: Pooling | None) -> CheckpointConventions:
-    stated = _stated(folder)
-    if pooling is not None:
-        stated = {**stated, "pooling": pooling}
+def _conventions(name: str, folder: Path, stated: Mapping[str, Any]) -> CheckpointConventions:
     if "pooling" not in stated:
         raise CheckpointError(
             f"{name!r} is a plain transformers folder and does not state its pooling; "
             "write from_pretrained(..., pooling='mean') or pooling='cls'"
         )
-    if stated["pooling"] not in ("cls", "mean"):
+    if stated["pooling"] not in ("cls", "mean", None):
         raise CheckpointError(f"{name!r} pools by {stated['pooling']!r}; this package reads 'cls' and 'mean'")
     try:
         if stated.get("lexical_length") is not None:
             stated = {**stated, "lexical_length": PivotedLengthNormalization(**stated["lexical_length"])}
+        if stated.get("late") is not None:
+            stated = {**stated, "late": LateInteraction.from_json(stated["late"])}
         return CheckpointConventions(**{"max_length": UNBOUNDED, **stated})
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / OWN_FILE} has options that this version cannot use: {error}") from error
-
-
-def _stated(folder: Path) -> dict[str, Any]:
-    if (folder / OWN_FILE).is_file():
-        return read_object(folder / OWN_FILE)
-    if (folder / "modules.json").is_file():
-        return sentence_transformers_conventions(folder)
-    if head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
-        return {"pooling": "cls"}  # what FlagEmbedding's fine-tuning writes: BGE-M3's conventions, unstated
-    return {}
+        raise CheckpointError(f"{folder} has options that this version cannot use: {error}") from error
 
 
 def _special_ids(tokenizer: Tokenizer, names: Mapping[str, str]) -> SpecialTokens:
@@ -404,6 +519,7 @@ def save(checkpoint: Checkpoint, folder: Path, conventions: CheckpointConvention
         torch.save(_state(heads.sparse or _zero_linear(hidden)), folder / f"{SPARSE_HEAD}.pt")
     if heads.multi_vector is not None:
         torch.save(_state(_as_linear(heads.multi_vector, hidden)), folder / f"{MULTI_VECTOR_HEAD}.pt")
+    sparse_encoder.save_sparse_heads(folder, heads, backbone)
     if heads.token_prior is not None:
         save_file({"weight": heads.token_prior.float().cpu().contiguous()}, folder / f"{TOKEN_PRIOR}.safetensors")
     (folder / OWN_FILE).write_text(json.dumps(asdict(conventions), indent=2) + "\n", encoding="utf-8")
@@ -414,7 +530,7 @@ def _remove_stale_heads(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} exists and holds no model; save into a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR):
+    for name in (SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR, TERM_EXPANSION, QUERY_WEIGHTS):
         while stale := head_file(folder, name):
             stale.unlink()
 
@@ -452,6 +568,8 @@ def _head_tensors(heads: Heads) -> dict[str, Tensor]:
         tensors[MULTI_VECTOR_HEAD] = torch.zeros(0)
     if heads.token_prior is not None:
         tensors[TOKEN_PRIOR] = heads.token_prior
+    if heads.query_weights is not None:
+        tensors[QUERY_WEIGHTS] = heads.query_weights
     return tensors
 
 

@@ -19,13 +19,18 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _TOKENS = 1024
 
 
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a linear layer, through oneDNN under inference mode on a CPU."""
+    if inputs.device.type == "cpu" and torch.is_inference_mode_enabled() and has_onednn_linear(inputs.dtype):
+        return _linear(inputs, weight, bias)
+    return functional.linear(inputs, weight, bias)
+
+
 class OneDnnLinear(nn.Linear):
     """A linear layer that runs through oneDNN under inference mode on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and torch.is_inference_mode_enabled() and has_onednn_linear(input.dtype):
-            return _linear(input, self.weight, self.bias)
-        return functional.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 class InPlaceGelu(GELUActivation):

@@ -134,7 +134,7 @@ def pack(backbone: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Input
     places = _row([positions(each.ids, padding) for each in sequences], backbone.device)
     lengths = [len(each.ids) for each in sequences]
     runs = _variable_lengths(lengths, backbone.device) if backbone.device.type == "cuda" else runs_of(lengths)
-    return Inputs(row_arguments(backbone, ids[None], places[None], runs), ids, mask=None)
+    return Inputs(row_arguments(backbone, ids[None], places[None], runs), ids, None, lengths)
 
 
 def pad(backbone: PreTrainedModel, sequences: Sequence[TokenSequence], pad: int) -> Inputs:
@@ -143,15 +143,18 @@ def pad(backbone: PreTrainedModel, sequences: Sequence[TokenSequence], pad: int)
     mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(backbone.device)
     ids = _row([each.ids for each in sequences], backbone.device)
     padded = ids.new_full(mask.shape, pad).masked_scatter_(mask, ids)
+    attended = lengths - np.array([each.unattended for each in sequences])
     # Without padding there is nothing to mask, and attention takes its fastest path.
-    attention_mask = None if lengths.min() == lengths.max() else mask.long()
-    return Inputs({"input_ids": padded, "attention_mask": attention_mask}, ids, mask)
+    attention_mask = None if attended.min() == lengths.max() else mask.long()
+    if attended.sum() != lengths.sum():
+        attention_mask = torch.from_numpy(np.arange(lengths.max()) < attended[:, None]).to(backbone.device).long()
+    return Inputs({"input_ids": padded, "attention_mask": attention_mask}, ids, mask, lengths.tolist())
 
 
-def pool_of(sequences: Sequence[TokenSequence], pooling: Pooling, device: torch.device) -> PoolingWeights:
-    """Return the weights that pool consecutive sequences: cls tokens, or all tokens."""
+def pool_of(sequences: Sequence[TokenSequence], pooling: Pooling | None, device: torch.device) -> PoolingWeights:
+    """Return the weights that pool consecutive sequences: all tokens for "mean", else cls tokens."""
     starts = np.cumsum([0, *(len(each.ids) for each in sequences[:-1])])
-    pooled = [each.cls if pooling == "cls" else np.arange(len(each.ids)) for each in sequences]
+    pooled = [np.arange(len(each.ids)) if pooling == "mean" else each.cls for each in sequences]
     counts = np.array([len(each) for each in pooled])
     places = np.concatenate(pooled) + np.repeat(starts, counts)
     texts = np.repeat(np.arange(len(sequences)), counts)

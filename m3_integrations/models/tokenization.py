@@ -13,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from m3_integrations.core.forking import delay_forks
 from m3_integrations.core.types import is_blank
 from m3_integrations.models.checkpoint import SpecialTokens
+from m3_integrations.models.heads.late_interaction import VectorTokens
 
 Ids = npt.NDArray[np.int32]
 _SPACES = " \u2581\u0120"  # as SentencePiece and byte-level tokenizers write a space
@@ -26,12 +27,21 @@ class TokenSequence(NamedTuple):
         text: Row of its text.
         prefix: Number of prefix tokens after the first cls.
         cls: Positions of cls tokens.
+        vectors: Positions of the tokens that have vectors; None for those of `content_positions`.
+        unattended: Tokens at the end that the others do not attend to.
     """
 
     ids: Ids
     text: int
     prefix: int
     cls: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.int64] | None = None
+    unattended: int = 0
+
+    @property
+    def vector_count(self) -> int:
+        """Number of tokens that have vectors."""
+        return len(self.ids) - self.prefix - len(self.cls) if self.vectors is None else len(self.vectors)
 
     def content_positions(self) -> npt.NDArray[np.int64]:
         """Return the positions of the text's own tokens and the final eos: without cls and prefix."""
@@ -56,6 +66,7 @@ class SequenceTokenizer:
         max_length: Longest sequence, special tokens included.
         window_overlap: Tokens shared by consecutive windows of a longer text; None truncates it.
         cls_every: Tokens between cls tokens (MCLS, arXiv 2402.03216, section 3.4); None for one cls.
+        vector_tokens: Tokens that have vectors, and that expand a text; None for the rule of BGE-M3.
 
     Raises:
         ValueError: If a value is out of range.
@@ -66,6 +77,7 @@ class SequenceTokenizer:
     max_length: int
     window_overlap: int | None = None
     cls_every: int | None = None
+    vector_tokens: VectorTokens | None = None
 
     def __post_init__(self) -> None:
         if self.max_length < 8:
@@ -96,11 +108,14 @@ class SequenceTokenizer:
         Raises:
             ValueError: If the prefix leaves no room for text.
         """
+        encodings = self._encode(texts, prefix)
+        return self._sequences_of(encodings, [_prefix_tokens(each, prefix) for each in encodings])
+
+    def _sequences_of(self, encodings: Sequence[Encoding], prefixes: Sequence[int]) -> tuple[list[TokenSequence], int]:
         found: list[TokenSequence] = []
         cut = 0
-        for row, encoding in enumerate(self._encode(texts, prefix)):
+        for row, (encoding, leading) in enumerate(zip(encodings, prefixes, strict=True)):
             ids = np.array(encoding.ids[1:-1], np.int32)
-            leading = _prefix_tokens(encoding, prefix)
             windows = list(self._windows(ids[leading:], self._tokens_after(leading)))
             cut += sum(map(len, windows)) < len(ids) - leading
             found.extend(self._sequence(ids[:leading], window, row) for window in windows)
@@ -114,11 +129,29 @@ class SequenceTokenizer:
         (encoding,) = self._encode([text], prefix)
         leading = _prefix_tokens(encoding, prefix)
         tokens = list(zip(encoding.ids, encoding.offsets, strict=True))[1 + leading : -1]
+        if self.vector_tokens is not None:
+            return self._spans_of_vectors(encoding, len(prefix), leading, text)
         spans = [Span(id, max(0, start - len(prefix)), max(0, stop - len(prefix))) for id, (start, stop) in tokens]
         found: list[Span] = []
         for window in self._windows(np.arange(len(spans), dtype=np.int32), self._tokens_after(leading)):
             found.extend(spans[i] for i in window)
             found.append(Span(self.special.eos, len(text), len(text)))
+        return found
+
+    def _spans_of_vectors(self, encoding: Encoding, characters: int, leading: int, text: str) -> list[Span]:
+        """Return the tokens that have vectors by `vector_tokens`; cls and prefix tokens are empty."""
+        (sequences, _), end = self._sequences_of([encoding], [leading]), len(text)
+        places = [(max(0, start - characters), max(0, stop - characters)) for start, stop in encoding.offsets]
+        found, first = [], 1 + leading
+        for each in sequences:
+            content = len(each.ids) - each.unattended - 2 - leading
+            content = min(content, len(places) - 1 - first)
+            inner = places[first : first + content]
+            spans = [(0, 0)] * (1 + leading) + inner
+            spans += [(end, end)] * (len(each.ids) - len(spans))
+            assert each.vectors is not None  # of vector_tokens
+            found += [Span(int(each.ids[i]), *spans[i]) for i in each.vectors.tolist()]
+            first += content - (self.window_overlap or 0)
         return found
 
     def count(self, texts: Sequence[str], prefix: str) -> list[int]:
@@ -164,7 +197,11 @@ class SequenceTokenizer:
         every = self.cls_every or max(1, len(content))
         starts = np.arange(0, max(1, len(content)), every)
         framed = np.append(np.insert(content, starts, self.special.cls), self.special.eos).astype(np.int32)
-        return TokenSequence(framed, row, len(prefix), starts + np.arange(len(starts)))
+        cls = starts + np.arange(len(starts))
+        if self.vector_tokens is None:
+            return TokenSequence(framed, row, len(prefix), cls)
+        ids, vectors, unattended = self.vector_tokens.expand(framed)
+        return TokenSequence(ids, row, len(prefix), cls, vectors, unattended)
 
 
 def _prefix_tokens(encoding: Encoding, prefix: str) -> int:

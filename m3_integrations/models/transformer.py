@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from m3_integrations.core.encoded import MODES, Mode, Modes
+from m3_integrations.models.heads.term_expansion import TermExpansion
 
 Pooling = Literal["cls", "mean"]
 Norms = TypeVar("Norms", npt.NDArray, Tensor)  # type: ignore[type-arg]  # of any float
@@ -58,7 +59,8 @@ class States(NamedTuple):
 
     Attributes:
         dense: Pooled, not normalized; shape (texts, dim).
-        sparse: Non-negative weight per token; shape (texts, length), or (tokens,) for texts in a row.
+        sparse: Non-negative weight per token; shape (texts, length), or (tokens,) for texts in a row. With term
+            expansion, weight per term; shape (texts, vocabulary).
         multi_vector: Unit vectors; shape (texts, length, dim) or (tokens, dim).
     """
 
@@ -78,11 +80,13 @@ class Inputs(NamedTuple):
         arguments: Keyword arguments of the backbone.
         ids: Tokens of the texts one after the other, shape (tokens,).
         mask: Positions of these tokens in a padded batch, shape (texts, length); None if texts are one row.
+        lengths: Number of tokens of each text.
     """
 
     arguments: Mapping[str, Any]
     ids: Tensor
     mask: Tensor | None
+    lengths: Sequence[int]
 
 
 class PoolingWeights(NamedTuple):
@@ -110,16 +114,23 @@ class Heads:
         sparse: Linear layer hidden -> 1.
         token_prior: Weight of each token id, added to the output of `sparse`; shape (vocabulary,).
         multi_vector: Linear layer hidden -> dim, or the identity.
+        dense: Whether states are pooled to a dense vector.
+        expansion: Head that weighs every term of the vocabulary (SPLADE), in place of `sparse`.
+        query_weights: Weight of each token id in queries, which then need no forward pass for the sparse mode; shape
+            (vocabulary,).
     """
 
     sparse: nn.Linear | None = None
     token_prior: Tensor | None = None
     multi_vector: nn.Linear | nn.Identity | None = None
+    dense: bool = True
+    expansion: TermExpansion | None = None
+    query_weights: Tensor | None = None
 
     @property
     def modes(self) -> frozenset[Mode]:
-        lexical = self.sparse is not None or self.token_prior is not None
-        available = {"dense": True, "sparse": lexical, "multi_vector": self.multi_vector is not None}
+        lexical = any(each is not None for each in (self.sparse, self.token_prior, self.expansion))
+        available = {"dense": self.dense, "sparse": lexical, "multi_vector": self.multi_vector is not None}
         return frozenset(mode for mode in MODES if available[mode])
 
 
@@ -131,6 +142,7 @@ class M3Model(nn.Module):
         self.backbone = backbone
         self.sparse = heads.sparse
         self.multi_vector = heads.multi_vector
+        self.expansion = heads.expansion
         self.token_prior: Tensor | None
         self.register_buffer("token_prior", heads.token_prior)
 
@@ -153,12 +165,16 @@ class M3Model(nn.Module):
 
     def read(self, hidden: Tensor, inputs: Inputs, pool: PoolingWeights, modes: Modes) -> States:
         """Return the states of texts by the backbone's last hidden states, shape (tokens, hidden)."""
-        return self._read(hidden, inputs.ids, modes, pool.of(hidden) if "dense" in modes else None)
+        states = self._read(hidden, inputs.ids, modes, pool.of(hidden) if "dense" in modes else None)
+        if self.expansion is None or "sparse" not in modes:
+            return states
+        return states._replace(sparse=self.expansion(hidden, inputs.lengths))
 
     def _read(self, hidden: Tensor, ids: Tensor, modes: Modes, dense: Tensor | None) -> States:
+        has_token_weights = "sparse" in modes and self.expansion is None
         return States(
             dense=None if dense is None else _widened(dense),
-            sparse=_widened(self._lexical(hidden, ids)) if "sparse" in modes else None,
+            sparse=_widened(self._lexical(hidden, ids)) if has_token_weights else None,
             multi_vector=_widened(self._vectors(hidden)) if "multi_vector" in modes else None,
         )
 

@@ -229,10 +229,13 @@ class Retriever:
         available = self.encoder.modes & self.index.modes & (query_modes or self.encoder.modes)
         summed = frozenset(self.encoder.modes if plan.summed is None else plan.summed)
         planned = frozenset(plan.propose) | summed
-        if replace(plan, candidates=SearchPlan().candidates, sparse_score=None, fusion="sum") == SearchPlan():
+        is_default = replace(plan, candidates=SearchPlan().candidates, sparse_score=None, fusion="sum") == SearchPlan()
+        if is_default:
             planned &= self.encoder.modes  # the defaults adapt to the encoder
         self._warn_dropped(planned - available)
         propose = tuple(mode for mode in plan.propose if mode in available)
+        if is_default and not propose:  # late interaction alone
+            propose = tuple(_in_order(summed & available))
         effective = _EffectivePlan(propose, *self._weights(plan, summed & available))
         if not effective.propose or not effective.weights:
             raise MissingMode(

@@ -42,12 +42,19 @@ class BatchRunner:
         float32: Builds a float32 backend for batches that overflow in lower precision; None if `backend` is float32.
         batch_tokens: Tokens per batch.
         name: Name of the model, for errors.
+        batch_texts: Most sequences per batch; None for any number.
     """
 
     def __init__(
-        self, backend: ModelBackend, float32: Callable[[], ModelBackend] | None, batch_tokens: int, name: str
+        self,
+        backend: ModelBackend,
+        float32: Callable[[], ModelBackend] | None,
+        batch_tokens: int,
+        name: str,
+        batch_texts: int | None = None,
     ) -> None:
         self.backend, self.batch_tokens = backend, batch_tokens
+        self._batch_texts = batch_texts
         self._float32, self._name = float32, name
         self._retry: ModelBackend | None = None
         self._lock = ForkSafeLock()
@@ -61,7 +68,8 @@ class BatchRunner:
         Raises:
             NonFiniteVector: If states are not finite in float32.
         """
-        batches = Batches([len(each.ids) for each in sequences], self.batch_tokens, padded=self.backend.is_padded)
+        lengths = [len(each.ids) for each in sequences]
+        batches = Batches(lengths, self.batch_tokens, padded=self.backend.is_padded, most=self._batch_texts)
         started: deque[tuple[list[int], PendingStates]] = deque()
         while batches.remaining:
             batch = batches.peek().tolist()

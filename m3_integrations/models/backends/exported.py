@@ -174,7 +174,9 @@ class ExportedModel:
         flat = torch.zeros(len(inputs.ids))
         flat[pooled.places] = pooled.shares
         pool[mask] = flat
-        states = self._engine({"ids": ids.numpy(), "mask": mask.long().numpy(), "pool": pool.numpy()})
+        attended = inputs.arguments["attention_mask"]
+        attended = mask.long() if attended is None else attended
+        states = self._engine({"ids": ids.numpy(), "mask": attended.numpy(), "pool": pool.numpy()})
         parts = {mode: torch.from_numpy(part) for mode, part in states.items() if mode in modes}
         return PendingStates(
             {mode: part if mode == "dense" else part[mask] for mode, part in parts.items()}, torch.float32

@@ -14,12 +14,17 @@ from m3_integrations.core.encoded import Mode
 HostStates: TypeAlias = dict[Mode, Tensor]
 
 
+def has_text_rows(mode: Mode, part: Tensor) -> bool:
+    """Return whether states have a row per sequence, as dense vectors and expanded terms do; else one per token."""
+    return mode == "dense" or (mode == "sparse" and part.ndim == 2)
+
+
 class BatchStates(NamedTuple):
     """States of a batch in host memory.
 
     Attributes:
-        parts: States by mode, token after token; dense states are one row per sequence. Token states may have the
-            precision of the model.
+        parts: States by mode, token after token; dense vectors and expanded terms have one row per sequence. Token
+            states may have the precision of the model.
         finite: Whether each row of `parts` is finite, by mode.
     """
 
@@ -41,7 +46,7 @@ class BatchStates(NamedTuple):
         sequence_of = np.repeat(np.arange(len(lengths)), lengths)
         for mode, finite in self.finite.items():
             rows = np.flatnonzero(~finite.numpy())
-            bad[rows if mode == "dense" else sequence_of[rows]] = True
+            bad[rows if has_text_rows(mode, self.parts[mode]) else sequence_of[rows]] = True
         return np.flatnonzero(bad).tolist()
 
     def replace(self, sequences: Sequence[int], lengths: Sequence[int], others: BatchStates) -> BatchStates:
@@ -55,7 +60,7 @@ class BatchStates(NamedTuple):
         tokens = torch.from_numpy(np.isin(np.repeat(np.arange(len(lengths)), lengths), sequences))
         parts, finite = dict(self.parts), dict(self.finite)
         for mode, part in parts.items():
-            rows = torch.tensor(sequences) if mode == "dense" else tokens
+            rows = torch.tensor(sequences) if has_text_rows(mode, part) else tokens
             parts[mode] = part.to(others.parts[mode].dtype, copy=True)
             parts[mode][rows] = others.parts[mode]
             finite[mode] = finite[mode].clone()
@@ -76,7 +81,8 @@ class PendingStates:
     def __init__(self, parts: Mapping[Mode, Tensor], dtype: torch.dtype) -> None:
         device = next(iter(parts.values())).device
         narrow = {
-            mode: part if mode == "dense" or device.type == "cpu" else part.to(dtype) for mode, part in parts.items()
+            mode: part if has_text_rows(mode, part) or device.type == "cpu" else part.to(dtype)
+            for mode, part in parts.items()
         }
         self._states = BatchStates(_start_copies(narrow), _start_copies(finite_rows(parts)))
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]

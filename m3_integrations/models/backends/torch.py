@@ -27,7 +27,7 @@ class TorchBackend:
         heads: Its heads; both are moved to the device and precision.
         device: Device to run on.
         dtype: Precision of the weights.
-        pooling: Pooling of dense vectors.
+        pooling: Pooling of dense vectors; None without a dense mode.
         pad: Id of the padding token.
     """
 
@@ -38,7 +38,7 @@ class TorchBackend:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        pooling: Pooling,
+        pooling: Pooling | None,
         pad: int,
     ) -> None:
         self._device, self._dtype, self._pooling, self._pad = device, dtype, pooling, pad
@@ -62,11 +62,12 @@ class TorchBackend:
             return PendingStates(self._states(batch, modes).by_mode(), self._dtype)
 
     def _states(self, batch: Sequence[TokenSequence], modes: Modes) -> States:
-        if self.is_padded:
+        is_row = not self.is_padded and not any(each.unattended for each in batch)
+        if not is_row:
             inputs = packing.pad(self.model.backbone, batch, self._pad)
         else:
             inputs = packing.pack(self.model.backbone, batch)
         pool = packing.pool_of(batch, self._pooling, self._device)
-        if self._short_texts is not None and self._short_texts.accepts(batch):
+        if is_row and self._short_texts is not None and self._short_texts.accepts(batch):
             return self.model.read(self._short_texts.hidden(inputs), inputs, pool, modes)
         return self.model.encode(inputs, pool, modes)

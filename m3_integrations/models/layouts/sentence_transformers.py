@@ -19,8 +19,8 @@ def sentence_transformers_conventions(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it states one that is not supported.
     """
-    stated: dict[str, Any] = {"normalise": False, "max_length": UNBOUNDED}
-    for kind, path in _modules(folder):
+    stated: dict[str, Any] = {"normalise": False}
+    for kind, path in read_modules(folder):
         if kind == "Pooling":
             stated["pooling"] = _pooling(inside(folder, path))
         elif kind == "Normalize":
@@ -30,21 +30,43 @@ def sentence_transformers_conventions(folder: Path) -> dict[str, Any]:
                 f"{folder} has a sentence-transformers module {kind!r} at {path!r}; this package reads "
                 "Transformer (at the top of the folder), Pooling and Normalize"
             )
-    settings = read_object(folder / "sentence_bert_config.json", default={})
-    if settings.get("do_lower_case"):
-        raise CheckpointError(f"{folder} lowercases texts outside its tokenizer, which is not supported")
-    if settings.get("max_seq_length"):
-        stated["max_length"] = int(settings["max_seq_length"])
+    stated["max_length"] = read_max_length(folder, UNBOUNDED)
     return stated | _stated_by_model(folder, read_object(folder / "config_sentence_transformers.json", default={}))
 
 
-def _stated_by_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def read_max_length(folder: Path, default: int) -> int:
+    """Return the longest text in tokens that a Transformer module states.
+
+    Args:
+        folder: Folder of the module.
+        default: Value where it states none.
+
+    Raises:
+        CheckpointError: If it changes texts in a way that is not supported.
+    """
+    settings = read_object(folder / "sentence_bert_config.json", default={})
+    if settings.get("do_lower_case"):
+        raise CheckpointError(f"{folder} lowercases texts outside its tokenizer, which is not supported")
+    length = settings.get("max_seq_length") or default
+    if type(length) is not int:
+        raise CheckpointError(f"{folder} states max_seq_length={length!r}, which is no whole number")
+    return length
+
+
+def read_prompts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the prefixes of queries and passages that a model's configuration states."""
     prompts = config.get("prompts") or {}
+    if not isinstance(prompts, Mapping):
+        raise CheckpointError(f"prompts must map names to texts, got {prompts!r}")
     default = prompts.get(config.get("default_prompt_name") or "", "")
-    stated: dict[str, Any] = {
+    return {
         prefix: next((prompts[name] for name in names if name in prompts), default) or ""
         for prefix, names in _PREFIXES.items()
     }
+
+
+def _stated_by_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    stated: dict[str, Any] = dict(read_prompts(config))
     similarity = config.get("similarity_fn_name")
     if similarity == "cosine":
         stated["normalise"] = True
@@ -55,8 +77,12 @@ def _stated_by_model(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Return (kind, folder) of each module, in order."""
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return (kind, folder) of each module, in order.
+
+    Raises:
+        CheckpointError: If modules.json lists anything else.
+    """
     path = folder / "modules.json"
     try:
         return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in read_json(path)]

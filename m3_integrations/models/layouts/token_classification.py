@@ -49,7 +49,7 @@ def read_sparse_head(folder: Path, config: PreTrainedConfig, others: Collection[
         return _read_classifier(folder, int(config.hidden_size), unread)
     if architecture.endswith("ForTokenClassification") and unread:
         raise CheckpointError(f"{folder} is a {architecture} without classifier.weight; download it again")
-    _warn_of(folder, unread)
+    warn_of_unread(folder, others)
     return None
 
 
@@ -65,13 +65,20 @@ def _read_classifier(folder: Path, hidden: int, unread: Collection[str]) -> nn.L
     return linear_of({name.removeprefix("classifier."): value for name, value in tensors.items()})
 
 
-def _warn_of(folder: Path, unread: Collection[str]) -> None:
+def warn_of_unread(folder: Path, others: Collection[str]) -> None:
+    """Warn of tensors that no mode uses.
+
+    Args:
+        folder: Folder in the transformers layout.
+        others: Names of tensors in its weight files that neither the backbone nor a head has.
+    """
+    unread = sorted(name for name in others if not _is_unimportant(name))
     if not unread:
         return
     masked_lm = all(name.startswith(_MASKED_LM) for name in unread)
-    part = "a masked-language-model head" if masked_lm else f"weights such as {sorted(unread)[:3]}"
+    part = "a masked-language-model head" if masked_lm else f"weights such as {unread[:3]}"
     hint = "; a sparse mode from it needs sentence-transformers' SparseEncoder layout" if masked_lm else ""
-    warnings.warn(f"{folder} has {part}, which no mode uses{hint}", PartNotRead, stacklevel=6)
+    warnings.warn(f"{folder} has {part}, which no mode uses{hint}", PartNotRead, stacklevel=7)
 
 
 def _is_unimportant(name: str) -> bool:

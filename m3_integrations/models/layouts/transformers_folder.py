@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,7 +11,15 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AddedToken,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from m3_integrations.core.errors import CheckpointError
@@ -102,6 +110,20 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{folder} has no fast tokenizer; save one with tokenizer.save_pretrained into it")
     return tokenizer
+
+
+def register_markers(tokenizer: PreTrainedTokenizerFast, markers: Sequence[str]) -> None:
+    """Let a tokenizer read markers such as "[Q] ", which are tokens of its vocabulary, as one token each.
+
+    Raises:
+        CheckpointError: If a marker is no token.
+    """
+    for marker in markers:
+        known = next((each for each in (marker, marker.strip()) if each in tokenizer.get_vocab()), None)
+        if known is None:
+            raise CheckpointError(f"the tokenizer has no token {marker!r}, which marks queries or passages")
+        if tokenizer.tokenize(known) != [known]:
+            tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(known, normalized=False)]})
 
 
 def bare(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

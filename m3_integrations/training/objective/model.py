@@ -190,11 +190,21 @@ class TrainableM3(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> TrainableM3:
-        """Build the model of a checkpoint, sharing its tensors."""
+        """Build the model of a checkpoint, sharing its tensors.
+
+        Raises:
+            ValueError: If it is a SPLADE or a ColBERT checkpoint, whose heads are not trained here.
+        """
+        pooling = checkpoint.conventions.pooling
+        if checkpoint.heads.expansion is not None or pooling is None:
+            raise ValueError(
+                f"{checkpoint.name!r} has heads that this package does not train; pass a checkpoint with a dense mode, "
+                "such as BGE-M3, GTE or a sentence-transformers encoder"
+            )
         conventions = checkpoint.conventions
         return cls(
             M3Model(checkpoint.backbone, checkpoint.heads),
-            pooling=conventions.pooling,
+            pooling=pooling,
             normalize=conventions.normalise,
             special_ids=checkpoint.special.unweighted,
             lexical_length=conventions.lexical_length,

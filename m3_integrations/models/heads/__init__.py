@@ -1,0 +1,1 @@
+"""Heads beyond linear ones: term expansion, and the tokens of late interaction."""
