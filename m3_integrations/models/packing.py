@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +25,7 @@ except ImportError:  # before torch 2.10
 # Positions are arguments, and attention is ours: neighbors in the row do not influence a text.
 _PACKABLE = frozenset({"bert", "camembert", "roberta", "xlm-roberta", "gte", "modernbert"})
 _COUNT_FROM_PAD = frozenset({"camembert", "roberta", "xlm-roberta"})
+_PACKED_ON_CUDA = _COUNT_FROM_PAD | {"bert"}  # rows of rotary positions and local windows were never run there
 _ATTENTION = "m3_packed"
 _LONG, _HEADS = 1024, 4
 _FLASH_DIM, _AMPERE = 256, (8, 0)  # FlashAttention's widest head and oldest card
@@ -76,7 +76,7 @@ def has_variable_length_attention(backbone: PreTrainedModel, device: torch.devic
     """Return whether torch attends within the texts of a row on this device, by FlashAttention."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or varlen_attn is None:
         return False
-    if _has_windows(backbone) and "window_size" not in signature(varlen_attn).parameters:
+    if backbone.config.model_type not in _PACKED_ON_CUDA:
         return False
     dim = backbone.config.hidden_size // backbone.config.num_attention_heads
     return dim % 8 == 0 and dim <= _FLASH_DIM and torch.cuda.get_device_capability(device) >= _AMPERE
@@ -202,7 +202,7 @@ def _attend(
             ),
         )
     if isinstance(runs, VariableLengths):
-        return _attend_on_cuda(query, key, value, runs, scaling, reach)[None], None
+        return _attend_on_cuda(query, key, value, runs, scaling)[None], None
     # Under inference, outputs overwrite the queries, which are not read again; long texts then take less memory.
     rows = query.transpose(1, 2)
     overwrite = torch.is_inference_mode_enabled() and rows.is_contiguous()
@@ -218,7 +218,7 @@ def _attend(
 
 
 def _attend_on_cuda(
-    query: Tensor, key: Tensor, value: Tensor, lengths: VariableLengths, scaling: float | None, reach: int | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: VariableLengths, scaling: float | None
 ) -> Tensor:
     """Attend within texts; inputs are (1, heads, tokens, dim), the output is (tokens, heads, dim)."""
     assert varlen_attn is not None  # a row is packed for it only where it exists
@@ -227,8 +227,7 @@ def _attend_on_cuda(
         query = query * (scaling / default)
     offsets, longest = lengths
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    local: dict[str, Any] = {} if reach is None else {"window_size": (reach, reach)}
-    return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest, **local))
+    return cast(Tensor, varlen_attn(query, key, value, offsets, offsets, longest, longest))
 
 
 def _parts(runs: Sequence[LengthRun], heads: int) -> Iterator[tuple[LengthRun, slice]]:

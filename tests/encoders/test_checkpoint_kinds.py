@@ -96,7 +96,9 @@ def test_a_local_index_finds_what_one_in_memory_finds_and_knows_its_encoder(enco
         assert local.modes == encoder.modes
     with LocalIndex.open(tmp_path / "index", encoder) as local:
         assert found(Retriever(encoder, local)) == expected
-    assert all(len(each) == 3 for each in expected)
+    assert any(expected)
+    if encoder.modes != {"sparse"}:  # which finds only passages with a term of the query
+        assert all(len(each) == 3 for each in expected)
 
 
 @every_encoder
