@@ -11,7 +11,7 @@ LOWEST := .venv-lowest/bin
 WHEEL := .venv-wheel/bin
 WHEELS := .venv-wheels/bin
 
-.PHONY: demo test check browser bench parity dist wheels lowest clean
+.PHONY: demo test check browser faults soak bench parity dist wheels lowest clean
 
 demo: .venv/.run
 	$(BIN)/m3 demo
@@ -28,6 +28,19 @@ check: .venv/.dev
 # The demo's pages in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
 browser: .venv/.browser
 	$(BIN)/python -m pytest tests/browser
+
+# Power cuts and failing disks: file calls are recorded, and made to fail, by a library that cc compiles (on Debian:
+# apt-get install gcc libc6-dev).
+faults: .venv/.dev
+	$(BIN)/python -m pytest tests/faults
+
+# The same without sampling, a million damaged files, 50,000 operations, and eight processes for five minutes: hours.
+soak: .venv/.dev
+	$(BIN)/python -m tests.faults.power_loss
+	$(BIN)/python -m tests.faults.io_errors
+	$(BIN)/python -m tests.fuzz --cases 1000000
+	$(BIN)/python -m tests.soak.mixed --operations 50000
+	$(BIN)/python -m tests.soak.processes --seconds 300
 
 # With DATA, a folder of BEIR folders, passages of scifact and jaquad_ja are encoded; without it those of the demo.
 bench: .venv-parity/.bench

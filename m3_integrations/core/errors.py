@@ -8,6 +8,7 @@ M3Error
 ├── WrongDimension(ValueError)          vectors of another dimension than the index or other vectors
 ├── UnknownId(KeyError)                 an id that is not in the index
 ├── UnsupportedFilter(ValueError)       a filter that `Where` cannot express
+├── InvalidFile(ValueError)             a file, or a line of one, that a reader cannot read
 ├── TrainingDiverged(ValueError)        a loss that is NaN or infinite
 ├── WrongSparseFormat(TypeError)        sparse embeddings read in the form of another library
 ├── NotPicklable(TypeError)             a component that holds what no pickle can
@@ -100,6 +101,10 @@ class UnknownId(M3Error, KeyError):
 
 class UnsupportedFilter(M3Error, ValueError):
     """A filter that `Where` cannot express."""
+
+
+class InvalidFile(M3Error, ValueError):
+    """A file of data that cannot be read; the message begins with its path and, where it is a line, `path:line`."""
 
 
 class TrainingDiverged(M3Error, ValueError):

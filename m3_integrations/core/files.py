@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +40,23 @@ def translate_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise IndexFolderError(
-            f"{error.filename or path} cannot be written: {error.strerror or error}; check the space on its disk and "
-            "its permissions, then repeat: what was committed is kept"
-        ) from error
+        raise os_error(path, error, "written") from error
+
+
+def os_error(path: Path, error: OSError, action: str = "read or written") -> IndexFolderError:
+    """Return the error for a file that cannot be read or written; `path` if the system names no file."""
+    return IndexFolderError(
+        f"{error.filename or path} cannot be {action}: {error.strerror or error}; check the space on its disk, its "
+        "permissions and the disk, then repeat: what was committed is kept"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, with names that survive a power failure; one that exists is left as it is."""
+    created = list(takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(created):
+        sync_folder(each.parent)
 
 
 def open_regular_file(path: Path) -> FileIO:

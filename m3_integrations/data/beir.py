@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.types import Passage, Query
 from m3_integrations.data.passages import JsonLine, read_passages
 from m3_integrations.data.text_files import parse_object, read_jsonl, read_lines
@@ -53,11 +54,11 @@ def _judgements(path: Path, passages: set[str], questions: Mapping[str, str]) ->
     relevant: dict[str, dict[str, float]] = {}
     for location, query, passage, grade in _graded(path):
         if passage not in passages:
-            raise ValueError(
+            raise InvalidFile(
                 f"{location} grades passage {passage!r}, which the corpus does not hold; is it from another dataset?"
             )
         if query not in questions:
-            raise ValueError(
+            raise InvalidFile(
                 f"{location} grades query {query!r}, which queries.jsonl does not hold; is it from another dataset?"
             )
         relevant.setdefault(query, {})[passage] = grade
@@ -68,11 +69,11 @@ def _graded(path: Path) -> Iterator[tuple[str, str, str, float]]:
     lines = read_lines(path)
     _, header = next(lines, ("", ""))
     if not header.lower().startswith("query"):
-        raise ValueError(f"{path} has no header line; write {HEADER!r} as its first line, got {header!r}")
+        raise InvalidFile(f"{path} has no header line; write {HEADER!r} as its first line, got {header!r}")
     for location, line in lines:
         columns = line.split("\t")
         if len(columns) != 3 or not _is_number(columns[2]):
-            raise ValueError(f"{location} is not query, passage and grade with a tab between: {line!r}")
+            raise InvalidFile(f"{location} is not query, passage and grade with a tab between: {line!r}")
         yield location, columns[0], columns[1], float(columns[2])
 
 
@@ -147,7 +148,7 @@ def read_qrels(queries: str | os.PathLike[str], qrels: str | os.PathLike[str]) -
     relevant: dict[str, dict[str, float]] = {}
     for location, query, passage, grade in _qrels_lines(Path(qrels)):
         if query not in texts:
-            raise ValueError(
+            raise InvalidFile(
                 f"{location} grades query {query!r}, which {queries} does not hold; is it from another dataset?"
             )
         relevant.setdefault(query, {})[passage] = grade
@@ -163,7 +164,7 @@ def _questions(path: Path) -> Iterator[tuple[str, str]]:
             fields = parse_object(location, line)
             id, text = str(fields.get("_id", fields.get("id", ""))), str(fields.get("text", ""))
         if not id or not text:
-            raise ValueError(f'{location} is no query: {line!r}; a line is {{"_id": "q1", "text": "..."}}')
+            raise InvalidFile(f'{location} is no query: {line!r}; a line is {{"_id": "q1", "text": "..."}}')
         yield id, text
 
 
@@ -173,7 +174,7 @@ def _qrels_lines(path: Path) -> Iterator[tuple[str, str, str, float]]:
         if number == 0 and columns[0].lower().startswith("query"):
             continue
         if len(columns) not in (3, 4):
-            raise ValueError(f"{location} is neither 'query 0 passage grade' nor 'query passage grade': {line!r}")
+            raise InvalidFile(f"{location} is neither 'query 0 passage grade' nor 'query passage grade': {line!r}")
         if not _is_number(columns[-1]):
-            raise ValueError(f"{location} has the grade {columns[-1]!r}; a grade is a number")
+            raise InvalidFile(f"{location} has the grade {columns[-1]!r}; a grade is a number")
         yield location, columns[0], columns[-2], float(columns[-1])

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.types import Query
 from m3_integrations.data.splits import normalize_question
 from m3_integrations.data.text_files import read_jsonl, read_table
@@ -80,7 +81,7 @@ def _freshness(click: Click, newest: float, half_life: float | None) -> float:
 
 def _click(location: str, fields: Mapping[str, Any]) -> Click:
     if not fields.get("query") or not fields.get("passage"):
-        raise ValueError(f"{location} has no query or passage; {_LINE}")
+        raise InvalidFile(f"{location} has no query or passage; {_LINE}")
     weight, time = _weight(location, fields.get("weight", 1)), _time(location, fields.get("time"))
     return Click(str(fields["query"]), str(fields["passage"]), weight, time)
 
@@ -91,7 +92,7 @@ def _weight(location: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise ValueError(f"{location} has the weight {value!r}; a weight is a number above 0")
+        raise InvalidFile(f"{location} has the weight {value!r:.80}; a weight is a number above 0")
     return weight
 
 
@@ -99,13 +100,17 @@ def _time(location: str, value: Any) -> float | None:
     if value is None:
         return None
     try:
+        seconds = _seconds(value)
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InvalidFile(f"{location} has the time {value!r:.80}; write 2024-05-31T12:00:00Z or seconds since 1970")
+    return seconds
+
+
+def _seconds(value: Any) -> float:
+    try:
         return float(value)
     except (TypeError, ValueError):
-        pass
-    try:
         moment = datetime.fromisoformat(str(value))
-    except ValueError as error:
-        raise ValueError(
-            f"{location} has the time {value!r}; write 2024-05-31T12:00:00Z or seconds since 1970"
-        ) from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

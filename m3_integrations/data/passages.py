@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.optional import import_optional
 from m3_integrations.core.types import Passage
 from m3_integrations.data.text_files import read_jsonl, read_table
@@ -59,13 +60,13 @@ class JsonLine(NamedTuple):
     def id(self) -> str:
         id = self.fields.get("_id", self.fields.get("id"))
         if not isinstance(id, str | int) or id == "":
-            raise ValueError(f'{self.location} has no \'_id\'; a line is {{"_id": "1", "text": "..."}}')
+            raise InvalidFile(f'{self.location} has no \'_id\'; a line is {{"_id": "1", "text": "..."}}')
         return str(id)
 
     def text(self, key: str) -> str:
         text = self.fields.get(key)
         if not isinstance(text, str):
-            raise ValueError(f"{self.location} needs a string as {key!r}, got {text!r}")
+            raise InvalidFile(f"{self.location} needs a string as {key!r}, got {text!r}")
         return text
 
 
@@ -77,7 +78,7 @@ def to_passage(line: JsonLine) -> Passage:
     """
     metadata = line.fields.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise ValueError(f"{line.location} needs an object as 'metadata', got {metadata!r}")
+        raise InvalidFile(f"{line.location} needs an object as 'metadata', got {metadata!r}")
     others = {name: value for name, value in line.fields.items() if name not in _RESERVED}
     metadata = {**others, **metadata}
     if not line.fields.get("title"):
@@ -114,10 +115,14 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with parquet.ParquetFile(file) as opened:
             if "text" not in opened.schema_arrow.names:
-                raise ValueError(f"{file} has no column 'text'; its columns are {opened.schema_arrow.names}")
+                raise InvalidFile(f"{file} has no column 'text'; its columns are {opened.schema_arrow.names}")
             for batch in opened.iter_batches(_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", to_isoformat({key: each for key, each in row.items() if each is not None})
-    except arrow.ArrowException as error:
-        raise ValueError(f"{file} cannot be read as Parquet ({error})") from error
+    except InvalidFile:
+        raise
+    except FileNotFoundError:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise InvalidFile(f"{file} cannot be read as Parquet ({error})") from error

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.types import Passage, Query
 from m3_integrations.data.beir import JudgedCollection
 from m3_integrations.data.text_files import LONGEST_DOCUMENT, text_lines
@@ -62,13 +63,13 @@ def _to_collection(
     source_name: str, queries: Mapping[str, str], corpus: Mapping[str, str], relevant: Mapping[str, Iterable[str]]
 ) -> JudgedCollection:
     if relevant and queries and not relevant.keys() & queries.keys():
-        raise ValueError(
+        raise InvalidFile(
             f"{source_name} answers {next(iter(relevant))!r} and none of its queries; is it another dataset's?"
         )
     judged = [Query(id, text, _grades(relevant.get(id, ()))) for id, text in queries.items()]
     for query in judged:
         if unknown := sorted(set(query.relevant) - set(corpus)):
-            raise ValueError(
+            raise InvalidFile(
                 f"{source_name} says that {unknown[0]!r} answers query {query.id!r}, and its corpus does not hold it; "
                 "add that text to the corpus, or remove it from relevant_docs"
             )
@@ -88,10 +89,15 @@ def _read_json(path: Path) -> JudgedCollection:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); it holds {_SHAPE}") from error
+        raise InvalidFile(f"{path} is not JSON ({error}); it holds {_SHAPE}") from error
     parts = (
         [content.get(name) for name in ("queries", "corpus", "relevant_docs")] if isinstance(content, dict) else [None]
     )
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{path} is not a question-answer dataset; it should hold {_SHAPE}")
-    return _to_collection(str(path), *parts)
+        raise InvalidFile(f"{path} is not a question-answer dataset; it should hold {_SHAPE}")
+    try:
+        return _to_collection(str(path), *parts)
+    except InvalidFile:
+        raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InvalidFile(f"{path} is not a question-answer dataset ({error}); it should hold {_SHAPE}") from error

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.files import replace_text
 from m3_integrations.core.types import Passage, Query
 from m3_integrations.data.text_files import read_jsonl
@@ -181,5 +182,5 @@ def _pair(query: Query, passage: str, grade: float, texts: Mapping[str, str]) ->
 def _read_pair(location: str, pair: Mapping[str, Any]) -> dict[str, Any]:
     complete = all(isinstance(pair.get(name), str) for name in ("query", "passage", "text"))
     if not complete or not isinstance(pair.get("weight", 1), int | float):
-        raise ValueError(f"{location} is not a pair; {_LINE}")
+        raise InvalidFile(f"{location} is not a pair; {_LINE}")
     return {"weight": 1.0, **pair, "id": str(pair.get("id") or f"pair-{_normalized(pair['query'])}")}

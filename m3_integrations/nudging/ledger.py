@@ -149,8 +149,8 @@ class Ledger:
         self._timeout = timeout
         self._process = ProcessBound("a Nudger")
         self._is_closed = False
-        is_missing = self.path is None or (is_read_only(self.path) and not self.path.exists())
         with self._guarded():
+            is_missing = self.path is None or (is_read_only(self.path) and not self.path.exists())
             self._database = connect(None if is_missing else self.path, timeout)
             try:
                 self._prepare()

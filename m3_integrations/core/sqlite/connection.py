@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from m3_integrations.core.errors import DamagedFolder, IndexFolderError, WriterBusy
+from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WriterBusy
+from m3_integrations.core.files import os_error
 
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 _LIMITS = {sqlite3.SQLITE_LIMIT_ATTACHED: 0, sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 1, sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50}
@@ -69,12 +70,14 @@ def connect(path: Path | None, timeout: float) -> Connection:
 
 def is_read_only(path: Path) -> bool:
     """Return whether a database cannot be written: SQLite needs to write the file and its folder."""
-    return not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK))
+    if not os.access(path.parent, os.W_OK):
+        return True
+    return os.access(path, os.F_OK) and not os.access(path, os.W_OK)  # a failing disk is reported when it is read
 
 
 @contextmanager
 def translate_errors(path: Path, timeout: float, damaged: Callable[[str], DamagedFolder]) -> Iterator[None]:
-    """Raise SQLite's errors as ours.
+    """Raise errors of SQLite and of the file system as ours, except FileNotFoundError.
 
     Args:
         path: The database.
@@ -85,6 +88,10 @@ def translate_errors(path: Path, timeout: float, damaged: Callable[[str], Damage
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged name can make SQLite's message undecodable
         raise _translate(error, path, timeout, damaged) from error
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, M3Error)):
+            raise
+        raise os_error(path, error) from error
 
 
 def read_only_error(path: Path) -> IndexFolderError:

@@ -44,6 +44,7 @@ class WriteTransaction:
         self._next_slot = transaction.state().next_slot
         self._codecs = snapshot.codecs
         self._changed = False
+        self._must_sync = False
         self._files: list[Path] = []
 
     def set_modes(self, encoded: Encoded) -> None:
@@ -84,6 +85,11 @@ class WriteTransaction:
     def add_segment(self, slots: Longs, encoded: Encoded) -> None:
         """Write new embeddings of passages, in one mode."""
         self._add_segment(slots, np.full(len(slots), self._generation), encoded)
+
+    def set_removed_files(self, files: Iterable[str]) -> None:
+        """Record the files to delete after the commit, in place of those recorded before, which are deleted."""
+        self.transaction.set_removed_files(files)
+        self._must_sync = True  # a deleted file that comes back after a power cut would be an unknown segment
 
     def merge(self, group: Sequence[SegmentRow]) -> list[str]:
         """Merge the live rows of segments into one segment.
@@ -148,18 +154,19 @@ class WriteTransaction:
         self._changed = True
 
     def _finish(self) -> None:
-        if not self._changed:
-            return
-        if self._files:
+        if self._files or self._must_sync:
             with translate_write_errors(self._folder):
                 sync_folder(self._folder)
+        if not self._changed:
+            return
         if self.transaction.tombstone_count() > self.snapshot.live_count + _MIN_PURGED_TOMBSTONES:
             self.transaction.purge_tombstones(self._generation)
         self.transaction.next_generation(self._generation, self._next_slot)
 
     def _remove_files(self) -> None:
         for path in self._files:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the error of the write is the one to report; the next opening removes it
+                path.unlink(missing_ok=True)
 
 
 def segments_to_merge(segments: Iterable[SegmentRow]) -> list[list[SegmentRow]]:
@@ -186,7 +193,7 @@ def settle_files(folder: Path, transaction: Transaction) -> list[str]:
         Names of committed segments that the catalog does not name. They are kept: the catalog may be older than they.
     """
     named, removed = {row.file for row in transaction.segments()}, transaction.removed_files()
-    remove_segments(folder, removed)
+    left = remove_segments(folder, removed)
     unknown = []
     for path in folder.iterdir():
         name = path.name.removesuffix(UNPUBLISHED)
@@ -194,9 +201,10 @@ def settle_files(folder: Path, transaction: Transaction) -> list[str]:
             path.rename(folder / name) if name in named else path.unlink(missing_ok=True)
         elif SEGMENT_NAME.fullmatch(name) and name not in named:
             unknown.append(name)
-    if removed:
-        transaction.set_removed_files(())
-    return sorted(unknown)
+    if removed != left:
+        sync_folder(folder)  # a removed file that comes back after a power cut would be unknown
+        transaction.set_removed_files(left)
+    return sorted(set(unknown) - set(left))
 
 
 def settle_all_files(folder: Path, transaction: Transaction) -> None:
@@ -214,11 +222,16 @@ def settle_all_files(folder: Path, transaction: Transaction) -> None:
         )
 
 
-def remove_segments(folder: Path, files: Iterable[str]) -> None:
-    """Remove segments that a merge replaced."""
+def remove_segments(folder: Path, files: Iterable[str]) -> list[str]:
+    """Remove segments that a merge replaced; return those that cannot be removed now."""
+    left = []
     for file in files:
-        for name in (file, f"{file}{UNPUBLISHED}"):
-            (folder / name).unlink(missing_ok=True)
+        try:
+            for name in (file, f"{file}{UNPUBLISHED}"):
+                (folder / name).unlink(missing_ok=True)
+        except OSError:
+            left.append(file)
+    return left
 
 
 def missing_segment_error(error: FileNotFoundError) -> DamagedFolder:

@@ -13,7 +13,7 @@ import numpy as np
 
 from m3_integrations.core.encoded import Array, Encoded, Mode, Modes, check_modes
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, UnknownSegments, WriterBusy, WrongEncoder
-from m3_integrations.core.files import checksum, sync_folder
+from m3_integrations.core.files import checksum, make_folder, sync_folder, translate_write_errors
 from m3_integrations.core.forking import ForkSafeLock
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.index import validation
@@ -92,8 +92,9 @@ class LocalIndex(ClosableIndex):
         """
         wanted = check_precision(precision)
         path = Path(folder).absolute()
-        _check_folder(path)
-        path.mkdir(parents=True, exist_ok=True)
+        with translate_write_errors(path):
+            _check_folder(path)
+            make_folder(path)
         index = cls(path, Catalog(path, write_timeout), exact_below)
         try:
             index._prepare(encoder, wanted)
@@ -338,7 +339,8 @@ class LocalIndex(ClosableIndex):
         with self._catalog.read() as transaction:
             is_new = transaction.is_new()
         if is_new:
-            _check_no_segments(self.folder)
+            with translate_write_errors(self.folder):
+                _check_no_segments(self.folder)
         if not self._catalog.is_read_only or is_new:
             self._settle(precision, is_new)
         if precision is not None:
@@ -431,20 +433,27 @@ class LocalIndex(ClosableIndex):
                 return
         with self._commit() as write:
             groups = segments_to_merge(write.transaction.segments())
-            remove_segments(self.folder, write.transaction.removed_files())  # a killed merge left some
+            left = remove_segments(self.folder, write.transaction.removed_files())  # a killed merge left some
             merged = [file for group in groups for file in write.merge(group)]
-            write.transaction.set_removed_files(merged)
+            write.set_removed_files([*left, *merged])
         remove_segments(self.folder, merged)
 
     def _purge(self, ids: Collection[str]) -> None:
         """Remove all that is deleted from the files of the folder, and these passages from its ledger."""
         with self._commit() as write:
-            replaced = write.merge_dead()
-            write.transaction.set_removed_files(replaced)
-        remove_segments(self.folder, replaced)
+            replaced = [*write.transaction.removed_files(), *write.merge_dead()]
+            write.set_removed_files(replaced)
+        left = remove_segments(self.folder, replaced)
+        if left:
+            raise IndexFolderError(
+                f"{self.folder / left[0]} cannot be removed and still holds purged passages; check its permissions "
+                "and the disk, then repeat"
+            )
         self._catalog.rewrite()
         # Rewriting waited for all readers of earlier states, so none can save another graph of them.
         self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
+        with translate_write_errors(self.folder):
+            sync_folder(self.folder)
         forget_passages(self.folder / LEDGER_NAME, ids, self.write_timeout)
 
     @contextmanager
@@ -492,7 +501,9 @@ def _check_folder(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if FILE_NAME not in names:
         _check_no_segments(folder)
-    if names and FILE_NAME not in names:
+    # A power cut while an index is created can leave these alone, and nothing of a catalog.
+    others = [name for name in names if name not in (f"{FILE_NAME}-journal", f"{FILE_NAME}-shm")]
+    if others and FILE_NAME not in names:
         raise IndexFolderError(
             f"{folder} contains {names[:3]} and no {FILE_NAME}, so it is not an index; choose an empty or a new folder"
         )

@@ -45,24 +45,26 @@ def forget_passages(path: Path, ids: Collection[str], timeout: float) -> None:
         WriterBusy: If another process uses the ledger for longer.
         IndexFolderError: If the file is no ledger, may only be read, or is damaged.
     """
-    if not ids or not path.exists():
-        return
-    with (
-        translate_errors(path, timeout, partial(damaged_ledger_error, path)),
-        closing(connect(path, timeout)) as ledger,
-    ):
-        if ledger.is_read_only:
-            raise read_only_error(path)
-        _check_ledger(ledger, path)
-        ledger.execute("BEGIN IMMEDIATE")
-        try:
-            remove_passages(ledger, ids)
-            ledger.execute("COMMIT")
-        except (ValueError, TypeError, RecursionError) as error:
-            raise damaged_ledger_error(path, f"a stored value cannot be read ({error})") from error
-        finally:
-            ledger.rollback()
-        rewrite(ledger, path)
+    with translate_errors(path, timeout, partial(damaged_ledger_error, path)):
+        if not ids or not path.exists():
+            return
+        with closing(connect(path, timeout)) as ledger:
+            _forget(ledger, path, ids)
+
+
+def _forget(ledger: Connection, path: Path, ids: Collection[str]) -> None:
+    if ledger.is_read_only:
+        raise read_only_error(path)
+    _check_ledger(ledger, path)
+    ledger.execute("BEGIN IMMEDIATE")
+    try:
+        remove_passages(ledger, ids)
+        ledger.execute("COMMIT")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise damaged_ledger_error(path, f"a stored value cannot be read ({error})") from error
+    finally:
+        ledger.rollback()
+    rewrite(ledger, path)
 
 
 def remove_passages(ledger: Connection, ids: Collection[str]) -> None:

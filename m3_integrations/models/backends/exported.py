@@ -200,8 +200,11 @@ def _engines(backend: Backend) -> BackendModule:
 def _manifest(folder: Path) -> Manifest:
     path = folder / _MANIFEST
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        if not all(Path(name).name == name for name in manifest.files):
+            raise ValueError(f"it names files elsewhere: {sorted(manifest.files)[:3]}")
+        return Manifest(manifest.backend, manifest.dtype, manifest.weights, dict(manifest.files))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} is not an exported model: {_MANIFEST} cannot be read ({error}); name a new folder to export into"
         ) from error

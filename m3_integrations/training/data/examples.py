@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.types import Query
 from m3_integrations.data.beir import JudgedCollection, read_beir
 from m3_integrations.data.qa_json import Source, load_qa_dataset
@@ -96,7 +97,7 @@ def read_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
         try:
             example = _parse_example(fields)
         except ValueError as error:
-            raise ValueError(f"{location} is no example: {error}; {_LINE_FORMAT}") from error
+            raise InvalidFile(f"{location} is no example: {error}; {_LINE_FORMAT}") from error
         yield example.drop_false_negatives()
 
 
@@ -183,7 +184,7 @@ def load_examples(path: str | os.PathLike[str], split: str = "train", qrels: str
         raise FileNotFoundError(f"{root} does not exist; pass a BEIR folder, or a .jsonl, .json or .tsv file")
     examples = to_examples(read_beir(root, split, qrels)) if root.is_dir() else _read_file(root)
     if not examples:
-        raise ValueError(f"{root} holds no training example: no query has a relevant passage")
+        raise InvalidFile(f"{root} holds no training example: no query has a relevant passage")
     return examples
 
 
@@ -194,7 +195,7 @@ def _read_file(path: Path) -> list[Example]:
     if kind == ".json":
         return to_examples(path)
     if kind != ".jsonl":
-        raise ValueError(f"{path} ends in {kind!r}; pass a BEIR folder, or a .jsonl, .json or .tsv file")
+        raise InvalidFile(f"{path} ends in {kind!r}; pass a BEIR folder, or a .jsonl, .json or .tsv file")
     return _read_pair_file(path) if _is_pair_file(path) else list(read_examples(path))
 
 
@@ -205,7 +206,7 @@ def _is_pair_file(path: Path) -> bool:
 
 def _read_pair_file(path: Path) -> list[Example]:
     if path.suffix == ".gz":
-        raise ValueError(f"{path} holds generated questions, which must not be compressed; run: gunzip {path}")
+        raise InvalidFile(f"{path} holds generated questions, which must not be compressed; run: gunzip {path}")
     queries, passages = read_pairs(path)
     return to_examples(JudgedCollection(passages, queries))
 
@@ -245,5 +246,5 @@ def _check_scores(name: str, scores: Any, count: int) -> tuple[float, ...]:
 def _parse_columns(location: str, line: str) -> tuple[str, str]:
     columns = [column.strip() for column in line.split("\t")]
     if len(columns) != 2 or not all(columns):
-        raise ValueError(f"{location} must be a sentence and its translation separated by a tab, got {line!r}")
+        raise InvalidFile(f"{location} must be a sentence and its translation separated by a tab, got {line!r}")
     return columns[0], columns[1]

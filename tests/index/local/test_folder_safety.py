@@ -275,3 +275,26 @@ def test_a_passage_that_differs_from_its_hash_is_damage_when_read(folder, column
         for call in (index.passages, lambda: index.passages(["p1"])):
             with pytest.raises(DamagedFolder, match="of passage 'p1' differs from what was written"):
                 call()
+
+
+def test_a_folder_with_only_the_journal_of_a_catalog_that_was_being_created_is_new(tmp_path):
+    (tmp_path / f"{FILE_NAME}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504))
+    with LocalIndex.open(tmp_path) as index:
+        fill(index, ["red"])
+    with LocalIndex.open(tmp_path) as index:
+        assert index.ids() == ["p0"]
+
+
+def test_removed_segments_that_come_back_after_a_power_cut_are_removed_again(folder):
+    with LocalIndex.open(folder) as index:
+        before = vectors(folder)
+        index.delete(["p0"], purge=True)
+        returned = before.keys() - vectors(folder).keys()
+        assert len(returned) == 3
+        for name in returned:
+            (folder / name).write_bytes(before[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with LocalIndex.open(folder) as index:
+            index.delete([], purge=True)
+    assert not returned & vectors(folder).keys()
