@@ -7,6 +7,7 @@ M3Error
 ├── NonFiniteVector(ValueError)         NaN or infinity in a vector
 ├── WrongDimension(ValueError)          vectors of another dimension than the index or other vectors
 ├── UnknownId(KeyError)                 an id that is not in the index
+├── PassagesChanged                     passages changed while vectors were computed for them
 ├── UnsupportedFilter(ValueError)       a filter that `Where` cannot express
 ├── InvalidFile(ValueError)             a file, or a line of one, that a reader cannot read
 ├── TrainingDiverged(ValueError)        a loss that is NaN or infinite
@@ -97,6 +98,10 @@ class WrongDimension(M3Error, ValueError):
 
 class UnknownId(M3Error, KeyError):
     """An id that is not in the index."""
+
+
+class PassagesChanged(M3Error):
+    """Passages were replaced or deleted while vectors were computed for them; nothing was written."""
 
 
 class UnsupportedFilter(M3Error, ValueError):

@@ -151,15 +151,22 @@ class Index(Protocol):
         """
 
     def set_vectors_many(
-        self, updates: Sequence[tuple[Sequence[str], Encoded]], plan: SearchPlan | None = None
+        self,
+        updates: Sequence[tuple[Sequence[str], Encoded]],
+        plan: SearchPlan | None = None,
+        *,
+        unchanged: Mapping[str, str] | None = None,
     ) -> None:
         """Apply several `set_vectors` calls as one commit. All or nothing.
 
         Args:
             updates: Arguments (ids, encoded) of each call.
             plan: Search plan to set in the same commit; None keeps the current one, and `SearchPlan()` removes it.
+            unchanged: Content hashes that passages must still have, by id, so that vectors computed from earlier texts
+                are never stored with later ones.
 
         Raises:
+            PassagesChanged: If a passage has another hash than in `unchanged`.
             ValueError: If two updates replace the same passage in the same mode, and as `set_vectors` does.
             UnknownId, MissingMode, WrongDimension: As `set_vectors` does.
         """

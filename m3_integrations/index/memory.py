@@ -87,10 +87,16 @@ class MemoryIndex(ClosableIndex):
         self.set_vectors_many([(ids, encoded)])
 
     def set_vectors_many(
-        self, updates: Sequence[tuple[Sequence[str], Encoded]], plan: SearchPlan | None = None
+        self,
+        updates: Sequence[tuple[Sequence[str], Encoded]],
+        plan: SearchPlan | None = None,
+        *,
+        unchanged: Mapping[str, str] | None = None,
     ) -> None:
         checked = validation.check_updates(updates)
         with self._lock:
+            if unchanged:
+                validation.check_unchanged(unchanged, self.content_hashes(unchanged.keys()))
             for update in checked:
                 self._require(update.ids)
             for ids, encoded in validation.resolve_updates(self._widths, checked):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from m3_integrations.core.encoded import MODES, Encoded, Mode, check_modes
-from m3_integrations.core.errors import MissingMode, UnknownId, WrongDimension
+from m3_integrations.core.errors import MissingMode, PassagesChanged, UnknownId, WrongDimension
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.index.records import PassageRecord
 
@@ -97,6 +97,24 @@ def check_widths(stored: Mapping[Mode, int], encoded: Encoded) -> None:
                 f"the index stores {mode} vectors of width {stored[mode]}, got {width(mode, encoded)}; "
                 "use the encoder that filled it, or a new index"
             )
+
+
+def check_unchanged(expected: Mapping[str, str], stored: Mapping[str, str]) -> None:
+    """Check the content hashes passed to `Index.set_vectors_many`.
+
+    Args:
+        expected: Hashes that passages had.
+        stored: Hashes that they have.
+
+    Raises:
+        PassagesChanged: If one differs.
+    """
+    changed = [id for id, hash in expected.items() if stored.get(id) != hash]
+    if changed:
+        raise PassagesChanged(
+            f"{len(changed)} of {len(expected)} passages were replaced or deleted while vectors were computed for "
+            f"them, such as {changed[0]!r}; nothing was written: repeat the call"
+        )
 
 
 def check_update(stored: Mapping[Mode, int], count: int, encoded: Encoded) -> None:

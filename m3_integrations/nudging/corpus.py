@@ -77,10 +77,17 @@ class IndexCorpus:
         index: The index.
         ids: The passages, row by row.
         originals: By mode, the original vectors of rows that moved in the index.
+        hashes: Content hash of each passage, by id.
     """
 
-    def __init__(self, index: Index, ids: Sequence[str], originals: Mapping[Mode, OriginalVectors]) -> None:
-        self.index, self.ids, self.originals = index, ids, originals
+    def __init__(
+        self,
+        index: Index,
+        ids: Sequence[str],
+        originals: Mapping[Mode, OriginalVectors],
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.index, self.ids, self.originals, self.hashes = index, ids, originals, hashes or {}
 
     @property
     def modes(self) -> frozenset[Mode]:

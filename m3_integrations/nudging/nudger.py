@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from m3_integrations.core.encoded import DENSE, MODES, Encoded, Mode, Modes, SparseScore, check_modes
-from m3_integrations.core.errors import MissingMode, StaleReport, UnknownId
+from m3_integrations.core.errors import MissingMode, PassagesChanged, StaleReport, UnknownId
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.encoders.base import Encoder, sparse_score_of
 from m3_integrations.index.base import Index
@@ -119,6 +119,7 @@ class Nudger:
             The report; its outcomes are computed when they are first read.
 
         Raises:
+            PassagesChanged: If another process changed passages in the meantime; call it again.
             ValueError: If no training question has an answer in the index, or an option is unknown.
             MissingMode: If the index or the encoder lacks a mode.
         """
@@ -243,6 +244,10 @@ class Nudger:
             ValueError: If there is no such version, or questions of it were forgotten.
         """
         self._recover()
+        with _unchanged_passages():
+            self._switch_to(version or 0)
+
+    def _switch_to(self, version: int) -> None:
         if not version:
             self._write(0, {}, self._corpus(), self._ledger.first_plan)
             return
@@ -267,6 +272,18 @@ class Nudger:
     ) -> NudgeReport:
         start = time.perf_counter()
         self._recover()
+        with _unchanged_passages():
+            return self._fit_corpus(options, query_sets, test, fresh=fresh, start=start)
+
+    def _fit_corpus(
+        self,
+        options: FitOptions,
+        query_sets: _QuerySets,
+        test: Sequence[Query] | None,
+        *,
+        fresh: bool,
+        start: float,
+    ) -> NudgeReport:
         corpus = self._corpus()
         train, validation = (self._judged(each, corpus) for each in query_sets)
         if not len(train.judged.answered()):
@@ -421,9 +438,9 @@ class Nudger:
 
     def _corpus(self) -> IndexCorpus:
         """Return the passages with their original vectors."""
-        ids = self.index.ids()
-        rows = {id: row for row, id in enumerate(ids)}
         hashes = self.index.content_hashes()
+        ids = sorted(hashes)
+        rows = {id: row for row, id in enumerate(ids)}
         originals = {}
         for mode in self.index.modes:
             recorded = self._ledger.originals(mode, self._dimension(mode))
@@ -431,7 +448,7 @@ class Nudger:
             valid = sorted((rows[id], each) for id, each in recorded.items() if hashes.get(id) == each.content)
             if valid:
                 originals[mode] = unpack(mode, valid, self._dimension(mode))
-        return IndexCorpus(self.index, ids, originals)
+        return IndexCorpus(self.index, ids, originals, hashes)
 
     def _dimension(self, mode: Mode) -> int:
         dimensions = {"dense": self.encoder.dense_dim, "sparse": self.encoder.vocab_size}
@@ -467,16 +484,19 @@ class Nudger:
             stored = (plan or SearchPlan()).to_json()
             pending = PendingWrite(number, touched, digest(self.index, touched), query_sets is not None, stored)
             self._ledger.begin(pending, self._first_originals(corpus, moved))
-        self.index.set_vectors_many(list(changed.values()), plan or SearchPlan())
+        unchanged = {id: corpus.hashes[id] for ids in touched.values() for id in ids}
+        try:
+            self.index.set_vectors_many(list(changed.values()), plan or SearchPlan(), unchanged=unchanged)
+        except PassagesChanged:
+            self._ledger.drop(pending)
+            raise
         self._ledger.end(number)
 
     def _first_originals(
         self, corpus: IndexCorpus, moved: Mapping[Mode, ModeUpdate]
     ) -> dict[Mode, dict[str, OriginalVector]]:
         """Return the original vectors of passages that move."""
-        ids = {corpus.ids[row] for each in moved.values() for row in each.rows.tolist()}
-        hashes = self.index.content_hashes(ids)
-        return {mode: pack(corpus, mode, each, hashes) for mode, each in moved.items()}
+        return {mode: pack(corpus, mode, each, corpus.hashes) for mode, each in moved.items()}
 
     def _recover(self) -> None:
         """Complete or forget a write that was interrupted, depending on what the index holds."""
@@ -492,6 +512,17 @@ class Nudger:
             self._ledger.end(pending.version)
         else:
             self._ledger.drop(pending)
+
+
+@contextmanager
+def _unchanged_passages() -> Iterator[None]:
+    """Raise UnknownId of the block as PassagesChanged: another process deleted a passage in the meantime."""
+    try:
+        yield
+    except UnknownId as error:
+        raise PassagesChanged(
+            f"passages were deleted in the meantime ({error}); nothing was written: repeat"
+        ) from error
 
 
 class _QuerySet(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from m3_integrations.core.encoded import MODES
-from m3_integrations.core.errors import DamagedFolder, MissingMode, UnknownId, WrongEncoder
+from m3_integrations.core.errors import DamagedFolder, MissingMode, PassagesChanged, UnknownId, WrongEncoder
 from m3_integrations.core.types import Passage, Query, SearchPlan
 from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
@@ -23,6 +23,7 @@ from m3_integrations.nudging.ledger import FILE_NAME
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.retrieval.retriever import Retriever
 from m3_integrations.testing import HashEncoder
+from m3_integrations.testing.sample_data import same_vectors
 from tests.nudging.help_desk import ENCODER, asked, everything, filled, nothing_differs, score
 
 TRAIN, VALIDATION, TEST = asked(200, "t", 1), asked(40, "v", 2), asked(60, "x", 3)
@@ -259,3 +260,40 @@ def _near(a, b):
         and np.allclose(a.sparse.toarray(), b.sparse.toarray(), atol=1e-6)
         and np.allclose(a.multi_vector.values, b.multi_vector.values, atol=1e-6)
     )
+
+
+class ReplacingIndex(MemoryIndex):
+    """An index in which another process replaces or deletes a passage just before vectors are written."""
+
+    change = None
+
+    def set_vectors_many(self, *arguments, **options):
+        if self.change is not None:
+            self.change()
+        super().set_vectors_many(*arguments, **options)
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_vectors_are_never_stored_with_a_text_that_they_were_not_computed_for(is_deleted):
+    index, encoder = ReplacingIndex(), HashEncoder(16, 8, 512)
+    texts = [f"topic{i} word{i}" for i in range(8)]
+    index.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], encoder.encode_passages(texts))
+    queries = [Query(f"q{i}", f"ask{i % 8}", {f"p{i % 8}": 1.0}) for i in range(24)]
+    nudger = Nudger(encoder, index)
+
+    def change():
+        if is_deleted:
+            index.delete(["p1"])
+        else:
+            index.add([Passage("p1", "another")], encoder.encode_passages(["another"]))
+
+    index.change = change
+    with pytest.raises(PassagesChanged, match=r"replaced or deleted.*such as 'p1'; nothing was written: repeat"):
+        nudger.fit(queries[:16], queries[16:], method="nudge-n")
+    index.change = None
+    assert (nudger.version, nudger.versions(), index.plan) == (0, [], None)
+    assert same_vectors(index.vectors(["p2"]), encoder.encode_passages(texts[2:3]))
+    nudger.fit(queries[:16], queries[16:], method="nudge-n")
+    nudger.revert()
+    expected = [passage.text for passage in index.passages()]
+    assert same_vectors(index.vectors(index.ids()), encoder.encode_passages(expected))

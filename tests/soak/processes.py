@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from m3_integrations.core.encoded import MODES
+from m3_integrations.core.errors import PassagesChanged
 from m3_integrations.core.scoring import score_mode
 from m3_integrations.core.types import Passage, Query
 from m3_integrations.index.base import HybridRequest
@@ -86,7 +87,7 @@ def nudges(index: LocalIndex, place: Path, role: str) -> None:
     fixed = [Passage(f"fixed-{i}", f"{WORDS[i]} fixed", {"n": i}) for i in range(6)]
     index.add(fixed, ENCODER.encode_passages([passage.text for passage in fixed]))
     while True:
-        with closing(Nudger(ENCODER, index)) as nudger:
+        with closing(Nudger(ENCODER, index)) as nudger, suppress(PassagesChanged):
             nudger.fit(QUERIES[:12], QUERIES[12:], modes=("dense",), method="nudge-n")
             nudger.revert()
         time.sleep(0.2)

@@ -161,10 +161,16 @@ class LocalIndex(ClosableIndex):
         self.set_vectors_many([(ids, encoded)])
 
     def set_vectors_many(
-        self, updates: Sequence[tuple[Sequence[str], Encoded]], plan: SearchPlan | None = None
+        self,
+        updates: Sequence[tuple[Sequence[str], Encoded]],
+        plan: SearchPlan | None = None,
+        *,
+        unchanged: Mapping[str, str] | None = None,
     ) -> None:
         checked = validation.check_updates(updates)
         with self._write() as write:
+            if unchanged:
+                validation.check_unchanged(unchanged, write.transaction.hashes(list(unchanged)))
             for update in checked:
                 _slots(write.transaction, update.ids)
             for ids, encoded in validation.resolve_updates(write.snapshot.widths, checked):

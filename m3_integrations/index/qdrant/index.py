@@ -29,6 +29,7 @@ from m3_integrations.index.validation import (
     check_plan,
     check_score,
     check_search,
+    check_unchanged,
     check_updates,
     check_widths,
     deduplicate,
@@ -238,7 +239,11 @@ class QdrantIndex(ClosableIndex):
         self.set_vectors_many([(ids, encoded)])
 
     def set_vectors_many(
-        self, updates: Sequence[tuple[Sequence[str], Encoded]], plan: SearchPlan | None = None
+        self,
+        updates: Sequence[tuple[Sequence[str], Encoded]],
+        plan: SearchPlan | None = None,
+        *,
+        unchanged: Mapping[str, str] | None = None,
     ) -> None:
         """Replace vectors; see `Index.set_vectors_many`.
 
@@ -246,6 +251,8 @@ class QdrantIndex(ClosableIndex):
             PartlyWritten: If a request after the first one fails; set the same vectors again to complete it.
         """
         checked = check_updates(updates)
+        if unchanged:  # a server has no transaction: a writer in another process can still come between
+            check_unchanged(unchanged, self.content_hashes(unchanged.keys()))
         with self._lock.writing():
             self._points(list({id for update in checked for id in update.ids}), [])
             for ids, encoded in resolve_updates(self._widths(), checked):
