@@ -168,7 +168,7 @@ def run(place: Path, seconds: float, seed: int, kills: int | None = None) -> tup
     choice, processes, counts, faults = random.Random(seed), {}, Counter[str](), []
 
     def start(role: str) -> None:
-        command = [sys.executable, "-m", __name__, "--place", str(place), "--role", role]
+        command = [sys.executable, "-m", "tests.soak.processes", "--place", str(place), "--role", role]
         processes[role] = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
 
     with LocalIndex.open(place / "index", ENCODER):

@@ -152,7 +152,7 @@ class OtherProcess:
     """A process that writes to folders when it is told to."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, "-m", "tests.index.local.mirrored"]
         root = Path(__file__).parents[3]
         self._process = subprocess.Popen(
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii"
