@@ -28,7 +28,7 @@ from m3_integrations.core.encoded import Mode, SparseScore
 from m3_integrations.core.errors import CheckpointError, HeadsMissing, M3Error
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.models import mini
-from m3_integrations.models.checkpoint_files import UNBOUNDED, read_object, read_tensors
+from m3_integrations.models.checkpoint_files import UNBOUNDED, read_error, read_object, read_tensors
 from m3_integrations.models.heads.late_interaction import LateInteraction
 from m3_integrations.models.layouts import multi_vector_encoder, pylate, sparse_encoder
 from m3_integrations.models.layouts.base import FolderLayout
