@@ -20,7 +20,7 @@ from m3_integrations.core.errors import M3Error
 from tests.fuzz.limits import bounded
 from tests.fuzz.mutation import damage, draw_edits
 from tests.fuzz.readers import FOLDERS, MANIFEST, READERS, read_file, read_folder, read_manifest
-from tests.fuzz.samples import FILES, folders, weight_file
+from tests.fuzz.samples import FILES, folders, parquet_file, weight_file
 
 FOLDER_CASES = 0.01  # share of the cases, which take a hundred times as long
 SLOW = 1.0  # seconds of processor time
@@ -32,7 +32,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one kind of file")
     arguments = parser.parse_args()
-    choice, contents = random.Random(arguments.seed), {**FILES, "weights.bin": weight_file()}
+    choice, contents = (
+        random.Random(arguments.seed),
+        {**FILES, "weights.bin": weight_file(), "passages.parquet": parquet_file()},
+    )
     problems, counts, slowest, examples = Counter[str](), Counter[str](), (0.0, ""), 0
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as temporary:

@@ -54,6 +54,7 @@ READERS: Mapping[str, Callable[[Path], Any]] = {
     **dict.fromkeys(("passages.jsonl.gz", "passages.csv.gz"), _list(read_passages)),
     **dict.fromkeys(("qrels.tsv", "qrels.trec"), _qrels),
     **dict.fromkeys(("queries.jsonl", "queries.tsv"), _queries),
+    "passages.parquet": _list(read_passages),
     "run.trec": read_run,
     **dict.fromkeys(("clicks.jsonl", "clicks.csv", "clicks.tsv"), _clicks),
     "dataset.json": load_qa_dataset,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
 import json
 import struct
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import torch
 from transformers import BertConfig, BertModel
 
@@ -69,6 +72,14 @@ FILES: dict[str, bytes] = {
     "parallel.tsv": b"where is it\two ist es\nyes\tja\n",
     "pairs.jsonl": lines(*PAIRS),
 }
+
+
+def parquet_file() -> bytes:
+    """Return passages as Parquet."""
+    columns = {"_id": ["a", "b"], "text": ["a red cat", "Волга"], "n": [1, None], "at": [datetime(2024, 5, 31), None]}
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({**columns, "tags": [["x"], []]}), sink)
+    return sink.getvalue()
 
 
 def weight_file() -> bytes:

@@ -15,9 +15,9 @@ from m3_integrations.core.errors import M3Error
 from tests.fuzz.limits import bounded
 from tests.fuzz.mutation import damage, draw_edits, edits
 from tests.fuzz.readers import MANIFEST, READERS, read_file, read_manifest
-from tests.fuzz.samples import CLICKS, DATASET, FILES, lines, weight_file
+from tests.fuzz.samples import CLICKS, DATASET, FILES, lines, parquet_file, weight_file
 
-CONTENTS = {**FILES, "weights.bin": weight_file(), "manifest": MANIFEST}
+CONTENTS = {**FILES, "weights.bin": weight_file(), "passages.parquet": parquet_file(), "manifest": MANIFEST}
 RANDOM_CASES = 430  # of each kind, beside those of hypothesis: more than 10,000 in all
 WHOLE = settings(
     max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
