@@ -104,7 +104,7 @@ def _parse(name: str, text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    is_scalar = isinstance(value, bool) or (isinstance(value, int | float) and math.isfinite(value))
+    is_scalar = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     return value if is_scalar and json.dumps(value) == text else text
 
 

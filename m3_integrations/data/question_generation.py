@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,6 +182,8 @@ def _pair(query: Query, passage: str, grade: float, texts: Mapping[str, str]) ->
 
 def _read_pair(location: str, pair: Mapping[str, Any]) -> dict[str, Any]:
     complete = all(isinstance(pair.get(name), str) for name in ("query", "passage", "text"))
-    if not complete or not isinstance(pair.get("weight", 1), int | float):
+    weight = pair.get("weight", 1)
+    is_weight = isinstance(weight, int | float) and abs(weight) <= sys.float_info.max
+    if not complete or not pair["passage"] or not is_weight:
         raise InvalidFile(f"{location} is not a pair; {_LINE}")
     return {"weight": 1.0, **pair, "id": str(pair.get("id") or f"pair-{_normalized(pair['query'])}")}

@@ -15,7 +15,7 @@ from m3_integrations.core.errors import M3Error
 from tests.fuzz.limits import bounded
 from tests.fuzz.mutation import damage, draw_edits, edits
 from tests.fuzz.readers import MANIFEST, READERS, read_file, read_manifest
-from tests.fuzz.samples import CLICKS, DATASET, FILES, lines, parquet_file, weight_file
+from tests.fuzz.samples import CLICKS, DATASET, EXAMPLES, FILES, PAIRS, lines, parquet_file, weight_file
 
 CONTENTS = {**FILES, "weights.bin": weight_file(), "passages.parquet": parquet_file(), "manifest": MANIFEST}
 RANDOM_CASES = 430  # of each kind, beside those of hypothesis: more than 10,000 in all
@@ -81,6 +81,9 @@ CRASHES = {
     "answers that are a number": ("dataset.json", json.dumps({**DATASET, "relevant_docs": {"q": 5}}).encode()),
     "a grade that is a word": ("dataset.json", json.dumps({**DATASET, "relevant_docs": {"q": {"d": "x"}}}).encode()),
     "a question that is a number": ("dataset.json", json.dumps({**DATASET, "queries": {"q": 5}}).encode()),
+    "a pair without a passage": ("pairs.jsonl", lines({**PAIRS[0], "passage": ""})),
+    "a pair whose weight is no number": ("pairs.jsonl", lines({**PAIRS[0], "weight": float("nan")})),
+    "a score of 400 digits": ("examples.jsonl", lines({**EXAMPLES[0], "pos_scores": [10**400, 0]})),
     "brackets 100,000 deep": ("passages.jsonl", b"[" * 100_000),
     "a number of 5,000 digits": ("passages.jsonl", b'{"_id": "a", "text": "b", "n": ' + b"9" * 5000 + b"}\n"),
     "a bomb of one line": ("passages.jsonl.gz", bomb(1 << 30)),
@@ -103,3 +106,7 @@ def test_what_once_crashed_a_reader_is_refused_with_its_file(case, tmp_path):
     name, content = CRASHES[case]
     with pytest.raises(M3Error, match=tmp_path.name):
         use(name, content, tmp_path)
+
+
+def test_a_number_too_large_for_a_float_is_read(tmp_path):
+    use("passages.csv", b"id,text,n\na,b," + b"1" * 400 + b"\n", tmp_path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,7 +238,9 @@ def _check_texts(name: str, texts: Any) -> tuple[str, ...]:
 def _check_scores(name: str, scores: Any, count: int) -> tuple[float, ...]:
     if isinstance(scores, str) or not isinstance(scores, Sequence) or len(scores) != count:
         raise ValueError(f"{name} must be one number per passage, {count} in all, got {scores!r}")
-    if invalid := [score for score in scores if not isinstance(score, int | float) or not math.isfinite(score)]:
+    if invalid := [
+        score for score in scores if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max
+    ]:
         raise ValueError(f"{name} must be finite numbers, got {invalid[0]!r} among them")
     return tuple(float(score) for score in scores)
 
