@@ -458,8 +458,6 @@ class LocalIndex(ClosableIndex):
         self._catalog.rewrite()
         # Rewriting waited for all readers of earlier states, so none can save another graph of them.
         self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
-        with translate_write_errors(self.folder):
-            sync_folder(self.folder)
         forget_passages(self.folder / LEDGER_NAME, ids, self.write_timeout)
 
     @contextmanager

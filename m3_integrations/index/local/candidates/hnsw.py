@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from m3_integrations.core.encoded import Array, Arrays, Encoded
 from m3_integrations.core.errors import DamagedFolder
-from m3_integrations.core.files import checksum
+from m3_integrations.core.files import checksum, sync_folder
 from m3_integrations.core.forking import ForkSafeLock
 from m3_integrations.index.local.array_file import map_arrays, write_arrays
 from m3_integrations.index.local.search import generate_candidates
@@ -128,7 +128,7 @@ class HnswSearcher:
         ]
 
     def remove_outdated(self, snapshot: Snapshot) -> None:
-        """Remove saved graphs with a vector that is not current, since a graph has copies of its vectors."""
+        """Remove saved graphs with a vector that is not current, and sync the folder: a graph copies its vectors."""
         for path, generation, _ in _saved_graphs(self._folder):
             try:
                 slots = map_arrays(path, path.stat().st_size)["slots"]
@@ -138,6 +138,7 @@ class HnswSearcher:
                 is_current = False  # a damaged one is of no use
             if not is_current:
                 path.unlink(missing_ok=True)
+        sync_folder(self._folder)
 
     def reset(self) -> None:
         """Release the graph."""
