@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from copy import copy
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
@@ -16,7 +16,7 @@ from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimen
 Mode = Literal["dense", "sparse", "multi_vector"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Modes: TypeAlias = Sequence[Mode] | Set[Mode]  # mypy rejects ("dense",) as a Modes
-SparseScore = Literal["sum", "mean"]
+SparseScore = Literal["sum", "mean", "idf"]
 SPARSE_SCORES: tuple[SparseScore, ...] = get_args(SparseScore)
 Fusion = Literal["sum", "rrf"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
@@ -108,7 +108,8 @@ class Encoded:
 
     Reading a mode that is absent raises MissingMode. With `sparse_score` "mean", each row of `sparse` is divided by the
     sum of its weights, so that a query's sparse score is a mean over its weights as late interaction is one over its
-    tokens.
+    tokens. With "idf", an index multiplies each weight by a power of its token's inverse document frequency first;
+    outside an index, "idf" is the same as "mean".
 
     Args:
         dense: Dense vectors, shape (n, dim), float32.
@@ -123,8 +124,9 @@ class Encoded:
         TypeError: If vectors are not real numbers.
     """
 
-    __slots__ = ("_parts", "sparse_score")
+    __slots__ = ("_idf", "_parts", "sparse_score")
     _parts: dict[Mode, Any]
+    _idf: Array | None  # by token, shape (vocabulary,); 0 for tokens of no query
     sparse_score: SparseScore
 
     def __init__(
@@ -145,14 +147,16 @@ class Encoded:
         counts = {mode: row_count(part) for mode, part in parts.items()}
         if len(set(counts.values())) != 1:
             raise WrongDimension(f"every mode must hold the same number of texts, got {counts}")
-        self._parts = parts
+        self._parts, self._idf = parts, None
         self.sparse_score = "sum"
 
     @classmethod
-    def _from_parts(cls, parts: dict[Mode, Any], sparse_score: SparseScore = "sum") -> Encoded:
+    def _from_parts(
+        cls, parts: dict[Mode, Any], sparse_score: SparseScore = "sum", idf: Array | None = None
+    ) -> Encoded:
         """Make an Encoded of validated parts."""
         encoded = cls.__new__(cls)
-        encoded._parts = parts
+        encoded._parts, encoded._idf = parts, idf
         encoded.sparse_score = sparse_score
         return encoded
 
@@ -168,7 +172,9 @@ class Encoded:
     @property
     def sparse(self) -> scipy.sparse.csr_array:
         rows: scipy.sparse.csr_array = self._part("sparse")
-        return rows if self.sparse_score == "sum" else _divide_by_sums(rows)
+        if self.sparse_score == "sum":
+            return rows
+        return _divide_by_sums(rows if self._idf is None else _times_idf(rows, self._idf))
 
     @property
     def multi_vector(self) -> MultiVectors:
@@ -187,7 +193,8 @@ class Encoded:
     def take(self, rows: Rows) -> Encoded:
         """Return these rows in this order; rows may repeat."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return Encoded._from_parts({mode: _take(part, chosen) for mode, part in self._parts.items()}, self.sparse_score)
+        parts = {mode: _take(part, chosen) for mode, part in self._parts.items()}
+        return Encoded._from_parts(parts, self.sparse_score, self._idf)
 
     def only(self, modes: Modes) -> Encoded:
         """Return the same texts in these modes only.
@@ -197,7 +204,8 @@ class Encoded:
         """
         if not modes:
             raise MissingMode(f"an Encoded needs at least one of {sorted(self.modes)}")
-        return Encoded._from_parts({mode: self._part(mode) for mode in MODES if mode in modes}, self.sparse_score)
+        parts = {mode: self._part(mode) for mode in MODES if mode in modes}
+        return Encoded._from_parts(parts, self.sparse_score, self._idf)
 
     def join(self, *others: Encoded) -> Encoded:
         """Return these texts followed by those of the others.
@@ -205,22 +213,24 @@ class Encoded:
         Raises:
             MissingMode: If modes differ.
             WrongDimension: If dimensions differ.
-            ValueError: If one side has sums and the other means of sparse weights.
+            ValueError: If they have different sparse scores, or the idf of an index and none.
         """
-        if any(other.sparse_score != self.sparse_score for other in others):
-            raise ValueError("cannot join sums and means of sparse weights; use with_sparse_score of both first")
+        idfs = [each._idf for each in (self, *others)]
+        known = [idf for idf in idfs if idf is not None]
+        if any(other.sparse_score != self.sparse_score for other in others) or 0 < len(known) < len(idfs):
+            raise ValueError("cannot join different sparse scores; use with_sparse_score of both first")
         for other in others:
             if other.modes != self.modes:
                 raise MissingMode(
                     f"cannot join {sorted(self.modes)} with {sorted(other.modes)}; take .only(modes) of both first"
                 )
         parts = {mode: _join([each._parts[mode] for each in (self, *others)]) for mode in self._parts}
-        return Encoded._from_parts(parts, self.sparse_score)
+        return Encoded._from_parts(parts, self.sparse_score, np.maximum.reduce(known) if known else None)
 
     def merge_queries(self) -> Encoded:
         """Merge phrasings of one query into one text that scores as their mean.
 
-        Dense and sparse rows are averaged; all vectors of the multi-vectors are kept.
+        Dense and sparse rows are averaged; all vectors of the multi-vectors are kept. An index applies idf to the mean.
 
         Raises:
             ValueError: If there is no text.
@@ -236,11 +246,11 @@ class Encoded:
             else:
                 share = scipy.sparse.csr_array(np.full((1, len(self)), 1 / len(self), np.float32))
                 parts[mode] = _checked_sparse(share @ self.sparse)
-        return Encoded._from_parts(parts)
+        return Encoded._from_parts(parts, "idf" if self.sparse_score == "idf" and self._idf is None else "sum")
 
     def with_dense(self, dense: npt.ArrayLike) -> Encoded:
         """Return the same texts with other dense vectors."""
-        return Encoded(**{**self._named(), "dense": dense}).with_sparse_score(self.sparse_score)
+        return self._with(dense=dense)
 
     def with_sparse(self, sparse: scipy.sparse.csr_array) -> Encoded:
         """Return the same texts with other sparse rows, which are not divided."""
@@ -248,20 +258,39 @@ class Encoded:
 
     def with_multi_vector(self, multi_vector: MultiVectors) -> Encoded:
         """Return the same texts with other multi-vectors."""
-        return Encoded(**{**self._named(), "multi_vector": multi_vector}).with_sparse_score(self.sparse_score)
+        return self._with(multi_vector=multi_vector)
 
     def with_sparse_score(self, sparse_score: SparseScore) -> Encoded:
         """Return the same queries with their sparse scores as sums, or as means over the weights of a query.
 
         Args:
-            sparse_score: "sum" for the weights as the model gives them, "mean" to divide each row by its sum. Either
-                can be undone by the other.
+            sparse_score: "sum" for the weights as the model gives them, "mean" to divide each row by its sum, "idf" for
+                an index to multiply by idf first. Each can be undone by the others.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If it is none of them.
         """
         check_sparse_score(sparse_score)
         return Encoded._from_parts(self._parts, sparse_score)
+
+    def with_idf(self, idf_of: Callable[[Ints], Array]) -> Encoded:
+        """Return the same queries with the idf of an index, as far as `sparse_score` is "idf".
+
+        Each weight is multiplied by the square root of its token's idf, and each row then divided by its sum.
+
+        Args:
+            idf_of: Maps tokens, ascending, to the inverse document frequency of each.
+        """
+        if self.sparse_score != "idf" or "sparse" not in self._parts:
+            return self
+        rows = self._part("sparse")
+        tokens = np.unique(rows.indices)
+        idf = np.zeros(rows.shape[1], np.float32)
+        idf[tokens] = idf_of(tokens)
+        return Encoded._from_parts(self._parts, self.sparse_score, idf)
+
+    def _with(self, **part: Any) -> Encoded:
+        return Encoded._from_parts(Encoded(**{**self._named(), **part})._parts, self.sparse_score, self._idf)
 
     def _named(self) -> dict[str, Any]:
         return {str(mode): part for mode, part in self._parts.items()}
@@ -276,10 +305,10 @@ def row_count(part: Any) -> int:
 
 
 def check_sparse_score(sparse_score: str) -> None:
-    """Check that a sparse score is "sum" or "mean".
+    """Check that a sparse score is "sum", "mean" or "idf".
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is none of them.
     """
     if sparse_score not in SPARSE_SCORES:
         raise ValueError(f"sparse_score is one of {list(SPARSE_SCORES)}, got {sparse_score!r}")
@@ -370,6 +399,12 @@ def _require_below(indices: Ints, size: int) -> None:
             f"sparse columns are 0 to {size - 1}, got {indices.min()} to {indices.max()}; use the ids of the model's "
             "tokens and its vocabulary size"
         )
+
+
+def _times_idf(rows: scipy.sparse.csr_array, idf: Array) -> scipy.sparse.csr_array:
+    weighted = copy(rows)
+    weighted.data = rows.data * np.sqrt(idf[rows.indices])
+    return weighted
 
 
 def _divide_by_sums(rows: scipy.sparse.csr_array) -> scipy.sparse.csr_array:

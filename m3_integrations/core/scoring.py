@@ -69,6 +69,16 @@ def reciprocal_ranks(ids: Sequence[str], scores: Sequence[float], *, skip_zeros:
     return parts
 
 
+def inverse_document_frequency(counts: Ints, passages: int) -> Array:
+    """Return ln(1 + (n - c + 0.5) / (c + 0.5)), the idf of BM25 as Lucene has it, above 0.
+
+    Args:
+        counts: Number of passages that contain each token, shape (tokens,).
+        passages: Number of all passages, n.
+    """
+    return np.log1p((passages - counts + 0.5) / (counts + 0.5)).astype(np.float32)
+
+
 # OpenBLAS runs products of fewer multiplications on one thread; waking other threads costs more than it gains, and a
 # thousand times more on busy cores.
 _ON_ONE_THREAD = (1 << 19) - 1

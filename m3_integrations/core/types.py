@@ -134,8 +134,10 @@ class SearchPlan:
         weights: Mode to weight. None: the weights stored with the index if they sum the same modes, otherwise the
             encoder's recommended weights for these modes.
         modes: Modes that are summed. None: those with a weight; without weights all that encoder and index have.
-        sparse_score: "sum" of the products of shared tokens' weights, or "mean": the sum divided by that of the query's
-            weights. None is the encoder's convention, which its recommended weights are for.
+        sparse_score: "sum" of the products of shared tokens' weights; "mean": the sum divided by that of the query's
+            weights; or "idf": "mean" after the query's weights are multiplied by the square root of each token's
+            inverse document frequency among the passages of the index. None is the encoder's convention, which its
+            recommended weights are for.
         fusion: "sum" of weighted scores, or "rrf", reciprocal rank fusion: the sum of weight / (60 + rank), where a
             mode ranks all candidates by their exact scores. Its weights are 1 each by default.
         calibration: Probabilities of the scores of these weights, as `calibrate_plan` fits them.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, SparseScore
+from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, SparseScore
 from m3_integrations.core.scoring import score_mode
 from m3_integrations.encoders.words import TextSpan, word_at, words_of
 from m3_integrations.models.token_pooling import Groups, groups_of, pool_tokens
@@ -134,9 +134,12 @@ def explain(
     passage: str,
     weights: Mapping[Mode, float],
     sparse_score: SparseScore,
+    idf: Callable[[Ints], Array] | None = None,
 ) -> Explanation:
     """Encode both texts and say how their score comes about. Weights of modes that the encoder lacks are left out."""
     encoded_query = encoder.encode_queries([query]).with_sparse_score(sparse_score)
+    if idf is not None:
+        encoded_query = encoded_query.with_idf(idf)
     read = encoder.encode_tokens([passage])
     found = _pooled(read, encoder.token_pooling)
     by_mode = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Modes, SparseScore, check_modes
+from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, Modes, SparseScore, check_modes
 from m3_integrations.core.errors import MissingMode, NotPicklable, PartNotExported, TextsTruncated
 from m3_integrations.encoders.base import Dtype, EncoderConfig, WindowOverlap, check_texts, weights_of_modes
 from m3_integrations.encoders.composed import ComposedEncoder
@@ -367,6 +367,7 @@ class M3Encoder:
         passage: str,
         weights: Mapping[Mode, float] | None = None,
         sparse_score: SparseScore | None = None,
+        idf: Callable[[Ints], Array] | None = None,
     ) -> Explanation:
         """Explain a score: the matching tokens and each mode's part.
 
@@ -374,10 +375,11 @@ class M3Encoder:
             query: Query.
             passage: Passage.
             weights: Mode to weight; None takes the recommended weights.
-            sparse_score: "sum" or "mean", as in `SearchPlan`; None is the checkpoint's convention.
+            sparse_score: As in `SearchPlan`; None is the checkpoint's convention.
+            idf: Inverse document frequency of tokens for `sparse_score="idf"`: `index.idf`.
         """
         weights = self.weights if weights is None else weights
-        return explain(self, query, passage, weights, sparse_score or self.sparse_score)
+        return explain(self, query, passage, weights, sparse_score or self.sparse_score, idf)
 
     def with_projection(self, texts: Sequence[str], width: int) -> M3Encoder:
         """Return an encoder whose multi-vectors are projected to fewer dimensions.

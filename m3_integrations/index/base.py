@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, Modes
+from m3_integrations.core.encoded import Array, Encoded, Ints, Mode, Modes
 from m3_integrations.core.types import Passage, SearchPlan
 from m3_integrations.index.filters import Where
 from m3_integrations.index.records import content_hash
@@ -232,6 +232,23 @@ class ClosableIndex(ABC):
 def describe_plan(plan: SearchPlan | None) -> str:
     """Return how the repr of an index shows its search plan."""
     return "" if plan is None else f" with {plan!r}"
+
+
+@runtime_checkable
+class LexicalIndex(Protocol):
+    """An index that knows how many passages contain a token, for `sparse_score="idf"`.
+
+    Its `search`, `score` and `search_hybrid` apply the idf of the state that they read to queries with this score.
+    """
+
+    def idf(self, tokens: Ints) -> Array:
+        """Return the inverse document frequency of tokens among the stored passages, shape (tokens,).
+
+        A passage contains a token if its sparse row has a weight for it.
+
+        Args:
+            tokens: Columns of sparse rows, ascending.
+        """
 
 
 @runtime_checkable

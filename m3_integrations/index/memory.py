@@ -11,7 +11,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, Modes, Rows, check_modes
 from m3_integrations.core.forking import ForkSafeLock
-from m3_integrations.core.scoring import maxsim, score_mode, sparse_scores
+from m3_integrations.core.scoring import inverse_document_frequency, maxsim, score_mode, sparse_scores
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
 from m3_integrations.index import validation
 from m3_integrations.index.base import ClosableIndex, Hit, describe_plan
@@ -114,6 +114,7 @@ class MemoryIndex(ClosableIndex):
                 return [[] for _ in range(len(queries))]
             compacted = self._compacted(mode)
             records = [self._records[id] for id in compacted.ids] if where is not None else []
+        queries = queries.with_idf(compacted.idf)
         allowed = None if where is None else [i for i, record in enumerate(records) if where.matches(record.metadata)]
         return [compacted.search(queries.take([i]), k, allowed) for i in range(len(queries))]
 
@@ -125,7 +126,17 @@ class MemoryIndex(ClosableIndex):
             if not any(id_lists):
                 return [np.zeros(0, np.float32) for _ in id_lists]
             compacted = self._compacted(mode)
+        queries = queries.with_idf(compacted.idf)
         return [compacted.score(queries.take([i]), id_list) for i, id_list in enumerate(id_lists)]
+
+    def idf(self, tokens: Ints) -> Array:
+        """Return the inverse document frequency of tokens, see `LexicalIndex`."""
+        with self._lock:
+            check_modes(("sparse",), self._widths.keys() or MODES)
+            if not self._records:
+                return inverse_document_frequency(np.zeros(len(tokens), np.int64), 0)
+            compacted = self._compacted("sparse")
+        return compacted.idf(tokens)
 
     def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
         with self._lock:
@@ -244,6 +255,9 @@ class _Compacted:
             return maxsim(query_vectors, (vectors[row] for row in rows), vectors.counts_of(rows))
         return self._kernel(query, self.take(ids))
 
+    def idf(self, tokens: Ints) -> Array:
+        return inverse_document_frequency(self._passage_counts[tokens], len(self.ids))
+
     def take(self, ids: Sequence[str]) -> Encoded:
         return self._encoded.take([self.rows[id] for id in ids])
 
@@ -258,6 +272,12 @@ class _Compacted:
     def _kernel(self, query: Encoded, passages: Encoded) -> Array:
         scores: Array = score_mode(self._mode, query, passages)[0]
         return scores
+
+    @cached_property
+    def _passage_counts(self) -> Ints:
+        """Number of passages of each token, shape (vocabulary,)."""
+        rows = self._encoded.sparse
+        return np.bincount(rows.indices, minlength=rows.shape[1])
 
     @cached_property
     def _by_column(self) -> scipy.sparse.csc_array:

@@ -73,8 +73,8 @@ class CheckpointConventions:
         passage_prefix: Text put before every passage.
         weights: Recommended weight of each mode in a summed score of all modes.
         pair_weights: Recommended weights of sums of two modes; those of other pairs are taken from `weights`.
-        sparse_score: "sum" of the products of shared tokens' weights, as in BGE-M3, or "mean", that sum divided by the
-            sum of the query's weights. All weights are for it.
+        sparse_score: "sum" of the products of shared tokens' weights, as in BGE-M3, or "mean" or "idf", as in
+            `SearchPlan`. All weights are for it.
         lexical_length: Length normalization of lexical weights; None for none, as in BGE-M3.
         window_overlap: Tokens shared by the windows in which longer texts are read; None truncates them.
         truncate_dim: Leading dimensions of the dense vector to use (Matryoshka); None uses all.

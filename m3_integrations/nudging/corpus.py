@@ -9,8 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import scipy.sparse
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, MultiVectors
+from m3_integrations.core.encoded import MODES, Array, Encoded, Ints as TokenIds, Mode, MultiVectors
 from m3_integrations.core.errors import DamagedFolder
+from m3_integrations.core.scoring import inverse_document_frequency
 from m3_integrations.index.base import Index
 from m3_integrations.nudging.judged import Ints
 from m3_integrations.nudging.method.late_interaction import MovedVectors
@@ -108,6 +109,11 @@ class IndexCorpus:
         sparse = self.index.vectors(self.ids, _ONLY["sparse"]).sparse
         known = self.originals.get("sparse")
         return sparse if known is None else replace_rows(sparse, known.rows, known.values)
+
+    def idf(self, tokens: TokenIds) -> Array:
+        """Return the inverse document frequency of tokens among the original rows."""
+        counts = np.bincount(self.sparse.indices, minlength=self.sparse.shape[1])
+        return inverse_document_frequency(counts[tokens], len(self))
 
     def multi_vector(self, rows: Ints) -> MultiVectors:
         vectors = self.index.vectors([self.ids[row] for row in rows], _ONLY["multi_vector"]).multi_vector

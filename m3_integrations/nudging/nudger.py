@@ -433,8 +433,9 @@ class Nudger:
     def _judged(self, queries: _QuerySet, corpus: IndexCorpus) -> EvaluatedQueries:
         rows = {id: row for row, id in enumerate(corpus.ids)}
         answers = [{rows[id]: g for id, g in query.relevant.items() if id in rows} for query in queries.queries]
+        encoded = queries.encoded.with_idf(corpus.idf)
         unknown = sum(len(query.relevant) for query in queries.queries) - sum(map(len, answers))
-        return EvaluatedQueries(queries.queries, Judged.of(queries.encoded, answers), unknown)
+        return EvaluatedQueries(queries.queries, Judged.of(encoded, answers), unknown)
 
     def _corpus(self) -> IndexCorpus:
         """Return the passages with their original vectors."""

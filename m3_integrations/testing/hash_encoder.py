@@ -39,7 +39,7 @@ class HashEncoder:
             modes: Modes of the encoder; default all.
             seed: Seed of the hashes; different seeds give different encoders.
             weights: Recommended weights of the modes; default 1 each.
-            sparse_score: Convention for sparse scores, "sum" or "mean".
+            sparse_score: Convention for sparse scores, as in `SearchPlan`.
         """
         self.dense_dim = dense_dim
         self.multi_vector_dim = multi_vector_dim

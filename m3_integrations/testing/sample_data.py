@@ -11,7 +11,7 @@ import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Encoded, MultiVectors, row_count
 from m3_integrations.core.types import Passage
-from m3_integrations.index.base import Hit, Index, Where
+from m3_integrations.index.base import Hit, Index, LexicalIndex, Where
 from m3_integrations.index.filters import Field, all_of, any_of, none_of
 from m3_integrations.testing.hash_encoder import HashEncoder
 
@@ -95,6 +95,9 @@ def assert_same_results(index: Index, reference: Index, where: Where | None = No
             assert index.search(mode, queries, k, where) == reference.search(mode, queries, k, where)
         all_ids = [reference.ids()] * len(queries)
         assert np.array_equal(index.score(mode, queries, all_ids), reference.score(mode, queries, all_ids))
+    if isinstance(index, LexicalIndex) and "sparse" in reference.modes:
+        with_idf = queries.with_sparse_score("idf")
+        assert index.search("sparse", with_idf, 3) == reference.search("sparse", with_idf, 3)
     if reference.modes:
         assert same_vectors(index.vectors(reference.ids()), reference.vectors(reference.ids()))
 

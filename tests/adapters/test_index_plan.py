@@ -21,6 +21,7 @@ from m3_integrations import (
     llama_index,
 )
 from m3_integrations.core.encoded import MODES
+from m3_integrations.errors import WrongCollection
 from m3_integrations.index import copy_index
 from m3_integrations.testing import HashEncoder
 
@@ -170,6 +171,17 @@ def test_every_adapter_divides_sparse_scores_by_the_convention_of_the_encoder(in
     expected = ranking(index, plan, encoder=MEANS)
     assert expected == ranking(index, replace(plan, sparse_score="mean")) != ranking(index, plan)
     assert rankings_of_adapters(index, MEANS) == dict.fromkeys(rankings_of_adapters(index), expected)
+
+
+def test_every_adapter_applies_the_idf_of_the_index(index):
+    index.plan = replace(PLAN, sparse_score="idf")
+    if isinstance(index, QdrantIndex):
+        with pytest.raises(WrongCollection, match="Qdrant does not count"):
+            ranking(index)
+        return
+    expected = ranking(index, index.plan)
+    assert expected != ranking(index, replace(PLAN, sparse_score="mean"))
+    assert all(found == expected for found in rankings_of_adapters(index).values())
 
 
 def test_a_nudge_records_the_sparse_score_of_its_weights(index):

@@ -316,7 +316,7 @@ def test_merged_phrasings_with_means_score_as_the_mean_of_their_scores():
 def test_sums_and_means_of_sparse_weights_are_not_joined(two):
     with pytest.raises(ValueError, match="with_sparse_score of both"):
         two.join(two.with_sparse_score("mean"))
-    with pytest.raises(ValueError, match=r"one of \['sum', 'mean'\], got 'max'"):
+    with pytest.raises(ValueError, match=r"one of \['sum', 'mean', 'idf'\], got 'max'"):
         two.with_sparse_score("max")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ from m3_integrations.cli.options import (
 from m3_integrations.cli.output import CommandResult, on_one_line, terminal
 
 if TYPE_CHECKING:
-    from m3_integrations import LocalIndex, M3Encoder, Retriever, SearchPlan
+    from m3_integrations import LocalIndex, M3Encoder, Passage, Retriever, SearchPlan
     from m3_integrations.core.encoded import Mode
     from m3_integrations.core.types import ScoreCalibration
     from m3_integrations.encoders.explain import Explanation
@@ -63,7 +64,7 @@ def search(
             _require_calibration(folder, retriever)
         for each in read_questions(question):
             matches = _relevant(retriever, retriever.retrieve(each, k, condition), least)
-            explanations = [_explain(encoder, retriever, each, match) for match in matches] if explain else None
+            explanations = [_explain(encoder, retriever, each, match.passage) for match in matches] if explain else None
             terminal.show("search", _result(folder, each, matches, explanations, retriever))
 
 
@@ -158,7 +159,7 @@ def explain(
             passage = matches[0].passage
         else:
             (passage,) = retriever.index.passages([id])
-        explanation = encoder.explain(question, passage.text, retriever.weights, retriever.sparse_score)
+        explanation = _explain(encoder, retriever, question, passage)
     scores = {"score": explanation.score, "by_mode": dict(explanation.by_mode)}
     lexical = [{"token": each.token, "score": each.score} for each in explanation.lexical]
     details = {"words": words_to_json(explanation), "tokens": lexical, "text": passage.text}
@@ -173,8 +174,15 @@ def _require_passage(folder: Path, id: str) -> None:
         index.passages([id])
 
 
-def _explain(encoder: M3Encoder, retriever: Retriever, question: str, match: Match) -> Explanation:
-    return encoder.explain(question, match.passage.text, retriever.weights, retriever.sparse_score)
+def _explain(encoder: M3Encoder, retriever: Retriever, question: str, passage: Passage) -> Explanation:
+    idf = getattr(retriever.index, "idf", None)
+    explanation = encoder.explain(question, passage.text, retriever.weights, retriever.sparse_score, idf)
+    if retriever.fusion == "sum":
+        return explanation
+    # Ranks are those among the candidates, so that a text alone has none.
+    matches = retriever.retrieve(question, retriever.plan.candidates)
+    by_mode = next((dict(match.by_mode) for match in matches if match.passage.id == passage.id), {})
+    return replace(explanation, score=sum(by_mode.values()), by_mode=by_mode)
 
 
 def words_to_json(explanation: Explanation) -> list[dict[str, Any]]:

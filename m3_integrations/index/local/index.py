@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from m3_integrations.core.encoded import Array, Encoded, Mode, Modes, check_modes
+from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, Modes, check_modes
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, UnknownSegments, WriterBusy, WrongEncoder
 from m3_integrations.core.files import checksum, make_folder, sync_folder, translate_write_errors
 from m3_integrations.core.forking import ForkSafeLock
@@ -218,6 +219,7 @@ class LocalIndex(ClosableIndex):
             single = validation.check_search(snapshot.widths, mode, queries, count)
             if not snapshot.live_count:
                 return [[] for _ in range(len(single))]
+            single = single.with_idf(partial(search.idf, snapshot))
             scored = self._scored_candidates(snapshot, mode, single, count, snapshot.matching_rows(transaction, where))
             return search.to_hits(transaction, snapshot, count, scored)
 
@@ -237,6 +239,7 @@ class LocalIndex(ClosableIndex):
             by_mode = {mode: validation.check_search(snapshot.widths, mode, queries, k) for mode in modes}
             if not snapshot.live_count:
                 return [[] for _ in range(len(queries))]
+            by_mode = {mode: each.with_idf(partial(search.idf, snapshot)) for mode, each in by_mode.items()}
             allowed, selected = snapshot.matching_rows(transaction, where), {}
             for mode, count in counts.items():
                 scored = self._scored_candidates(snapshot, mode, by_mode[mode], count, allowed)
@@ -262,9 +265,18 @@ class LocalIndex(ClosableIndex):
         def score(transaction: Transaction, snapshot: Snapshot) -> list[Array]:
             single, id_lists = validation.check_score(snapshot.widths, mode, queries, ids)
             rows = [snapshot.rows_of_ids(transaction, id_list) for id_list in id_lists]
-            return search.exact_scores_per_query(snapshot, mode, single, rows)
+            return search.exact_scores_per_query(snapshot, mode, single.with_idf(partial(search.idf, snapshot)), rows)
 
         return self._read(score)
+
+    def idf(self, tokens: Ints) -> Array:
+        """Return the inverse document frequency of tokens, see `LexicalIndex`."""
+
+        def idf(_: Transaction, snapshot: Snapshot) -> Array:
+            check_modes(("sparse",), snapshot.widths.keys() or MODES)
+            return search.idf(snapshot, tokens)
+
+        return self._read(idf)
 
     def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
         if ids is None:

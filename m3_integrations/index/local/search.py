@@ -16,13 +16,20 @@ import numpy.typing as npt
 import scipy.sparse
 
 from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode
-from m3_integrations.core.scoring import dense_scores, entries_of, sparse_row_scores
+from m3_integrations.core.scoring import dense_scores, entries_of, inverse_document_frequency, sparse_row_scores
 from m3_integrations.index.base import Hit, HybridHit
 from m3_integrations.index.local.array_file import damaged_file_error
 from m3_integrations.index.local.candidates.approximate_maxsim import ApproximateScores, approximate_maxsim
 from m3_integrations.index.local.catalog import Transaction
 from m3_integrations.index.local.metadata_columns import Mask
-from m3_integrations.index.local.segments import Longs, Segment, add_token_scores, maxsim_scores, read_sparse_rows
+from m3_integrations.index.local.segments import (
+    Longs,
+    Segment,
+    add_token_scores,
+    count_rows_of_tokens,
+    maxsim_scores,
+    read_sparse_rows,
+)
 from m3_integrations.index.local.snapshot import LiveRows, Snapshot
 from m3_integrations.index.quantization.dense_int8 import NO_CANDIDATES, BoundedCandidates, find_candidates
 from m3_integrations.index.top_k import rank, top_k_with_ties
@@ -101,6 +108,22 @@ def scan_inverted_lists(snapshot: Snapshot, queries: Encoded, k: int, allowed: L
         rows = allowed[top_k_with_ties(allowed_scores, k)]
         rows = rows[scores[rows] > 0]
         yield ScoredRows(rows, scores[rows], scores if has_few_scores else None)
+
+
+def idf(snapshot: Snapshot, tokens: Ints) -> Array:
+    """Return the inverse document frequency of tokens among the passages of a snapshot.
+
+    Args:
+        snapshot: The state to read.
+        tokens: Ascending tokens.
+
+    Raises:
+        DamagedFolder: If a segment does not contain valid lists.
+    """
+    counts = np.zeros(len(tokens), np.int64)
+    for segment, segment_rows in snapshot.live_segments("sparse"):
+        counts += count_rows_of_tokens(segment, tokens, segment_rows)
+    return inverse_document_frequency(counts, snapshot.live_count)
 
 
 def to_hits(transaction: Transaction, snapshot: Snapshot, k: int, scored: Iterable[ScoredRows]) -> list[list[Hit]]:

@@ -199,6 +199,42 @@ def add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Ar
         raise damaged_file_error(segment.path, f"contains inverted lists of unknown rows ({error})") from error
 
 
+def count_rows_of_tokens(segment: Segment, tokens: Ints, live: Longs) -> Longs:
+    """Count the live rows that contain each token.
+
+    Args:
+        segment: A sparse segment.
+        tokens: Ascending tokens.
+        live: Live rows of the segment.
+
+    Returns:
+        Shape (tokens,).
+
+    Raises:
+        DamagedFolder: If a list contains an unknown row.
+    """
+    try:
+        return _count_rows_of_tokens(segment, tokens, live)
+    except IndexError as error:
+        raise damaged_file_error(segment.path, f"contains inverted lists of unknown rows ({error})") from error
+
+
+def _count_rows_of_tokens(segment: Segment, tokens: Ints, live: Longs) -> Longs:
+    arrays, counts = segment.arrays, np.zeros(len(tokens), np.int64)
+    listed, with_list = _lookup(arrays["terms"], tokens)
+    begins, ends = (arrays["term_offsets"][listed + after] for after in (0, 1))
+    is_live = np.zeros(len(segment), bool)
+    is_live[live] = True
+    if len(live) == len(segment):
+        counts[with_list] = ends - begins
+    else:
+        spans = zip(begins.tolist(), ends.tolist(), strict=True)
+        counts[with_list] = [np.count_nonzero(is_live[arrays["posted"][begin:end]]) for begin, end in spans]
+    common, with_all = _lookup(arrays.get("common", _NO_TERMS), tokens)
+    counts[with_all] = [np.count_nonzero(arrays["common_weights"][position][is_live]) for position in common]
+    return counts
+
+
 def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: Array) -> None:
     arrays = segment.arrays
     listed, with_list = _lookup(arrays["terms"], query.indices)

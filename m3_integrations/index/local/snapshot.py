@@ -286,6 +286,10 @@ class Snapshot:
         segment, segment_rows, rows, _ = view.live_rows(number, self._locations[view.segment.mode])
         return segment, segment_rows[self._live[rows]]
 
+    def live_segments(self, mode: Mode) -> list[tuple[Segment, Longs]]:
+        """Return the segments of a mode, each with its rows with the newest embedding of a live passage."""
+        return [self.live_segment_rows(number) for number, view in self._views.items() if view.segment.mode == mode]
+
     def _fill_columns(self, transaction: Transaction, fields: frozenset[str]) -> None:
         first = self.columns.known_rows(fields)
         if fields and first < self.count:

@@ -262,7 +262,7 @@ class QdrantIndex(ClosableIndex):
 
     def search(self, mode: Mode, queries: Encoded, k: int, where: Where | None = None) -> list[list[Hit]]:
         with self._lock.reading():
-            queries, k = check_search(self._widths(), mode, queries, k), self._limited(k)
+            queries, k = _without_idf(check_search(self._widths(), mode, queries, k)), self._limited(k)
             if not self._info():
                 return [[] for _ in range(len(queries))]
             condition = self._condition(where)
@@ -314,7 +314,7 @@ class QdrantIndex(ClosableIndex):
 
     def score(self, mode: Mode, queries: Encoded, ids: Sequence[Sequence[str]]) -> list[Array]:
         with self._lock.reading():
-            queries, wanted = check_score(self._widths(), mode, queries, ids)
+            queries, wanted = check_score(self._widths(), mode, _without_idf(queries), ids)
             if not any(wanted):
                 return [np.zeros(0, np.float32) for _ in wanted]
             if self._is_exact():
@@ -495,7 +495,7 @@ class QdrantIndex(ClosableIndex):
         if not weights:
             raise ValueError(f"give at least one of {sorted(self.modes)} a weight, got {dict(request.weights)}")
         for mode in (*weights, *request.candidate_counts):
-            check_search(self._widths(), mode, queries, k)
+            check_search(self._widths(), mode, _without_idf(queries), k)
         if not self._info():
             return [[] for _ in range(len(queries))]
         counts = {mode: self._limited(count, "candidates") for mode, count in request.candidate_counts.items()}
@@ -553,6 +553,16 @@ class QdrantIndex(ClosableIndex):
         if self._info():
             for page in self._backend.pages(condition, payload):
                 yield from page
+
+
+def _without_idf(queries: Encoded) -> Encoded:
+    """Return queries whose sparse score a collection can compute, or raise WrongCollection."""
+    if queries.sparse_score == "idf" and "sparse" in queries.modes:
+        raise WrongCollection(
+            "sparse_score='idf' needs the number of passages of each token, which Qdrant does not count; search with "
+            "SearchPlan(sparse_score='mean'), or copy the collection to a LocalIndex"
+        )
+    return queries
 
 
 def _rescore(

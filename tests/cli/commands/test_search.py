@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from m3_integrations import LocalIndex, SearchPlan
 from tests.cli.conftest import write_lines
 
 
@@ -79,6 +80,15 @@ def test_explain_shows_the_words_that_matched_with_their_places(run, run_json, f
         assert explained["text"][start:stop] == word["passage"]
     assert run_json("explain", filled, "where is the bridge")["id"] == "a"
     assert "the bridge" in run("explain", filled, "where is the bridge").stdout
+
+
+def test_explain_shows_the_score_of_rank_fusion(run_json, bge_m3, filled):
+    with LocalIndex.open(filled) as index:
+        index.plan = SearchPlan(fusion="rrf")
+    best = run_json("search", filled, "the bridge", "--model", bge_m3())["matches"][0]
+    found = run_json("explain", filled, "the bridge", best["id"], "--model", bge_m3())
+    assert found["score"] == best["score"] == pytest.approx(3 / 61)
+    assert found["by_mode"] == best["by_mode"]
 
 
 def test_an_unknown_passage_is_not_explained(run, filled, tmp_path):
