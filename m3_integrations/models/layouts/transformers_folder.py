@@ -99,6 +99,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: If there is none.
     """
+    read_object(folder / "config.json", default={})  # AutoTokenizer reads it too, and would blame the tokenizer
     try:
         if (folder / "tokenizer.json").is_file():
             require_content(folder / "tokenizer.json")
