@@ -21,8 +21,7 @@ from m3_integrations import LocalIndex, M3Encoder, Nudger, Query, Retriever, Sea
 from m3_integrations.core import MODES, Encoded, Mode
 from m3_integrations.data import read_beir
 from m3_integrations.errors import TextsTruncated
-from m3_integrations.evaluation import evaluate
-from m3_integrations.nudging.report.values import bootstrap
+from m3_integrations.evaluation import bootstrap_interval, evaluate
 
 MODE_SETS: dict[str, tuple[Mode, ...]] = {**{mode: (mode,) for mode in MODES}, "all": MODES}
 
@@ -65,7 +64,7 @@ def run(encoder: M3Encoder, folder: Path, index_folder: Path, names: list[str]) 
             plan = report.plan if report.moved else SearchPlan(propose, weights=weights)
             after = ndcg_per_query(encoder, index, test.queries, encoded_queries, plan)
             nudger.revert()
-            low, high = bootstrap(after - before)
+            low, high = bootstrap_interval(after - before)
             nudged = ", ".join(f"{mode} {move.method} γ={move.gamma:.3g}" for mode, move in report.moves.items())
             print(
                 f"{folder.parent.name if len(folder.name) == 2 else '':>8}/{folder.name:7}{name:14}"
