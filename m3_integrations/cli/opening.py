@@ -10,9 +10,12 @@ from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from m3_integrations.cli.output import terminal
+from m3_integrations.cli.progress import has_bfloat16
 
 if TYPE_CHECKING:
     from m3_integrations import LocalIndex, M3Encoder
+    from m3_integrations.encoders.base import Dtype
+    from m3_integrations.models.backends.exported import Backend
 
 DEFAULT_MODEL = "m3-mini"
 
@@ -33,8 +36,13 @@ def require_index(folder: Path) -> None:
             raise FileNotFoundError(f"the index at {folder} holds no passages; add some with: m3 index {folder} SOURCE")
 
 
-def load_encoder(folder: Path, model: str | None) -> M3Encoder:
+def load_encoder(folder: Path, model: str | None, backend: Backend = "torch") -> M3Encoder:
     """Load a model: the one named, otherwise the one that filled the index, m3-mini for a new index.
+
+    Args:
+        folder: Folder of the index.
+        model: Name of the model.
+        backend: Backend; openvino computes in bfloat16 if the processor does.
 
     Raises:
         IndexFolderError: If the folder is not an index.
@@ -48,7 +56,8 @@ def load_encoder(folder: Path, model: str | None) -> M3Encoder:
     name = model or recorded or DEFAULT_MODEL
     if terminal.verbose:
         terminal.note(f"model: {name}")
-    return M3Encoder.from_pretrained(name)
+    dtype: Dtype | None = "bfloat16" if backend == "openvino" and has_bfloat16() else None
+    return M3Encoder.from_pretrained(name, backend=backend, dtype=dtype)
 
 
 def open_index(folder: Path, model: str | None) -> tuple[M3Encoder, LocalIndex]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from m3_integrations.core.display import TextMark, html_table, marked_html
 from m3_integrations.core.encoded import MODES, Array, Encoded, Ints, Mode, SparseScore
 from m3_integrations.core.scoring import score_mode
 from m3_integrations.encoders.words import TextSpan, word_at, words_of
@@ -16,12 +17,14 @@ from m3_integrations.models.tokenization import Span
 
 
 class LexicalMatch(NamedTuple):
-    """A token in both texts. score: the product of its weights, before the mode's weight."""
+    """A token in both texts, and its places in them. score: the product of its weights, before the mode's weight."""
 
     token: str
     query_weight: float
     passage_weight: float
     score: float
+    query_at: tuple[TextSpan, ...] = ()
+    passage_at: tuple[TextSpan, ...] = ()
 
 
 class VectorMatch(NamedTuple):
@@ -55,6 +58,13 @@ class WordMatch(NamedTuple):
     strength: float
 
 
+class MatchedSpans(NamedTuple):
+    """The words of both texts that matched in one mode, ascending; the strongest has strength 1."""
+
+    query: list[TextMark]
+    passage: list[TextMark]
+
+
 @dataclass(frozen=True)
 class Explanation:
     """score is the sum of `by_mode`, each mode's score times its weight."""
@@ -75,6 +85,33 @@ class Explanation:
             if known is None or match.strength > known.strength:
                 best[match.query_at] = match
         return sorted(best.values())
+
+    @property
+    def spans(self) -> dict[Mode, MatchedSpans]:
+        """The words that matched, by mode; a dense vector stands for a whole text and has none."""
+        spans: dict[Mode, MatchedSpans] = {}
+        if "sparse" in self.by_mode:
+            found = [(each.query_at, each.passage_at, each.score) for each in self.lexical]
+            spans["sparse"] = MatchedSpans(
+                _merge_to_words(self.query, ((at, score) for places, _, score in found for at in places)),
+                _merge_to_words(self.passage, ((at, score) for _, places, score in found for at in places)),
+            )
+        if "multi_vector" in self.by_mode:
+            strengths = [(each.query_at, each.passage_at, max(0.0, each.score) * each.strength) for each in self.late]
+            spans["multi_vector"] = MatchedSpans(
+                _merge_to_words(self.query, ((at, strength) for at, _, strength in strengths)),
+                _merge_to_words(self.passage, ((at, strength) for _, at, strength in strengths)),
+            )
+        return spans
+
+    def _repr_html_(self) -> str:
+        rows = [(str(mode), f"{part:.3f}") for mode, part in self.by_mode.items()]
+        texts = "".join(
+            f"<p><b>{mode}</b></p><p dir='auto'>{marked_html(self.query, found.query)}</p>"
+            f"<p dir='auto'>{marked_html(self.passage, found.passage)}</p>"
+            for mode, found in self.spans.items()
+        )
+        return html_table(("score", f"{self.score:.3f}"), rows) + texts
 
     def passage_heat(self) -> list[tuple[int, int, float]]:
         """(start, stop, heat) of the passage's words that matched, ascending; the strongest heat is 1."""
@@ -106,6 +143,16 @@ class Explanation:
         for span in words_of(self.query):
             if found := places.get(self.query[slice(*span)].casefold()):
                 yield WordMatch(span, found, 1.0)
+
+
+def _merge_to_words(text: str, places: Iterable[tuple[tuple[int, int], float]]) -> list[TextMark]:
+    """Return the words around places, each with its largest strength relative to the strongest."""
+    best: dict[TextSpan, float] = {}
+    for (start, stop), strength in places:
+        if strength > 0 and (word := word_at(text, start, stop)):
+            best[word] = max(best.get(word, 0.0), strength)
+    strongest = max(best.values(), default=1.0)
+    return [TextMark(*word, strength / strongest) for word, strength in sorted(best.items())]
 
 
 class ExplainableEncoder(Protocol):
@@ -152,18 +199,36 @@ def explain(
         passage=passage,
         score=sum(by_mode.values()),
         by_mode=by_mode,
-        lexical=_lexical(encoder, encoded_query, found) if "sparse" in encoder.modes else (),
+        lexical=_lexical(encoder, query, passage, encoded_query, found) if "sparse" in encoder.modes else (),
         late=_late(encoder, query, passage, encoded_query, found, read) if "multi_vector" in encoder.modes else (),
     )
 
 
-def _lexical(encoder: ExplainableEncoder, encoded_query: Encoded, found: Encoded) -> tuple[LexicalMatch, ...]:
+def _lexical(
+    encoder: ExplainableEncoder, query: str, passage: str, encoded_query: Encoded, found: Encoded
+) -> tuple[LexicalMatch, ...]:
     wanted, present = (dict(zip(rows.indices, rows.data, strict=True)) for rows in (encoded_query.sparse, found.sparse))
     shared = sorted(wanted.keys() & present.keys(), key=lambda id: (-wanted[id] * present[id], id))
+    query_at, passage_at = _places(encoder.query_spans(query)), _places(encoder.passage_spans(passage))
     return tuple(
-        LexicalMatch(token, float(wanted[id]), float(present[id]), float(wanted[id] * present[id]))
+        LexicalMatch(
+            token,
+            float(wanted[id]),
+            float(present[id]),
+            float(wanted[id] * present[id]),
+            tuple(query_at.get(id, ())),
+            tuple(passage_at.get(id, ())),
+        )
         for id, token in zip(shared, encoder.tokens(shared), strict=True)
     )
+
+
+def _places(spans: Sequence[Span]) -> dict[int, list[TextSpan]]:
+    """Return the places of each token by its id."""
+    places: dict[int, list[TextSpan]] = {}
+    for span in spans:
+        places.setdefault(span.id, []).append(TextSpan(span.start, span.stop))
+    return places
 
 
 def _pooled(read: Encoded, factor: int) -> Encoded:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from time import perf_counter
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import MODES, Encoded, Mode
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.encoders.base import Encoder
@@ -44,8 +45,8 @@ def combined_plans(encoder: Encoder, index: Index) -> dict[str, SearchPlan]:
     return dict(sorted(plans.items(), key=lambda plan: plan[0] == "all"))
 
 
-@dataclass(frozen=True)
-class PlanRun:
+@dataclass(frozen=True, repr=False)
+class PlanRun(FieldsDisplay):
     """Rankings of a search plan.
 
     Attributes:

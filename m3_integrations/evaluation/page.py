@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from m3_integrations.core.display import FieldsDisplay, html_table
 from m3_integrations.core.titles import first_words
 from m3_integrations.core.types import Query
 from m3_integrations.evaluation.metrics import Metric
@@ -70,8 +71,8 @@ def outcomes(
     return sorted(found, key=lambda outcome: (-outcome.gain, outcome.query.id))
 
 
-@dataclass(frozen=True)
-class EvaluationPage:
+@dataclass(frozen=True, repr=False)
+class EvaluationPage(FieldsDisplay):
     """Content of the page.
 
     Attributes:
@@ -110,6 +111,11 @@ class EvaluationPage:
         """Return the best passages of a query."""
         relevant = outcome.query.relevant
         return [FoundPassage(id, self.texts.get(id, ""), relevant.get(id, 0) > 0) for id in ids]
+
+    def _repr_html_(self) -> str:
+        names = list(self.plans[self.default]["metrics"])
+        rows = [[name, *(f"{plan['metrics'][each]:.4f}" for each in names)] for name, plan in self.plans.items()]
+        return html_table(["ranking", *names], rows)
 
     def render(self) -> str:
         """Return the page as HTML."""

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Encoded
 from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimension
 
@@ -16,8 +17,8 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
+@dataclass(frozen=True, eq=False, repr=False)
+class Judged(FieldsDisplay):
     """n queries and their answers, ragged: query i is answered by rows[offsets[i]:offsets[i + 1]].
 
     Build one with `Judged.of`. A query without answers is kept: it pulls nothing and evaluates nothing.

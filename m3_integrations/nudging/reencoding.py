@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import DENSE
 from m3_integrations.core.errors import WrongCollection
 from m3_integrations.core.types import Passage, Query, SearchPlan
@@ -33,8 +34,8 @@ TRIES = 5  # switches, while other processes change passages
 OnProgress = Callable[[IngestReport], object]
 
 
-@dataclass(frozen=True)
-class Reencoding:
+@dataclass(frozen=True, repr=False)
+class Reencoding(FieldsDisplay):
     """An index encoded with another model.
 
     Attributes:

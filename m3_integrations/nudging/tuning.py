@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import MODES, Encoded, Fusion, Mode
 from m3_integrations.core.errors import MissingMode
 from m3_integrations.core.scoring import reciprocal_ranks
@@ -36,8 +37,8 @@ CANDIDATE_FACTORS = (0.5, 1.0, 2.0)  # of the plan's number of candidates
 QUERIES_AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class PlanTuning:
+@dataclass(frozen=True, repr=False)
+class PlanTuning(FieldsDisplay):
     """A search plan chosen on judged queries, and its gain.
 
     Attributes:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Fusion, Mode
 from m3_integrations.core.scoring import RANK_CONSTANT
 from m3_integrations.core.types import Query
@@ -53,8 +54,8 @@ def relevance(match: Match, weights: Mapping[Mode, float], fusion: Fusion = "sum
     return min(1.0, max(0.0, similarity(match, weights, fusion)))
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
+@dataclass(frozen=True, slots=True, repr=False)
+class Calibration(FieldsDisplay):
     """The probability that a match is relevant, as a rising, piecewise linear curve over its score.
 
     Attributes:

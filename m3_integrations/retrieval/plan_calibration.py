@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.types import Query, ScoreCalibration, SearchPlan
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index.base import Index
@@ -15,8 +16,8 @@ from m3_integrations.retrieval.calibration import Threshold, calibrate, fit_thre
 from m3_integrations.retrieval.retriever import Match, Retriever
 
 
-@dataclass(frozen=True)
-class PlanCalibration:
+@dataclass(frozen=True, repr=False)
+class PlanCalibration(FieldsDisplay):
     """A calibrated search plan.
 
     Attributes:

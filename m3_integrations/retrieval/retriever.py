@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from m3_integrations.core.concurrency import micro_batched, to_thread
+from m3_integrations.core.display import html_table
 from m3_integrations.core.encoded import MODES, Encoded, Fusion, Mode, Modes, SparseScore
 from m3_integrations.core.errors import MissingMode, ModeDropped, UnknownId
 from m3_integrations.core.scoring import reciprocal_ranks, weighted_sum
+from m3_integrations.core.titles import first_words
 from m3_integrations.core.types import Passage, ScoreCalibration, SearchPlan, positive_integer
 from m3_integrations.encoders.base import Encoder, has_content, sparse_score_of
 from m3_integrations.index.base import HybridHit, HybridIndex, HybridRequest, Index, Where
 
 _TRIES = 2
+_EXCERPT = 300  # characters of a passage in a notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class Match:
     passage: Passage
     score: float
     by_mode: Mapping[Mode, float]
+
+    def _repr_html_(self) -> str:
+        parts = " · ".join(f"{mode} {part:.3f}" for mode, part in self.by_mode.items())
+        return html_table((f"{self.score:.3f}", self.passage.id), [(parts, first_words(self.passage.text, _EXCERPT))])
 
 
 class _EffectivePlan(NamedTuple):

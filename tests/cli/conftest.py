@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import cache
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -27,9 +30,21 @@ def run_json(run):
     def call(*words: object, given: str | None = None):
         result = run(*words, "--json", given=given)
         assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        document = json.loads(result.stdout)
+        assert [*document] == ["schema", "command", *documented_fields()[document["command"]]]
+        return document
 
     return call
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+@cache
+def documented_fields():
+    """Fields of each command's document by docs/cli.md."""
+    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {command: re.findall(r"`(\w+)`", fields) for command, fields in rows}
 
 
 def write_lines(path, *entries):

@@ -6,15 +6,15 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from m3_integrations import LocalIndex, M3Encoder, Passage, __version__, cli
+from tests.cli.conftest import DOCS, documented_fields
 
-DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 COMMANDS = [command.name for command in cli.app.registered_commands]
 
 
@@ -108,19 +108,13 @@ def test_an_id_stays_whole_on_a_terminal_and_no_command_reaches_it(bge_m3, hosti
     assert "[bold]x\\ny[/bold] :smile: " + "z" * 300 in text
 
 
-def documented_fields():
-    """Fields of each command's document by docs/cli.md."""
-    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {command: re.findall(r"`(\w+)`", fields) for command, fields in rows}
-
-
 def test_the_documents_of_every_command_are_documented():
     assert sorted(documented_fields()) == sorted(COMMANDS)
 
 
 def test_a_document_has_the_documented_fields(run_json, bge_m3, filled, tmp_path):
-    def check(command, *words):
-        assert [*run_json(command, *words)] == ["schema", "command", *documented_fields()[command]]
+    def check(command, *words):  # run_json compares every document with the documentation
+        assert run_json(command, *words)["command"] == command
 
     check("search", filled, "the bridge", "--model", bge_m3())
     check("explain", filled, "the bridge", "a")
@@ -142,11 +136,41 @@ def test_a_document_has_the_documented_fields(run_json, bge_m3, filled, tmp_path
     check("nudge", filled, "--versions", "--model", bge_m3())
 
 
+def console_lines():
+    """The `m3` commands in the console blocks of README and documentation."""
+    root, lines = DOCS.parents[1], []
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            lines += [(page.name, line) for line in re.findall(r"(?:^\$ |\| )(m3 .*)$", block, flags=re.MULTILINE)]
+    return lines
+
+
+def test_every_documented_command_line_is_understood(run):
+    known = {command: run(command, "--help").stdout for command in COMMANDS}
+    assert len(console_lines()) > 20
+    for page, line in console_lines():
+        words = shlex.split(line.partition("  #")[0], comments=True)
+        command = words[1]
+        if command.startswith("--"):
+            continue
+        options = [word.partition("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word)]
+        assert command in known, (page, line)
+        assert [option for option in options if option not in known[command]] == [], (page, line)
+
+
 def test_every_option_that_the_documentation_names_exists(run):
     documented = set(re.findall(r"`?(--[a-z][a-z-]+)", DOCS.read_text(encoding="utf-8")))
     known = " ".join(run(*words, "--help").stdout for words in [(), *((command,) for command in COMMANDS)])
     assert documented
     assert {option for option in documented if option not in known} == set()
+
+
+def test_the_help_names_every_command_with_what_it_does(run):
+    help = run("--help").stdout
+    for command in COMMANDS:
+        first = run(command, "--help").stdout
+        assert re.search(rf"^\s+{command}\s+\S+", help, flags=re.MULTILINE), command
+        assert first.startswith(f"Usage: m3 {command}") or f"Usage: m3 {command}" in first
 
 
 def test_the_readme_names_every_command():

@@ -119,3 +119,26 @@ def test_a_text_read_in_windows_has_a_span_for_each_vector(bge_m3):
     windowed = M3Encoder.from_pretrained(str(bge_m3()), max_length=16, window_overlap=4, device="cpu")
     text = "the bridge " * 20
     assert len(windowed.passage_spans(text)) == windowed.encode_passages([text]).multi_vector.counts[0]
+
+
+def test_spans_are_whole_words_of_both_texts_by_mode(explanation):
+    spans = explanation.spans
+    assert spans.keys() == {"sparse", "multi_vector"}  # a dense vector stands for the whole text
+    shared = [PASSAGE[mark.start : mark.stop] for mark in spans["sparse"].passage]
+    assert set(shared) <= {"The", "Brücke", "the", "bridge"}
+    assert {"the", "bridge"} <= {QUERY[mark.start : mark.stop] for mark in spans["sparse"].query}
+    for found in spans.values():
+        for text, marks in ((QUERY, found.query), (PASSAGE, found.passage)):
+            assert marks == sorted(marks)
+            assert all(0 < mark.strength <= 1 and text[mark.start : mark.stop].isalpha() for mark in marks)
+
+
+def test_spans_are_those_of_the_modes_that_are_summed(encoder):
+    assert encoder.explain(QUERY, PASSAGE, {"dense": 1.0}).spans == {}
+    assert encoder.explain(QUERY, PASSAGE, {"sparse": 1.0}).spans.keys() == {"sparse"}
+
+
+def test_an_explanation_is_html_in_a_notebook(explanation):
+    html = explanation._repr_html_()
+    assert html.startswith("<table>")
+    assert html.count("<mark") == sum(len(marks) for found in explanation.spans.values() for marks in found)

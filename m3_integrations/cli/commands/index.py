@@ -12,11 +12,12 @@ import typer
 from m3_integrations.cli.opening import load_encoder, open_for_writing
 from m3_integrations.cli.options import Folder, IndexModel, UsageError
 from m3_integrations.cli.output import CommandResult, terminal
-from m3_integrations.cli.progress import ingest_progress
+from m3_integrations.cli.progress import estimate_encoding, ingest_progress
 from m3_integrations.cli.sources import Sources, read_sources
 
 if TYPE_CHECKING:
     from m3_integrations import IngestReport, LocalIndex, M3Encoder, Passage
+    from m3_integrations.models.backends.exported import Backend
 
 SourceNames = Annotated[
     list[str],
@@ -46,14 +47,18 @@ def index(
         bool, typer.Option("--watch", help="Go on and follow changes of the sources, until Ctrl-C.")
     ] = False,
     chunk_tokens: ChunkTokens = None,
+    backend: Annotated[
+        str, typer.Option(help="torch, openvino or onnx (extras); the embeddings are the same but for rounding.")
+    ] = "torch",
     model: IndexModel = None,
 ) -> CommandResult | None:
     """Index files and folders. Unchanged passages are skipped, so that the same call resumes after an interruption."""
     _check_chunk_tokens(chunk_tokens)
+    named = _check_backend(backend)
     if watch:
         _check_watch(sources)
     found = read_sources(sources, folder)
-    encoder = load_encoder(folder, model)
+    encoder = load_encoder(folder, model, named)
     with open_for_writing(folder, encoder) as opened:
         result = update_index(folder, opened, encoder, found, chunk_tokens=chunk_tokens, sync=sync)
         if not watch:
@@ -79,6 +84,8 @@ def update_index(
     """
     seen: set[str] = set()
     documents = found.split_documents(encoder, chunk_tokens)
+    if not terminal.quiet and (estimate := estimate_encoding(encoder, index, chain(found.passages(), documents))):
+        terminal.note(f"this takes {estimate}")
     passages = _note_ids(chain(found.passages(), documents), seen)
     report = _ingest(index, encoder, passages, found.rows + len(found.held) + len(documents))
     stale = _stale_ids(index, found, seen, sync=sync)
@@ -138,6 +145,17 @@ def _summary(
 def _check_chunk_tokens(chunk_tokens: int | None) -> None:
     if chunk_tokens is not None and chunk_tokens < 1:
         raise UsageError(f"--chunk-tokens must be at least 1, got {chunk_tokens}")
+
+
+def _check_backend(backend: str) -> Backend:
+    from m3_integrations.core.optional import import_optional
+
+    if backend not in ("torch", "openvino", "onnx"):
+        raise UsageError(f"--backend is torch, openvino or onnx, got {backend!r}")
+    if backend != "torch":
+        import_optional("openvino" if backend == "openvino" else "onnxruntime", extra=backend)
+    known: Any = backend
+    return known  # type: ignore[no-any-return]  # one of the three
 
 
 def _check_watch(sources: Sequence[str]) -> None:

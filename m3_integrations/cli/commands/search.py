@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,13 +28,13 @@ from m3_integrations.cli.options import (
     parse_modes,
     read_questions,
 )
-from m3_integrations.cli.output import CommandResult, on_one_line, terminal
+from m3_integrations.cli.output import CommandResult, escape_controls, on_one_line, terminal
 
 if TYPE_CHECKING:
     from m3_integrations import LocalIndex, M3Encoder, Passage, Retriever, SearchPlan
     from m3_integrations.core.encoded import Mode
     from m3_integrations.core.types import ScoreCalibration
-    from m3_integrations.encoders.explain import Explanation
+    from m3_integrations.encoders.explain import Explanation, MatchedSpans
     from m3_integrations.retrieval import Match
 
 EXCERPT = 200  # characters of a passage in a pipe
@@ -143,6 +144,9 @@ def explain(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question.")],
     id: Annotated[str | None, typer.Argument(metavar="ID", help="Passage; the best one by default.")] = None,
     mode: Modes = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write an HTML page with the words highlighted, by mode.")
+    ] = None,
     model: IndexModel = None,
 ) -> CommandResult:
     """Explain a match. The score by mode, and the words that matched."""
@@ -162,8 +166,12 @@ def explain(
         explanation = _explain(encoder, retriever, question, passage)
     scores = {"score": explanation.score, "by_mode": dict(explanation.by_mode)}
     lexical = [{"token": each.token, "score": each.score} for each in explanation.lexical]
-    details = {"words": words_to_json(explanation), "tokens": lexical, "text": passage.text}
+    spans = {mode: _spans_to_json(found) for mode, found in explanation.spans.items()}
+    details = {"words": words_to_json(explanation), "spans": spans, "tokens": lexical, "text": passage.text}
+    if out is not None:
+        _write_explanation(out, passage.id, explanation)
     data = {"index": str(folder), "question": question, "id": passage.id, **scores, **details}
+    data["out"] = None if out is None else str(out)
     return CommandResult(data, lambda: _print_explanation(passage.id, explanation))
 
 
@@ -199,6 +207,19 @@ def words_to_json(explanation: Explanation) -> list[dict[str, Any]]:
     ]
 
 
+def _spans_to_json(found: MatchedSpans) -> dict[str, list[list[float]]]:
+    return {"question": [list(each) for each in found.query], "passage": [list(each) for each in found.passage]}
+
+
+def _write_explanation(out: Path, id: str, explanation: Explanation) -> None:
+    from m3_integrations.core.files import replace_text
+
+    head = f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"/><title>{escape(id)}</title></head>\n'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    body = f"<body>\n<h1>{escape(id)}</h1>\n{explanation._repr_html_()}\n</body>\n</html>\n"
+    replace_text(out, escape_controls(head + body))
+
+
 def _print_explanation(id: str, explanation: Explanation) -> None:
     terminal.print(f"{explanation.score:.3f}  ", (on_one_line(id), "bold"))
     terminal.print((_describe_modes(explanation.by_mode), "dim"))
@@ -206,6 +227,10 @@ def _print_explanation(id: str, explanation: Explanation) -> None:
     if explanation.lexical:
         tokens = (f"{on_one_line(each.token)} {each.score:.3f}" for each in explanation.lexical)
         terminal.print("equal tokens: " + " · ".join(tokens))
+    for mode, found in explanation.spans.items():
+        words = dict.fromkeys(on_one_line(explanation.passage[mark.start : mark.stop]) for mark in found.passage)
+        if words:
+            terminal.print((f"{mode} words: ", "dim"), " · ".join(words))
     text = Text(explanation.passage)
     for start, stop, heat in explanation.passage_heat():
         if heat >= HIGHLIGHTED:

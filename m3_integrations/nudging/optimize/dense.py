@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.errors import NonFiniteVector, WrongDimension
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.closed_form import UNIT, shares_of_rows
@@ -43,8 +44,8 @@ class Curve(NamedTuple):
     levels: Floats
 
 
-@dataclass(frozen=True, eq=False)
-class Nudged:
+@dataclass(frozen=True, eq=False, repr=False)
+class Nudged(FieldsDisplay):
     """Result of a nudge; only the passages that moved are stored.
 
     Attributes:

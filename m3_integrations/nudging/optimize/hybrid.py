@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Modes
 from m3_integrations.core.errors import MissingMode
 from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, replace_rows
@@ -72,8 +73,8 @@ class ModeUpdate:
     center: float
 
 
-@dataclass(frozen=True, eq=False)
-class NudgedModes:
+@dataclass(frozen=True, eq=False, repr=False)
+class NudgedModes(FieldsDisplay):
     """Result of a nudge of several modes.
 
     Attributes:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.nudging.optimize.dense import Curve
 from m3_integrations.nudging.report.values import Coverage, Evaluation, Move, Outcome, in_steps
 
+ENOUGH_QUERIES = 100  # training questions from which a gain of some percent is usually significant
 LOW_COVERAGE = 0.1  # fraction of the passages below which coverage is reported as low
 CANDIDATE_LOSS = 0.01  # difference of the metric between short lists and the search that is reported
 
@@ -29,8 +31,8 @@ class Headline(NamedTuple):
         return "".join(self)
 
 
-@dataclass(frozen=True, eq=False)
-class NudgeFigures:
+@dataclass(frozen=True, eq=False, repr=False)
+class NudgeFigures(FieldsDisplay):
     """The figures of one fit.
 
     Attributes:
@@ -144,7 +146,9 @@ class NudgeFigures:
 
     def _gain_warnings(self) -> list[str]:
         if not self.moves:
-            return ["nothing was moved: no gain was significant on held-out questions"]
+            nothing = "nothing was moved: no gain was significant on held-out questions"
+            few = f"; {self.coverage.queries} training questions are too few, give {ENOUGH_QUERIES} or more"
+            return [nothing + (few if self.coverage.queries < ENOUGH_QUERIES else "")]
         warnings, unseen, topics = [], self.unseen, self.held_out_topics
         if unseen is not None and unseen.interval[0] <= 0 <= unseen.interval[1]:
             low, high = unseen.interval

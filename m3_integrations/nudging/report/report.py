@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from os import PathLike
 from pathlib import Path
 
@@ -34,6 +35,9 @@ class NudgeReport(NudgeFigures):
 
     def __rich__(self) -> RenderableType:
         return tables(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(plain_text(self))}</pre>"
 
     def __str__(self) -> str:
         return plain_text(self)

@@ -12,6 +12,7 @@ import pytest
 
 from m3_integrations import LocalIndex, Passage
 from m3_integrations.cli.opening import open_for_writing
+from m3_integrations.cli.progress import EncodingEstimate, describe_seconds, estimate_encoding
 from m3_integrations.testing import HashEncoder
 from tests.cli.conftest import write_lines
 from tests.optional import requires
@@ -166,9 +167,13 @@ def test_an_index_without_passages_is_not_searched(run, tmp_path):
 
 SLOW = """
 import sys, time
+from pathlib import Path
 from m3_integrations import M3Encoder, cli
-encode = M3Encoder.encode_passages
+encode, begun, log = M3Encoder.encode_passages, 0, Path(sys.argv.pop(1))
 def slowly(self, texts, *args, **options):
+    global begun
+    begun += len(texts)
+    log.write_text(str(begun))
     time.sleep(0.05 * len(texts))
     return encode(self, texts, *args, **options)
 M3Encoder.encode_passages = slowly
@@ -180,7 +185,8 @@ cli.main()
 def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(run, bge_m3, tmp_path):
     file = write_lines(tmp_path / "many.jsonl", *({"_id": f"{i:03d}", "text": f"bridge {i}"} for i in range(400)))
     words = ["index", tmp_path / "index", file, "--model", bge_m3()]
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *map(str, words)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "log"), *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "index").exists():
         time.sleep(0.1)
@@ -192,6 +198,8 @@ def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(run, bge_m3, tmp_path
     assert process.returncode == 130
     assert f"interrupted: the index keeps {kept} passages; run the same command again to go on" in error
     assert 40 <= kept < 400
+    lost = int((tmp_path / "log").read_text()) - kept  # begun, and not kept; each takes 0.05 s
+    assert 0.05 * lost <= 5
     assert f"{400 - kept} added, 0 replaced, {kept} unchanged" in run(*words).stdout
 
 
@@ -220,3 +228,35 @@ def test_watch_follows_changes(bge_m3, docs, tmp_path):
     assert ids_of(tmp_path / "index") == ["docs/heron.md#1", "docs/heron.md#2", "docs/new.txt#1"]
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 0
+
+
+def test_the_time_is_estimated_before_a_long_indexing_starts(tmp_path):
+    encoder, many = HashEncoder(), [Passage(f"p{i}", "the bridge over the river " * 40) for i in range(60)]
+    with LocalIndex.open(tmp_path / "index", encoder) as index:
+        assert estimate_encoding(encoder, index, many[:2]) is None
+        estimate = estimate_encoding(encoder, index, many)
+        assert (estimate.passages, estimate.seconds > 0) == (60, True)
+        index.add(many, encoder.encode_passages([each.text for each in many]))
+        assert estimate_encoding(encoder, index, many) is None  # nothing changed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "about 1 seconds"), (89, "about 89 seconds"), (150, "about 2 minutes"), (8000, "about 2 hours")],
+)
+def test_durations_are_in_words(seconds, words):
+    assert describe_seconds(seconds) == words
+    estimate = EncodingEstimate(1500, seconds, {"openvino": 2.0})
+    assert str(estimate) == f"{words} for 1,500 passages; about 2 seconds with --backend openvino"
+
+
+def test_the_estimate_is_printed_unless_quiet(run, bge_m3, tmp_path):
+    lines = ({"_id": f"{i:03d}", "text": "the bridge " * 50} for i in range(80))
+    file = write_lines(tmp_path / "many.jsonl", *lines)
+    assert "for 80 passages" in run("index", tmp_path / "index", file, "--model", bge_m3()).stderr
+    assert run("index", tmp_path / "quiet", file, "--model", bge_m3(), "-q").stderr == ""
+
+
+def test_an_unknown_backend_is_an_error_of_usage(run, docs, tmp_path):
+    result = run("index", tmp_path / "index", docs, "--backend", "tensorflow")
+    assert (result.exit_code, "--backend is torch, openvino or onnx" in result.stderr) == (2, True)

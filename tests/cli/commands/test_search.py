@@ -94,3 +94,16 @@ def test_explain_shows_the_score_of_rank_fusion(run_json, bge_m3, filled):
 def test_an_unknown_passage_is_not_explained(run, filled, tmp_path):
     result = run("explain", filled, "the bridge", "other", "--model", tmp_path / "no-model")
     assert (result.exit_code, "other" in result.stderr) == (1, True)
+
+
+def test_an_explanation_has_the_spans_of_each_mode_and_an_html_page(run, run_json, filled, tmp_path):
+    page = tmp_path / "pages" / "why.html"
+    found = run_json("explain", filled, "the bridge", "a", "--out", page)
+    assert found["spans"].keys() == {"sparse", "multi_vector"}
+    for side, text in (("question", "the bridge"), ("passage", found["text"])):
+        for start, stop, strength in found["spans"]["sparse"][side]:
+            assert text[start:stop] in ("the", "bridge")
+            assert 0 < strength <= 1
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<mark") == sum(len(spans) for mode in found["spans"].values() for spans in mode.values())
+    assert "sparse words: the · bridge" in run("explain", filled, "the bridge", "a").stdout

@@ -7,7 +7,7 @@ import json
 from tests.cli.conftest import write_lines
 
 
-def test_train_reads_mined_negatives(run, bge_m3, tmp_path):
+def test_train_reads_mined_negatives(run, run_json, bge_m3, tmp_path):
     examples = write_lines(
         tmp_path / "pairs.jsonl",
         *(
@@ -22,6 +22,9 @@ def test_train_reads_mined_negatives(run, bge_m3, tmp_path):
     options = ["--model", bge_m3(), "--steps", 1, "--warm-up", 1, "--low-rank", 2, "--pairs", examples]
     trained = run("train", tmp_path / "model", tmp_path / "mined.jsonl", *options)
     assert "Model saved in" in trained.output, trained.exception
+    assert run_json("mine", examples, tmp_path / "again.jsonl", "--model", bge_m3())["queries"] == 3
+    resumed = run_json("train", tmp_path / "model", tmp_path / "mined.jsonl", *options)
+    assert len(resumed["stages"]) == 3
     filled = run(
         "index",
         tmp_path / "index",
