@@ -154,6 +154,15 @@ def test_an_index_that_was_open_refuses_to_mix_encoders(folder):
         index.close()
 
 
+def test_a_purge_reaches_the_former_embeddings_and_every_ledger(folder, tmp_path):
+    reencode(folder, OLD, NEW, force=True)
+    with LocalIndex.open(folder, NEW) as index:
+        index.delete(["p07"], purge=True)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("previous" in str(path) for path in files)
+    assert [path.name for path in files if b"alpha7 " in path.read_bytes()] == []
+
+
 def test_an_encoder_that_did_not_fill_the_index_is_refused(folder):
     with pytest.raises(WrongEncoder, match="was filled by"):
         reencode(folder, NEW, WORSE)

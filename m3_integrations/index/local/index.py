@@ -470,7 +470,12 @@ class LocalIndex(ClosableIndex):
         self._catalog.rewrite()
         # Rewriting waited for all readers of earlier states, so none can save another graph of them.
         self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
-        forget_passages(self.folder / LEDGER_NAME, ids, self.write_timeout)
+        for ledger in sorted(self.folder.glob(f"{Path(LEDGER_NAME).stem}*.sqlite")):  # one of each encoder
+            forget_passages(ledger, ids, self.write_timeout)
+        former = self.folder.with_name(f"{self.folder.name}.previous")  # kept by a re-encoding
+        if (former / FILE_NAME).is_file():
+            with LocalIndex.open(former, write_timeout=self.write_timeout) as kept:
+                kept.delete(ids, purge=True)
 
     @contextmanager
     def _snapshot(self, transaction: Transaction) -> Iterator[Snapshot]:
