@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 SHOWN = 8  # items of a collection, beyond which its length is shown instead
 CHARACTERS = 80  # of a text
+LONG = 300  # characters of the repr of another value, beyond which its type is shown instead
 
 
 class TextMark(NamedTuple):
@@ -51,7 +52,8 @@ def short_repr(value: Any) -> str:
     if isinstance(value, list | tuple):
         inside = ", ".join(map(short_repr, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-    return repr(value)
+    text = repr(value)
+    return f"<{type(value).__name__}>" if len(text) > LONG else text
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

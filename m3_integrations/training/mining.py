@@ -122,7 +122,8 @@ class MiningReport:
         """Summarize the `Mined.shortfall` of each query."""
         pairs = list(shortfalls)
         counts = [count for count, _ in pairs]
-        return cls(len(counts), sum(counts), counts.count(0), Counter(why for _, why in pairs if why is not None))
+        reasons = dict(Counter(why for _, why in pairs if why is not None))
+        return cls(len(counts), sum(counts), counts.count(0), reasons)
 
     def __str__(self) -> str:
         lines = [f"{self.negatives} negatives for {self.queries} queries; {self.without_negatives} queries got none"]

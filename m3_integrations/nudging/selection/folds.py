@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Encoded
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.selection.cross_validation import FOLDS, SEED, split
@@ -15,8 +16,8 @@ SIMILAR_QUERIES = 20  # training queries whose answers are candidates, as a nudg
 FEW_QUERIES = 1000  # validation queries up to which training queries evaluate too
 
 
-@dataclass(frozen=True, eq=False)
-class CrossFitFolds:
+@dataclass(frozen=True, eq=False, repr=False)
+class CrossFitFolds(FieldsDisplay):
     """Evaluation queries in folds, and for each fold the training queries whose pulls are held out.
 
     Attributes:
