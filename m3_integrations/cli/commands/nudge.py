@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from m3_integrations.data import QuerySplits
     from m3_integrations.nudging.ledger import Version
 
+ENOUGH = 100  # judged questions from which a gain of some percent is usually significant
 METHODS = ("auto", "nudge-n", "nudge-m")
 
 
@@ -74,6 +75,7 @@ def nudge(
             if queries is not None:
                 report = _fit(nudger, queries, nudged, metric, method)
                 fitted, tables = _report_to_json(report), report.__rich__()  # its outcomes come from the open index
+                fitted["warnings"] += _warn_of_few(sum(map(len, queries)))
                 if out is not None:
                     report.render(out, index)
             elif moment is not None:
@@ -126,6 +128,15 @@ def _fit(nudger: Nudger, queries: QuerySplits, modes: Sequence[Mode] | None, met
     nudged = modes or nudger.encoder.modes & nudger.index.modes
     named_method: Any = method
     return nudger.fit(train, validation, test=test, modes=nudged, metric=metric, method=named_method)
+
+
+def _warn_of_few(count: int) -> list[str]:
+    """Warn of too few judged questions; return the warning as a list."""
+    if count >= ENOUGH:
+        return []
+    warning = f"{count} judged questions are too few to learn from reliably; give {ENOUGH} or more"
+    terminal.warn(warning)
+    return [warning]
 
 
 def _version_to_json(version: Version) -> dict[str, Any]:

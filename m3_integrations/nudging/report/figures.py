@@ -15,7 +15,6 @@ from m3_integrations.core.types import SearchPlan
 from m3_integrations.nudging.optimize.dense import Curve
 from m3_integrations.nudging.report.values import Coverage, Evaluation, Move, Outcome, in_steps
 
-ENOUGH_QUERIES = 100  # training questions from which a gain of some percent is usually significant
 LOW_COVERAGE = 0.1  # fraction of the passages below which coverage is reported as low
 CANDIDATE_LOSS = 0.01  # difference of the metric between short lists and the search that is reported
 
@@ -146,9 +145,7 @@ class NudgeFigures(FieldsDisplay):
 
     def _gain_warnings(self) -> list[str]:
         if not self.moves:
-            nothing = "nothing was moved: no gain was significant on held-out questions"
-            few = f"; {self.coverage.queries} training questions are too few, give {ENOUGH_QUERIES} or more"
-            return [nothing + (few if self.coverage.queries < ENOUGH_QUERIES else "")]
+            return ["nothing was moved: no gain was significant on held-out questions"]
         warnings, unseen, topics = [], self.unseen, self.held_out_topics
         if unseen is not None and unseen.interval[0] <= 0 <= unseen.interval[1]:
             low, high = unseen.interval
