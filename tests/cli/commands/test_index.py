@@ -184,7 +184,7 @@ cli.main()
 
 
 def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(run, bge_m3, tmp_path):
-    file = write_lines(tmp_path / "many.jsonl", *({"_id": f"{i:03d}", "text": f"bridge {i}"} for i in range(400)))
+    file = write_lines(tmp_path / "many.jsonl", *({"_id": f"{i:04d}", "text": f"bridge {i}"} for i in range(1500)))
     words = ["index", tmp_path / "index", file, "--model", bge_m3()]
     command = [sys.executable, "-c", SLOW, str(tmp_path / "log"), *map(str, words)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -198,10 +198,10 @@ def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(run, bge_m3, tmp_path
     kept = len(ids_of(tmp_path / "index"))
     assert process.returncode == 130
     assert f"interrupted: the index keeps {kept} passages; run the same command again to go on" in error
-    assert 40 <= kept < 400
+    assert 40 <= kept < 1500
     lost = int((tmp_path / "log").read_text()) - kept  # begun, and not kept; each takes 0.05 s
     assert 0.05 * lost <= 5
-    assert f"{400 - kept} added, 0 replaced, {kept} unchanged" in run(*words).stdout
+    assert f"{1500 - kept} added, 0 replaced, {kept} unchanged" in run(*words).stdout
 
 
 def test_watch_is_not_for_stdin(run, tmp_path):
