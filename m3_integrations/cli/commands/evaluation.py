@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 from rich.markup import escape
@@ -88,26 +88,57 @@ def eval_(
     elif len(data) != 1 or not data[0].is_dir():
         raise UsageError("name an index with --index; only a BEIR folder brings its passages")
     queries, others = load_queries(data, split), _read_runs(runs or ())
+    asked = _Comparison(
+        data, queries, names, depth, named, others, versus or (), bm25, languages, baseline, out, save_runs
+    )
     with _open(index, data[0], model) as (encoder, opened):
-        floor = {FLOOR: _run_bm25(opened, queries, depth)} if bm25 else {}
-        own = _run_plans(encoder, opened, queries, named, depth)
-        for other in versus or ():
-            others |= _run_versus(other, opened, queries, named, depth)
-        default = OWN if OWN in own else list(own)[len(own) - 1 - len(named)]
-        found = {**floor, **own, **others}
-        figures = _figures(found, queries, names, _check_baseline(baseline, found))
-        tables = _language_tables(data[0], encoder, opened, queries, found, names[0]) if languages else (None, None)
-        if out is not None:
-            _write_page(out, data, default, figures, found, queries, names[0], tables, opened)
-        judged = {id for query in queries for id in query.relevant}
-        missing = len(judged) - len(opened.content_hashes(judged))
-    if save_runs is not None:
-        _save_runs(save_runs, {**floor, **own})
-    short = _shortfalls(figures["plans"][default]["metrics"], limits, default)
-    counts = {"index": None if index is None else str(index), "questions": len(queries), "missing": missing}
-    result = {"data": list(map(str, data)), **counts, "default": default, **figures, "shortfalls": short}
-    by_language = {"languages": tables[0], "cross_lingual": tables[1], "out": None if out is None else str(out)}
-    return CommandResult({**result, **by_language}, lambda: _show({**result, **by_language}), failed=bool(short))
+        measured = _compare(encoder, opened, asked)
+    short = _shortfalls(measured["plans"][measured["default"]]["metrics"], limits, measured["default"])
+    counts = {"index": None if index is None else str(index), "questions": len(queries)}
+    result = {"data": list(map(str, data)), **counts, **measured}
+    last = {name: result.pop(name) for name in ("languages", "cross_lingual", "out")}
+    result |= {"shortfalls": short, **last}
+    return CommandResult(result, lambda: _show(result), failed=bool(short))
+
+
+class _Comparison(NamedTuple):
+    """What `m3 eval` compares, and where it writes."""
+
+    data: Sequence[Path]
+    queries: Sequence[Query]
+    metrics: Sequence[str]
+    depth: int
+    plans: Mapping[str, SearchPlan]
+    runs: Mapping[str, PlanRun]
+    versus: Sequence[str]
+    bm25: bool
+    languages: bool
+    baseline: str | None
+    out: Path | None
+    save_runs: Path | None
+
+
+def _compare(encoder: M3Encoder, index: LocalIndex, asked: _Comparison) -> dict[str, Any]:
+    """Search with every plan, and return the fields of the document that follow."""
+    queries, depth = asked.queries, asked.depth
+    floor = {FLOOR: _run_bm25(index, queries, depth)} if asked.bm25 else {}
+    own = _run_plans(encoder, index, queries, asked.plans, depth)
+    if asked.save_runs is not None:
+        _save_runs(asked.save_runs, {**floor, **own})
+    found = {**floor, **own, **asked.runs}
+    for other in asked.versus:
+        found |= _run_versus(other, index, queries, asked.plans, depth)
+    default = OWN if OWN in own else list(own)[len(own) - 1 - len(asked.plans)]
+    figures = _figures(found, queries, asked.metrics, _check_baseline(asked.baseline, found))
+    tables: tuple[LanguageTable | None, LanguageTable | None] = (None, None)
+    if asked.languages:
+        tables = _language_tables(asked.data[0], encoder, index, queries, found, asked.metrics[0])
+    if asked.out is not None:
+        _write_page(asked, default, figures, found, tables, index)
+    judged = {id for query in queries for id in query.relevant}
+    missing = {"missing": len(judged) - len(index.content_hashes(judged)), "default": default}
+    out = None if asked.out is None else str(asked.out)
+    return {**missing, **figures, "languages": tables[0], "cross_lingual": tables[1], "out": out}
 
 
 @contextmanager
@@ -195,22 +226,20 @@ def _language_tables(
 
 
 def _write_page(
-    out: Path,
-    data: Sequence[Path],
+    asked: _Comparison,
     default: str,
     figures: Mapping[str, Any],
     runs: Mapping[str, PlanRun],
-    queries: Sequence[Query],
-    metric: str,
     tables: tuple[LanguageTable | None, LanguageTable | None],
     index: LocalIndex,
 ) -> None:
     from m3_integrations.core.files import replace_text
     from m3_integrations.evaluation import EvaluationPage, outcomes, texts_of
 
-    found = outcomes(runs[figures["baseline"]].ids, runs[default].ids, queries, metric)
+    out, metric = asked.out or Path("eval.html"), asked.metrics[0]
+    found = outcomes(runs[figures["baseline"]].ids, runs[default].ids, asked.queries, metric)
     page = EvaluationPage(
-        title=", ".join(map(str, data)),
+        title=", ".join(map(str, asked.data)),
         metric=metric,
         baseline=figures["baseline"],
         default=default,
