@@ -197,11 +197,11 @@ def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(run, bge_m3, tmp_path
     _, error = process.communicate(timeout=60)
     kept = len(ids_of(tmp_path / "index"))
     assert process.returncode == 130
-    assert f"interrupted: the index keeps {kept} passages; run the same command again to go on" in error
+    assert f"interrupted: the index keeps {kept:,} passages; run the same command again to go on" in error
     assert 40 <= kept < 1500
     lost = int((tmp_path / "log").read_text()) - kept  # begun, and not kept; each takes 0.05 s
     assert 0.05 * lost <= 5
-    assert f"{1500 - kept} added, 0 replaced, {kept} unchanged" in run(*words).stdout
+    assert f"{1500 - kept:,} added, 0 replaced, {kept:,} unchanged" in run(*words).stdout
 
 
 def test_watch_is_not_for_stdin(run, tmp_path):
