@@ -97,6 +97,7 @@ CRASHES = {
     "no attention heads": ("weights.bin", patched(16, "i", 0)),
     "an end token outside the vocabulary": ("weights.bin", patched(52, "i", 99)),
     "a manifest with a list of files": ("manifest", MANIFEST.replace(b'{"model.onnx": "def"}', b'["model.onnx"]')),
+    "a manifest of a file with a long name": ("manifest", MANIFEST.replace(b"model.onnx", b"m" * 400)),
     "a manifest of files elsewhere": ("manifest", MANIFEST.replace(b"model.onnx", b"../model.onnx")),
 }
 
