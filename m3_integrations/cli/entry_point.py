@@ -51,7 +51,10 @@ def _root(
 
 for panel, commands in {
     "Search": (demo.demo, index.index, search.search, search.explain),
-    "Indexes": (passages.add, passages.delete, passages.export, maintenance.info, maintenance.check, maintenance.copy),
+    "Indexes": (
+        *(passages.add, passages.delete, passages.export),
+        *(maintenance.info, maintenance.check, maintenance.repair, maintenance.copy),
+    ),
     "Learning": (
         evaluation.eval_,
         tuning.tune,

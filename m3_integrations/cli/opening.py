@@ -106,8 +106,13 @@ def model_of_index(index: LocalIndex) -> str | None:
 
     The repr is a Python call, such as "M3Encoder('m3-mini', max_length=512)"; it is parsed and not run.
     """
+    return model_of_label(index.encoder[1])
+
+
+def model_of_label(label: str | None) -> str | None:
+    """Return the model of an encoder, from its repr; None if that does not say."""
     try:
-        call = ast.parse(index.encoder[1] or "", mode="eval").body
+        call = ast.parse(label or "", mode="eval").body
     except (SyntaxError, ValueError):
         return None
     match call:

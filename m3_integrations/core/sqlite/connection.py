@@ -27,9 +27,11 @@ class Connection(sqlite3.Connection):
     Attributes:
         is_read_only: Whether the database cannot be written.
         copied: Folder of the copy that is read, if the database itself cannot be.
+        has_verified_ids: Whether all ids of a catalog were compared with their checksum over this connection.
     """
 
     is_read_only = False
+    has_verified_ids = False
     copied: tempfile.TemporaryDirectory[str] | None = None
 
     @contextmanager

@@ -22,7 +22,7 @@ class Schema(NamedTuple):
     """Names that a database of ours may have.
 
     Attributes:
-        columns: Columns of each table, in order; an earlier format may lack the last one.
+        columns: Columns of each table, in order; an earlier format may lack the last two.
         indexes: Indexes with a name of their own.
         defaults: SQL literals that are defaults of columns.
     """
@@ -39,7 +39,7 @@ class Schema(NamedTuple):
             if kind == "table" and name in self.columns:
                 found = [row[1] for row in connection.execute(f"PRAGMA table_xinfo({name})")]
                 wanted = list(self.columns[name])
-                if found not in (wanted, wanted[:-1]):
+                if found not in (wanted, wanted[:-1], wanted[:-2]):
                     return f"its table {name!r} has the columns {found}"
         return ""
 

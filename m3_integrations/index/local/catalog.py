@@ -8,125 +8,73 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from m3_integrations.core.encoded import MODES, Array, Mode
-from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error
+from m3_integrations.core.encoded import MODES, Mode
+from m3_integrations.core.errors import IndexFolderError
 from m3_integrations.core.files import FileChecksum
 from m3_integrations.core.forking import ForkSafeLock, delay_forks
 from m3_integrations.core.sqlite.connection import Connection, connect, is_read_only, read_only_error, translate_errors
 from m3_integrations.core.sqlite.rewriting import rewrite
-from m3_integrations.core.sqlite.schema import Schema
 from m3_integrations.core.types import Passage, SearchPlan
-from m3_integrations.index.quantization.codecs import PRECISIONS, Codec, Precision, make_codec
-from m3_integrations.index.records import PassageRecord, from_json, hash_content, to_json
+from m3_integrations.index.local.tables.checks import (
+    CatalogChecks,
+    all_metadata_fit,
+    hash_rows,
+    is_id,
+    pack_row,
+    sum_ids,
+    sum_slots,
+)
+from m3_integrations.index.local.tables.layout import (
+    APPLICATION,
+    BEFORE_CUBIC_LEVELS,
+    BEFORE_PRECISION,
+    CREATE,
+    FORMAT,
+    PLAN_TABLE,
+    READABLE,
+    REMOVED_TABLE,
+    SMALL_TABLES,
+    STATE_COLUMNS,
+    TABLES,
+)
+from m3_integrations.index.local.tables.rows import (
+    FILE_NAME as FILE_NAME,
+    SEGMENT_NAME as SEGMENT_NAME,
+    ModeConfig as ModeConfig,
+    SegmentRow as SegmentRow,
+    State as State,
+    checked_hash,
+    checked_id,
+    damaged_catalog_error as damaged_catalog_error,
+    is_segment_name,
+    newer_format_error,
+    parse_all_metadata,
+    parse_integer,
+    parse_mode,
+    parse_passage,
+    parse_plan,
+    parse_segment,
+    parse_text,
+    to_bytes,
+    unpack_checks,
+    updated_members,
+    verify_row,
+)
+from m3_integrations.index.quantization.codecs import PRECISIONS, Precision
+from m3_integrations.index.records import PassageRecord, to_json
 
-FILE_NAME = "catalogue.sqlite"
-SEGMENT_NAME = re.compile(r"(dense|sparse|multi_vector)-[0-9]{8,19}-[0-9a-f]{16}\.segment", re.ASCII)
-_APPLICATION = 0x4D334958
-_FORMAT = 5
-_BEFORE_MULTI_VECTOR_INT8 = 4  # multi-vectors without an int8 copy; readable
-_BEFORE_DENSE_INT8 = 3  # dense segments without an int8 copy; readable
-_BEFORE_CUBIC_LEVELS = 2  # another meaning of int4; otherwise readable
-_BEFORE_PRECISION = 1
-_READABLE = (_FORMAT, _BEFORE_MULTI_VECTOR_INT8, _BEFORE_DENSE_INT8, _BEFORE_CUBIC_LEVELS, _BEFORE_PRECISION)
-_MAX_SEGMENT_NUMBER = 1 << 31
 _BATCH_METADATA = 4096
 _BATCH_SLOTS = 512
 _INHERITED: list[Connection] = []
-_SCHEMA = f"""
-CREATE TABLE state (
-    generation INTEGER NOT NULL,    -- increases with every commit
-    next_slot INTEGER NOT NULL,     -- slots are numbers of passages, never reused
-    forgotten INTEGER NOT NULL,     -- tombstones up to this generation are purged: an older reader must reload
-    encoder TEXT,                   -- fingerprint of the encoder that fills the index
-    encoder_label TEXT,             -- its repr
-    precision TEXT NOT NULL         -- precision of multi-vectors
-);
-INSERT INTO state VALUES (0, 0, 0, NULL, NULL, ?);
-CREATE TABLE modes (
-    mode TEXT PRIMARY KEY, width INTEGER NOT NULL, precision TEXT NOT NULL,
-    centre BLOB                     -- center of the codec, as float32
-);
-CREATE TABLE passages (
-    slot INTEGER PRIMARY KEY, id BLOB UNIQUE NOT NULL, text BLOB NOT NULL, metadata BLOB NOT NULL, hash TEXT NOT NULL
-);
-CREATE TABLE tombstones (slot INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
-CREATE INDEX tombstones_by_generation ON tombstones (generation);
-CREATE TABLE segments (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,   -- of two with the same slot, the higher number is current
-    mode TEXT NOT NULL, file TEXT UNIQUE NOT NULL, length INTEGER NOT NULL, checksum TEXT NOT NULL,
-    rows INTEGER NOT NULL, dead INTEGER NOT NULL
-);
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_FORMAT};
-"""
-
-
-_PLAN_TABLE = "CREATE TABLE IF NOT EXISTS plan (plan TEXT NOT NULL)"  # one row of JSON, or none
-_REMOVED_TABLE = "CREATE TABLE IF NOT EXISTS removed (file TEXT PRIMARY KEY)"  # files that a merge replaced
-_TABLES = Schema(
-    columns={
-        "state": ("generation", "next_slot", "forgotten", "encoder", "encoder_label", "precision"),
-        "modes": ("mode", "width", "precision", "centre"),
-        "passages": ("slot", "id", "text", "metadata", "hash"),
-        "tombstones": ("slot", "generation"),
-        "segments": ("number", "mode", "file", "length", "checksum", "rows", "dead"),
-        "plan": ("plan",),
-        "removed": ("file",),
-    },
-    indexes=("tombstones_by_generation",),
-    defaults=("'float32'",),
-)
-
-
-class State(NamedTuple):
-    """The row changed by every commit.
-
-    Attributes:
-        generation: Number of the last commit.
-        next_slot: Slot of the next passage.
-        forgotten: Generation up to which tombstones are purged.
-    """
-
-    generation: int
-    next_slot: int
-    forgotten: int
-
-
-class SegmentRow(NamedTuple):
-    """A segment in the catalog.
-
-    Attributes:
-        number: Of two segments with the same slot, the higher number is current.
-        mode: The mode of its embeddings.
-        file: Name of its file.
-        length: Length of the file in bytes.
-        checksum: SHA-256 of the file.
-        rows: Number of rows.
-        dead: Number of rows that are no longer current.
-    """
-
-    number: int
-    mode: Mode
-    file: str
-    length: int
-    checksum: str
-    rows: int
-    dead: int
-
-
-class ModeConfig(NamedTuple):
-    """How one mode is stored: its width, and its codec; None for float32."""
-
-    width: int
-    codec: Codec | None
 
 
 class Transaction:
@@ -134,42 +82,145 @@ class Transaction:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._row_of_state: list[Any] | None = None
+        self._changes_before = connection.total_changes
+        self._added: list[tuple[int, bytes]] = []
+        self._removed: list[tuple[int, bytes]] = []
+        self._changed_tables: set[str] = set()
+        self._is_distrusted = False
 
     def state(self) -> State:
         """Return the row changed by every commit."""
-        return State(*map(_integer, self._require("SELECT generation, next_slot, forgotten FROM state")))
+        return State(*map(parse_integer, self._state_row()[:3]))
+
+    def _state_row(self) -> list[Any]:
+        """Return the row of `state`, compared with its checksums."""
+        if self._row_of_state is None:
+            self._row_of_state = list(self._require("SELECT * FROM state"))
+            if self.checks is not None and not self.checks.is_of_state(self._row_of_state[:-1]):
+                raise damaged_catalog_error("its state differs from what was written")
+        return self._row_of_state
+
+    @property
+    def checks(self) -> CatalogChecks | None:
+        """Checksums of the catalog; None before they were stored, and if this transaction changed something."""
+        row = self._state_row()
+        is_stored = len(row) == STATE_COLUMNS and row[-1] is not None and not self._is_distrusted
+        return unpack_checks(row[-1]) if is_stored and self._connection.total_changes == self._changes_before else None
+
+    @property
+    def _checks_column(self) -> str:
+        return "checks" if len(self._state_row()) == STATE_COLUMNS else "NULL"
+
+    def verify_state(self) -> None:
+        """Raise DamagedFolder if the row of `state` differs from its checksum."""
+        if self._format() == FORMAT:
+            self._state_row()
+
+    def check_members(self, count: int, slot_sum: int) -> None:
+        """Raise DamagedFolder unless these are the number of passages and the sum of their slots."""
+        if self.checks is not None and (count, slot_sum) != self.checks[:2]:
+            raise damaged_catalog_error(f"it has {count} passages, which are not those that were written")
+
+    def distrust_state(self) -> None:
+        """Read on although the row of `state` is damaged: without the checksums in it."""
+        self._row_of_state = [*self._require("SELECT * FROM state")]
+        self._is_distrusted = True
+
+    def check_found(self, slots: npt.NDArray[np.int64]) -> None:
+        """Raise DamagedFolder unless these are the slots of all passages."""
+        self.check_members(len(slots), sum_slots(slots))
+
+    def slots_and_ids(self) -> list[tuple[int, str]]:
+        """Return slot and id of all passages, from SQLite's index of ids."""
+        rows = self._scan("SELECT slot, id FROM passages ORDER BY id")
+        self.check_ids(rows)
+        return [(slot, parse_text(id)) for slot, id in rows]
+
+    def verified_passages(self, slots: Iterable[int] | None) -> Iterator[tuple[int, tuple[str | None, str]]]:
+        """Iterate over passages of a catalog that may be damaged.
+
+        Args:
+            slots: Slots to look up; those without a readable row are skipped. None reads the whole table.
+
+        Yields:
+            Slot, id (None if it cannot be read), and what is wrong with the passage, or an empty string.
+        """
+        if slots is None:
+            rows: Iterable[Any] = self._connection.execute(f"SELECT {self._columns} FROM passages ORDER BY slot")
+        else:
+            rows = (self._row_if_readable(slot) for slot in slots)
+        yield from ((row[0], verify_row(row)) for row in rows if row is not None)
+
+    def _row_if_readable(self, slot: int) -> Any:
+        try:
+            return self._row(f"SELECT {self._columns} FROM passages WHERE slot = ?", slot)
+        except (sqlite3.Error, UnicodeDecodeError):
+            return None
+
+    def check_ids(self, rows: Iterable[tuple[int, bytes]]) -> None:
+        """Raise DamagedFolder unless these are the slots and ids of all passages."""
+        if self.checks is not None and sum_ids(rows) != self.checks.id_sum:
+            raise damaged_catalog_error("its ids are not those that were written")
+
+    def seal(self) -> None:
+        """Store the checksums of what was changed, at the end of a write."""
+        if self._connection.total_changes == self._changes_before or self._format() != FORMAT:
+            return
+        row = list(self._require("SELECT * FROM state"))
+        before = None if row[-1] is None else unpack_checks(row[-1])
+        if before is None:
+            ids = self._scan("SELECT slot, id FROM passages")
+            members = [len(ids), sum_slots(np.array([slot for slot, _ in ids], np.int64)), sum_ids(ids)]
+        else:
+            members = updated_members(before, self._added, self._removed)
+        # A table that was not changed keeps its hash, so that damage to it stays known.
+        tables = [
+            getattr(before, table) if before and table not in self._changed_tables else hash_rows(self._rows_of(table))
+            for table in SMALL_TABLES
+        ]
+        self._execute("UPDATE state SET checks = ?", CatalogChecks.of(members, tables, row[:-1]).pack())
+
+    def _rows_of(self, table: str) -> list[Any]:
+        return self._scan(SMALL_TABLES[table]) if table != "plan" or self._has_table("plan") else []
+
+    def _require_hash(self, table: str, rows: Sequence[Any]) -> None:
+        if self.checks is not None and hash_rows(rows) != getattr(self.checks, table):
+            raise damaged_catalog_error(f"its table {table!r} differs from what was written")
 
     def modes(self) -> dict[Mode, ModeConfig]:
         """Return how each mode is stored; empty before the first passages."""
-        found = {row[0]: _mode_config(*row) for row in self._scan("SELECT * FROM modes")}
+        rows = self._rows_of("modes")
+        self._require_hash("modes", rows)
+        found = {row[0]: parse_mode(*row) for row in rows}
         return {mode: found[mode] for mode in MODES if mode in found}
 
     def precision(self) -> Precision:
         """Return the precision of multi-vectors, present or future."""
-        if self._format() == _BEFORE_PRECISION:
+        if self._format() == BEFORE_PRECISION:
             return "float32"
-        (value,) = self._require("SELECT precision FROM state")
+        value = self._state_row()[5]
         for precision in PRECISIONS:
             if value == precision:
                 return precision
-        raise _newer_format_error(f"multi-vectors stored as {value}")
+        raise newer_format_error(f"multi-vectors stored as {value}")
 
     def segments(self) -> list[SegmentRow]:
         """Return all segments, ordered by number."""
-        rows = self._scan("SELECT number, mode, file, length, checksum, rows, dead FROM segments ORDER BY number")
-        return [_segment_row(row) for row in rows]
+        rows = self._rows_of("segments")
+        self._require_hash("segments", rows)
+        return [parse_segment(row) for row in rows]
 
     def encoder(self) -> tuple[str | None, str | None]:
         """Return the fingerprint and the repr of the encoder of the index; None if unknown."""
-        fingerprint, label = self._require("SELECT encoder, encoder_label FROM state")
+        fingerprint, label = self._state_row()[3:5]
         return fingerprint and str(fingerprint), label
 
     def plan(self) -> SearchPlan | None:
         """Return the search plan of the index; None if none was set."""
-        if not self._has_table("plan"):
-            return None
-        row = self._row("SELECT plan FROM plan")
-        return None if row is None else _parse_plan(row[0])
+        rows = self._rows_of("plan")
+        self._require_hash("plan", rows)
+        return parse_plan(rows[0][0]) if rows else None
 
     def slots(self, first: int = 0) -> list[int]:
         """Return the slots of all passages from `first` on, ascending."""
@@ -181,50 +232,81 @@ class Transaction:
 
     def slots_of(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the slot of each known id."""
-        found = ((id, self._row("SELECT slot FROM passages WHERE id = ?", to_bytes(id))) for id in ids)
-        return {id: row[0] for id, row in found if row}
+        query = f"SELECT slot, {self._checks_column} FROM passages WHERE id = ?"
+        return {id: slot for id, (slot, _) in self._look_up(query, ids)}
+
+    def _look_up(self, query: str, ids: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Iterate over known ids and their rows, which begin with the slot and end with the checksums."""
+        for id in ids:
+            data = to_bytes(id)
+            row = self._row(query, data)
+            if row is None:
+                self._verify_ids()
+            elif not is_id(row[0], data, row[-1]):
+                raise damaged_catalog_error(f"the id of slot {row[0]} differs from what was written")
+            else:
+                yield id, row
+
+    def _verify_ids(self) -> None:
+        """Verify all ids once in a process, before it takes one for unknown."""
+        if self.checks is not None and not self._connection.has_verified_ids:
+            self.check_ids(self._scan("SELECT slot, id FROM passages ORDER BY id"))
+            self._connection.has_verified_ids = True
 
     def ids_of(self, slots: Iterable[int]) -> list[str]:
         """Return the id of each slot; all slots must exist."""
-        return [_text(self._require("SELECT id FROM passages WHERE slot = ?", slot)[0]) for slot in slots]
+        query = f"SELECT id, {self._checks_column} FROM passages WHERE slot = ?"
+        return [checked_id(slot, *self._require(query, slot)) for slot in slots]
 
     def ids(self) -> list[str]:
         """Return all ids, ascending."""
-        return [_text(id) for (id,) in self._scan("SELECT id FROM passages ORDER BY id")]
+        rows = self._scan("SELECT slot, id FROM passages ORDER BY id")
+        self.check_ids(rows)
+        return [parse_text(id) for _, id in rows]
 
     def passages(self, slots: Sequence[int]) -> list[Passage]:
         """Return the passage of each slot; all slots must exist."""
         found: dict[int, Passage] = {}
         for batch in (slots[start : start + _BATCH_SLOTS] for start in range(0, len(slots), _BATCH_SLOTS)):
-            query = f"SELECT slot, id, text, metadata, hash FROM passages WHERE slot IN ({', '.join('?' * len(batch))})"
-            found.update((slot, _passage(row)) for slot, *row in self._rows(query, *batch))
+            query = f"SELECT {self._columns} FROM passages WHERE slot IN ({', '.join('?' * len(batch))})"
+            found.update((row[0], parse_passage(row)) for row in self._rows(query, *batch))
         if not found.keys() >= set(slots):
             raise damaged_catalog_error("a passage is missing")
         return [found[slot] for slot in slots]
 
     def all_passages(self) -> list[Passage]:
         """Return all passages, ordered by id."""
-        return [_passage(row) for row in self._scan("SELECT id, text, metadata, hash FROM passages ORDER BY id")]
+        rows = self._scan(f"SELECT {self._columns} FROM passages ORDER BY id")
+        self.check_ids(row[:2] for row in rows)
+        return [parse_passage(row) for row in rows]
+
+    @property
+    def _columns(self) -> str:
+        return f"slot, id, text, metadata, hash, {self._checks_column}"
 
     def metadata(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Iterate over slot and metadata of all passages from slot `first` on, ascending."""
-        query = "SELECT slot, metadata FROM passages WHERE slot >= ? ORDER BY slot"
+        query = f"SELECT slot, metadata, {self._checks_column} FROM passages WHERE slot >= ? ORDER BY slot"
         with self._connection.limited():
             rows = self._connection.execute(query, (first,))
             while batch := rows.fetchmany(_BATCH_METADATA):
-                slots, metadata = zip(*batch, strict=True)
-                yield from zip(slots, _parse_all_metadata(metadata), strict=True)
+                slots, metadata, checks = zip(*batch, strict=True)
+                if not all_metadata_fit(slots, metadata, checks):
+                    raise damaged_catalog_error("the metadata of a passage differs from what was written")
+                yield from zip(slots, parse_all_metadata(metadata), strict=True)
 
     def hashes(self, ids: Sequence[str] | None) -> dict[str, str]:
         """Return the content hash of each known id; None returns all, ordered by id."""
         if ids is None:
-            return {_text(id): hash for id, hash in self._scan("SELECT id, hash FROM passages ORDER BY id")}
-        found = ((id, self._row("SELECT hash FROM passages WHERE id = ?", to_bytes(id))) for id in ids)
-        return {id: row[0] for id, row in found if row}
+            rows = self._scan(f"SELECT slot, id, hash, {self._checks_column} FROM passages ORDER BY id")
+            self.check_ids(row[:2] for row in rows)
+            return {parse_text(id): checked_hash(slot, hash, checks) for slot, id, hash, checks in rows}
+        query = f"SELECT slot, hash, {self._checks_column} FROM passages WHERE id = ?"
+        return {id: checked_hash(*row) for id, row in self._look_up(query, ids)}
 
     def create(self, precision: Precision) -> None:
         """Create the tables."""
-        for statement in _SCHEMA.split(";\n"):
+        for statement in CREATE.split(";\n"):
             self._execute(statement, *[precision] * statement.count("?"))
 
     def is_new(self) -> bool:
@@ -237,14 +319,14 @@ class Transaction:
         application, version = (self._require(f"PRAGMA {name}")[0] for name in ("application_id", "user_version"))
         if application == version == self._require("SELECT count(*) FROM sqlite_master")[0] == 0:
             return True
-        if application != _APPLICATION:
+        if application != APPLICATION:
             raise IndexFolderError(f"the {FILE_NAME} there was written by another program; choose another folder")
-        if version not in _READABLE:
-            raise _newer_format_error(f"format {version}")
-        fault = _TABLES.find_fault(self._connection)
+        if version not in READABLE:
+            raise newer_format_error(f"format {version}")
+        fault = TABLES.find_fault(self._connection)
         if fault:
             raise damaged_catalog_error(fault)
-        if version == _BEFORE_CUBIC_LEVELS and self.precision() == "int4":
+        if version == BEFORE_CUBIC_LEVELS and self.precision() == "int4":
             raise IndexFolderError(
                 "the folder has the int4 format of a version before the first release; "
                 "ingest the passages into a new folder"
@@ -257,13 +339,15 @@ class Transaction:
 
     def set_plan(self, plan: SearchPlan | None) -> None:
         """Set the search plan of the index; None removes it."""
-        self._execute(_PLAN_TABLE)  # earlier versions of this format have none, and ignore it
+        self._changed_tables.add("plan")
+        self._execute(PLAN_TABLE)  # earlier versions of this format have none, and ignore it
         self._execute("DELETE FROM plan")
         if plan is not None:
             self._execute("INSERT INTO plan VALUES (?)", json.dumps(plan.to_json()))
 
     def set_modes(self, modes: Mapping[Mode, ModeConfig]) -> None:
         """Set how each mode is stored, once."""
+        self._changed_tables.add("modes")
         for mode, (width, codec) in modes.items():
             self._execute("INSERT INTO modes (mode, width, precision) VALUES (?, ?, 'float32')", mode, width)
             if codec is not None:
@@ -276,15 +360,19 @@ class Transaction:
 
     def insert_passages(self, first_slot: int, records: Iterable[PassageRecord]) -> None:
         """Insert passages with consecutive slots."""
-        rows = (
-            (slot, to_bytes(record.id), to_bytes(record.text), to_json(record.metadata), record.hash)
-            for slot, record in enumerate(records, first_slot)
-        )
-        self._connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", rows)
+        self._upgrade()
+        rows = []
+        for slot, record in enumerate(records, first_slot):
+            id, metadata = to_bytes(record.id), to_json(record.metadata)
+            checks = pack_row(slot, id, metadata, record.hash)
+            rows.append((slot, id, to_bytes(record.text), metadata, record.hash, checks))
+            self._added.append((slot, id))
+        self._connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def add_tombstones(self, slots: Iterable[int], generation: int) -> None:
         """Delete passages and record their slots as deleted in a generation."""
         rows = [(slot, generation) for slot in slots]
+        self._removed += ((slot, self._require("SELECT id FROM passages WHERE slot = ?", slot)[0]) for slot, _ in rows)
         self._connection.executemany("DELETE FROM passages WHERE slot = ?", ((slot,) for slot, _ in rows))
         self._connection.executemany("INSERT INTO tombstones VALUES (?, ?)", rows)
 
@@ -300,33 +388,35 @@ class Transaction:
     def next_segment_number(self) -> int:
         """Return the number of the next segment."""
         row = self._row("SELECT seq FROM sqlite_sequence WHERE name = 'segments'")
-        return _integer(row[0]) + 1 if row else 1
+        return parse_integer(row[0]) + 1 if row else 1
 
     def add_segment(self, mode: Mode, file: str, checksum: FileChecksum, rows: int) -> None:
         """Add a segment; its file must be written and synced."""
-        if self._format() != _FORMAT:
-            self._upgrade()
+        self._upgrade()
+        self._changed_tables.add("segments")
         insert = "INSERT INTO segments (mode, file, length, checksum, rows, dead) VALUES (?, ?, ?, ?, ?, 0)"
         self._execute(insert, mode, file, checksum.length, checksum.checksum, rows)
 
     def drop_segments(self, numbers: Iterable[int]) -> None:
         """Remove segments; their files can be deleted after the commit."""
+        self._changed_tables.add("segments")
         self._connection.executemany("DELETE FROM segments WHERE number = ?", ((number,) for number in numbers))
 
     def removed_files(self) -> list[str]:
         """Return the files that a merge replaced and that may still be there."""
         if not self._has_table("removed"):
             return []
-        return [file for (file,) in self._scan("SELECT file FROM removed") if _is_segment_name(file)]
+        return [file for (file,) in self._scan("SELECT file FROM removed") if is_segment_name(file)]
 
     def set_removed_files(self, files: Iterable[str]) -> None:
         """Record the files to delete after the commit, in place of those recorded before."""
-        self._execute(_REMOVED_TABLE)
+        self._execute(REMOVED_TABLE)
         self._execute("DELETE FROM removed")
         self._connection.executemany("INSERT OR IGNORE INTO removed VALUES (?)", ((file,) for file in files))
 
     def add_dead_rows(self, counts: Mapping[int, int]) -> None:
         """Increase the number of dead rows of segments, by number."""
+        self._changed_tables.add("segments")
         rows = ((count, number) for number, count in counts.items())
         self._connection.executemany("UPDATE segments SET dead = dead + ? WHERE number = ?", rows)
 
@@ -342,13 +432,18 @@ class Transaction:
 
     def _upgrade(self) -> None:
         """Upgrade an older catalog, before it names a segment of this format."""
-        if self._format() == _BEFORE_PRECISION:
+        if self._format() == FORMAT:
+            return
+        if self._format() == BEFORE_PRECISION:
             self._execute("ALTER TABLE state ADD COLUMN precision TEXT NOT NULL DEFAULT 'float32'")
             self._execute("ALTER TABLE modes ADD COLUMN centre BLOB")
-        self._execute(f"PRAGMA user_version = {_FORMAT}")
+        for table in ("state", "passages"):
+            self._execute(f"ALTER TABLE {table} ADD COLUMN checks BLOB")
+        self._row_of_state = None
+        self._execute(f"PRAGMA user_version = {FORMAT}")
 
     def _format(self) -> int:
-        return _integer(self._require("PRAGMA user_version")[0])
+        return parse_integer(self._require("PRAGMA user_version")[0])
 
     def _has_table(self, name: str) -> bool:
         return self._row("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", name) is not None
@@ -446,7 +541,11 @@ class Catalog:
     def _transaction(self, connection: Connection, begin: str) -> Iterator[Transaction]:
         connection.execute(begin)
         try:
-            yield Transaction(connection)
+            transaction = Transaction(connection)
+            if begin != "BEGIN":
+                transaction.verify_state()  # the end of the transaction replaces its checksum
+            yield transaction
+            transaction.seal()
             connection.execute("COMMIT")
         except BaseException:
             connection.rollback()
@@ -511,101 +610,3 @@ class Catalog:
 
     def _translated_errors(self) -> AbstractContextManager[None]:
         return translate_errors(self._path, self.timeout, lambda problem: damaged_catalog_error(problem, self._folder))
-
-
-def damaged_catalog_error(problem: str, folder: Path | None = None) -> DamagedFolder:
-    """Return the error for a damaged catalog."""
-    return DamagedFolder(
-        f"{FILE_NAME}{f' in {folder}' if folder else ''} is damaged: {problem}; put back a copy of the whole folder, "
-        "or add the passages to a new one"
-    )
-
-
-def to_bytes(text: str) -> bytes:
-    """Encode a text as stored; lone surrogates are preserved."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(data: Any) -> str:
-    try:
-        return str(bytes.decode(data, "utf-8", "surrogatepass"))
-    except (TypeError, UnicodeDecodeError) as error:
-        raise damaged_catalog_error(f"{data!r} is not a text") from error
-
-
-def _parse_metadata(data: Any) -> dict[str, Any]:
-    try:
-        metadata = from_json(data)
-    except (AttributeError, ValueError, RecursionError) as error:
-        raise damaged_catalog_error(f"metadata is not JSON ({error})") from error
-    if not isinstance(metadata, dict):
-        raise damaged_catalog_error(f"metadata is not a JSON object: {metadata!r}")
-    return metadata
-
-
-def _parse_all_metadata(data: Sequence[Any]) -> list[dict[str, Any]]:
-    """Parse all by one call of the JSON parser, in half the time of one call each."""
-    try:
-        parsed = from_json(b"[" + b",".join(data) + b"]")
-    except (TypeError, ValueError, RecursionError):
-        parsed = []
-    is_valid = len(parsed) == len(data) and all(isinstance(item, dict) for item in parsed)
-    return parsed if is_valid else [_parse_metadata(item) for item in data]
-
-
-def _passage(row: Any) -> Passage:
-    id, text, metadata, hash = row
-    try:
-        passage = Passage(_text(id), _text(text), _parse_metadata(metadata))
-    except ValueError as error:
-        raise damaged_catalog_error(str(error)) from error
-    if hash_content(passage.text, passage.metadata) != hash:
-        raise damaged_catalog_error(f"the text or metadata of passage {passage.id!r} differs from what was written")
-    return passage
-
-
-def _parse_plan(data: Any) -> SearchPlan:
-    try:
-        return SearchPlan.from_json(json.loads(data))
-    except (TypeError, ValueError, AttributeError, RecursionError, M3Error) as error:
-        raise damaged_catalog_error(f"the search plan cannot be read ({error})") from error
-
-
-def _mode_config(mode: Any, width: Any, precision: Any, center: Any = None) -> ModeConfig:
-    if mode not in MODES or precision not in PRECISIONS or (mode != "multi_vector" and precision != "float32"):
-        raise _newer_format_error(f"{mode} vectors stored as {precision}")
-    if _integer(width) < 0:
-        raise damaged_catalog_error(f"{mode} vectors have width {width}")
-    return ModeConfig(width, None if precision == "float32" else make_codec(precision, _center(center, width)))
-
-
-def _center(data: Any, width: int) -> Array:
-    if not isinstance(data, bytes) or len(data) != 4 * width:
-        raise damaged_catalog_error(f"the center of vectors of width {width} has another width")
-    center = np.frombuffer(data, "<f4")
-    if not np.isfinite(center).all():
-        raise damaged_catalog_error("the center of the vectors is not finite")
-    return center
-
-
-def _segment_row(row: Any) -> SegmentRow:
-    number, mode, file, length, digest, rows, dead = row
-    if not (_is_segment_name(file) and file.startswith(f"{mode}-")):
-        raise damaged_catalog_error(f"a segment has the name {file!r}")
-    if not 0 < number < _MAX_SEGMENT_NUMBER:
-        raise damaged_catalog_error(f"a segment has the number {number}")
-    return SegmentRow(number, mode, file, _integer(length), str(digest), _integer(rows), _integer(dead))
-
-
-def _is_segment_name(file: Any) -> bool:
-    return isinstance(file, str) and SEGMENT_NAME.fullmatch(file) is not None
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int):
-        raise damaged_catalog_error(f"{value!r} is not an integer")
-    return value
-
-
-def _newer_format_error(what: str) -> IndexFolderError:
-    return IndexFolderError(f"the folder has {what}, which this version cannot read; install a newer m3-integrations")

@@ -193,6 +193,7 @@ def settle_files(folder: Path, transaction: Transaction) -> list[str]:
         Names of committed segments that the catalog does not name. They are kept: the catalog may be older than they.
     """
     named, removed = {row.file for row in transaction.segments()}, transaction.removed_files()
+    removed = [file for file in removed if file not in named]
     left = remove_segments(folder, removed)
     unknown = []
     for path in folder.iterdir():

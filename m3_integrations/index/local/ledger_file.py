@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Iterable
 from contextlib import closing
 from functools import partial
@@ -108,6 +109,17 @@ def incomplete_versions(ledger: Connection) -> set[int]:
     if not isinstance(versions, list) or not all(type(version) is int for version in versions):
         raise ValueError(f"{found[0]!r:.80} is no list of versions")
     return set(versions)
+
+
+def find_ledger_fault(path: Path) -> str:
+    """Return what is wrong with a ledger, or an empty string."""
+    try:
+        with closing(connect(path, 0)) as ledger:
+            _check_ledger(ledger, path)
+            faults = [fault for (fault,) in ledger.execute("PRAGMA integrity_check(3)") if fault != "ok"]
+        return f"SQLite reports: {'; '.join(faults)}" if faults else ""
+    except (IndexFolderError, sqlite3.Error, UnicodeDecodeError) as error:
+        return str(error).removeprefix(f"{path} is damaged: ").partition("; put back")[0]
 
 
 def damaged_ledger_error(path: Path | None, problem: str) -> DamagedFolder:

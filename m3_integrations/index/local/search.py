@@ -289,7 +289,7 @@ def _weighted_sums(scores: Mapping[Mode, Array], weights: Mapping[Mode, float], 
 
 def _dense_kernel(snapshot: Snapshot, queries: Encoded, rows: Longs) -> Array:
     located = list(snapshot.locate("dense", rows))
-    values = np.concatenate([segment.arrays["values"][segment_rows] for segment, segment_rows, _ in located])
+    values = np.concatenate([segment.arrays.rows("values", segment_rows) for segment, segment_rows, _ in located])
     return _restore_order(located, dense_scores(queries.dense, values))
 
 
@@ -439,7 +439,8 @@ def _write_all_scores(segment: Segment, queries: Array, scores: Array) -> None:
 
 def _write_scores(segment: Segment, segment_rows: Longs, rows: Longs, queries: Array, scores: Array) -> None:
     """Write the scores of ascending rows of a segment to those rows of the snapshot."""
-    values = segment.arrays["values"]
+    segment.arrays.verify("values", segment_rows, segment_rows + 1)
+    values = segment.arrays.unverified("values")
     for start in range(0, len(values), _BLOCK_SCANNED_ROWS):
         block = values[start : start + _BLOCK_SCANNED_ROWS]
         begin, end = np.searchsorted(segment_rows, [start, start + len(block)])

@@ -7,13 +7,14 @@ catalog assigns once and never reuses. If two segments of a mode have the same s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
+import xxhash
 
 from m3_integrations.core.encoded import Array, Arrays, Encoded, Ints, Mode, MultiVectors
 from m3_integrations.core.files import FileChecksum
@@ -22,6 +23,7 @@ from m3_integrations.index.local.array_file import MappedArrays, damaged_file_er
 from m3_integrations.index.quantization import dense_int8, multi_vector_int8
 from m3_integrations.index.quantization.codecs import Codec, Codes, Int8Codec
 from m3_integrations.index.quantization.multi_vector_int8 import CODE_ARRAYS, ERROR_ARRAYS, NORM_ARRAYS
+from m3_integrations.index.validation import widths
 
 UNPUBLISHED = ".part"  # suffix of a segment's file until its commit is acknowledged
 Longs: TypeAlias = npt.NDArray[np.int64]
@@ -72,7 +74,7 @@ class Segment(NamedTuple):
         return "copy" in self.arrays
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return len(self.arrays.unverified("slots"))
 
     def take(self, rows: Longs) -> Encoded:
         """Return a copy of some rows.
@@ -116,6 +118,18 @@ class RaggedRows(NamedTuple):
         first, last = (np.flatnonzero(edges) for edges in (np.append(True, is_gap), np.append(is_gap, True)))
         return RaggedRows(self.segments, self.numbers[first], self.begins[first], self.ends[last])
 
+    def verify(self, *names: str) -> None:
+        """Verify the vectors in these arrays before their use.
+
+        Raises:
+            DamagedFolder: If they differ from what was written.
+        """
+        for number, segment in self.segments.items():
+            for name in names:
+                if not segment.arrays.is_verified(name):
+                    own = self.numbers == number
+                    segment.arrays.verify(name, self.begins[own], self.ends[own])
+
     def read_ahead(self) -> None:
         """Start reading the vectors from disk, unless they exceed 64 MB."""
         width = next(iter(self.segments.values())).width if len(self) else 0
@@ -147,7 +161,38 @@ def write_segment(path: Path, slots: Longs, written: Longs, encoded: Encoded, co
     """
     (mode,) = encoded.modes
     arrays = _ENCODERS[mode](encoded) if codec is None else _encode_coded(encoded, codec)
-    return write_arrays(path, {"slots": slots, "written": written, **arrays})
+    arrays = {"slots": slots, "written": written, **arrays}
+    extra: Arrays = {"row_checks": row_checksums(arrays, range(len(slots)))}
+    if codec is not None:
+        extra["center"] = codec.center
+    (width,) = widths(encoded).values()
+    about = {"mode": mode, "width": width, "precision": codec.precision if codec else "float32"}
+    # What is there twice is at both ends of the file.
+    return write_arrays(path, {**extra, **arrays, "slots_copy": slots}, about)
+
+
+def row_checksums(arrays: Mapping[str, npt.NDArray[Any]], rows: Iterable[int]) -> npt.NDArray[np.uint64]:
+    """Hash the slot, the generation and the embedding of rows, by which the intact rows of a damaged block are told.
+
+    Args:
+        arrays: Arrays of a segment.
+        rows: Rows to hash.
+    """
+    names = ("values",) if "values" in arrays else _ROW_PARTS  # codes beside values are a copy of them
+    parts = []
+    for name in names:
+        if name in arrays:
+            array = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
+            parts.append((array.reshape(-1).view(np.uint8).data, array.nbytes // max(1, len(array))))
+    bounds = arrays["offsets"].tolist() if "offsets" in arrays else range(len(arrays["slots"]) + 1)
+    seeds = (arrays["slots"].astype(np.uint64) ^ (arrays["written"].astype(np.uint64) * _ODD)).tolist()
+    checks = []
+    for row in rows:
+        check = seeds[row]
+        for data, size in parts:
+            check = xxhash.xxh3_64_intdigest(data[bounds[row] * size : bounds[row + 1] * size], check)
+        checks.append(check)
+    return np.array(checks, np.uint64)
 
 
 def find_segment(folder: Path, file: str) -> Path:
@@ -171,12 +216,13 @@ def map_segment(path: Path, mode: Mode, width: int, length: int, codec: Codec | 
         DamagedFolder: If the file is not such a segment.
     """
     arrays = map_arrays(path, length)
-    layout = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
+    layout = {name: each for name, each in arrays.layout().items() if name not in _FOR_REPAIR}
     if layout not in (_LAYOUTS[mode] if codec is None else _coded_layouts(codec)):
         precision = codec.precision if codec else "float32"
         raise damaged_file_error(path, f"is not a {mode} segment of {precision}: its arrays are {sorted(layout)}")
     segment = Segment(mode, width, path, arrays, codec)
-    fault = _VALIDATORS[mode](segment) if len(segment.written) == len(segment) else "contains rows without generation"
+    lengths = {len(arrays.unverified(name)) for name in ("written", "row_checks") if name in arrays}
+    fault = _VALIDATORS[mode](segment) if lengths == {len(segment)} else "contains rows without generation or checksum"
     if fault:
         raise damaged_file_error(path, fault)
     return segment
@@ -240,23 +286,26 @@ def _add_token_scores(segment: Segment, query: scipy.sparse.csr_array, scores: A
     listed, with_list = _lookup(arrays["terms"], query.indices)
     common, with_all = _lookup(arrays.get("common", _NO_TERMS), query.indices)
     begins, ends = (arrays["term_offsets"][listed + after] for after in (0, 1))
+    for name in ("posted", "posted_weights"):
+        arrays.verify(name, begins, ends)
     weights, done = query.data[with_list], 0
     for position, weight, before in zip(
         common, query.data[with_all], np.searchsorted(with_list, with_all), strict=True
     ):
         _add_lists(arrays, begins[done:before], ends[done:before], weights[done:before], scores)
-        scores += arrays["common_weights"][position] * weight
+        scores += arrays.rows("common_weights", np.array([position]))[0] * weight
         done = before
     _add_lists(arrays, begins[done:], ends[done:], weights[done:], scores)
 
 
-def _add_lists(arrays: Arrays, begins: Longs, ends: Longs, weights: Array, scores: Array) -> None:
+def _add_lists(arrays: MappedArrays, begins: Longs, ends: Longs, weights: Array, scores: Array) -> None:
     """Add the entries of some lists in order, each list times its weight."""
+    posted, posted_weights = arrays.unverified("posted"), arrays.unverified("posted_weights")
     for part in in_parts(ends - begins, _BLOCK_POSTINGS) if len(begins) else []:
         spans = [slice(*span) for span in zip(begins[part].tolist(), ends[part].tolist(), strict=True)]
-        products = np.concatenate([arrays["posted_weights"][span] for span in spans])
+        products = np.concatenate([posted_weights[span] for span in spans])
         products *= np.repeat(weights[part], ends[part] - begins[part])
-        np.add.at(scores, np.concatenate([arrays["posted"][span] for span in spans]), products)  # += drops repeats
+        np.add.at(scores, np.concatenate([posted[span] for span in spans]), products)  # += drops repeats
 
 
 def _lookup(terms: Ints, tokens: Ints) -> tuple[Ints, Ints]:
@@ -284,23 +333,28 @@ def maxsim_scores(rows: RaggedRows, query: Array) -> Array:
 
 
 def _read_vectors(rows: RaggedRows) -> Iterator[Array]:
+    is_coded = any(segment.codec for segment in rows.segments.values())
+    rows.verify(*(CODE_ARRAYS if is_coded else ("values",)))
     for segment, span in rows.spans():
         if segment.codec is None:
-            yield segment.arrays["values"][span]
+            yield segment.arrays.unverified("values")[span]
         else:
-            yield segment.codec.decode_rotated(Codes(segment.arrays["numbers"][span], segment.arrays["scales"][span]))
+            codes = Codes(*(segment.arrays.unverified(name)[span] for name in CODE_ARRAYS))
+            yield segment.codec.decode_rotated(codes)
 
 
 def read_sparse_rows(located: Sequence[tuple[Segment, Longs]]) -> tuple[Longs, npt.NDArray[np.int32], Array]:
     """Return rows of some segments as the offsets, columns and weights of a csr_array."""
     counts, columns, weights = [0], [np.empty(0, np.int32)], [np.empty(0, np.float32)]
     for segment, rows in located:
-        offsets = segment.arrays["offsets"]
+        offsets, arrays = segment.arrays["offsets"], segment.arrays
+        for name in ("columns", "weights"):
+            arrays.verify(name, offsets[rows], offsets[rows + 1])
         # Slices: fancy indexing takes half as long again.
         spans = list(zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True))
         counts += [end - begin for begin, end in spans]
-        columns += [segment.arrays["columns"][begin:end] for begin, end in spans]
-        weights += [segment.arrays["weights"][begin:end] for begin, end in spans]
+        columns += [arrays.unverified("columns")[begin:end] for begin, end in spans]
+        weights += [arrays.unverified("weights")[begin:end] for begin, end in spans]
     return np.cumsum(counts), np.concatenate(columns), np.concatenate(weights)
 
 
@@ -345,24 +399,24 @@ def _encode_coded(encoded: Encoded, codec: Codec) -> Arrays:
 
 
 def _read_dense(segment: Segment, rows: Longs) -> Encoded:
-    return Encoded(dense=segment.arrays["values"][rows])
+    return Encoded(dense=segment.arrays.rows("values", rows))
 
 
 def _read_sparse(segment: Segment, rows: Longs) -> Encoded:
     positions, offsets = _ragged_positions(segment.arrays["offsets"], rows)
-    columns = segment.arrays["columns"][positions]
+    columns = segment.arrays.rows("columns", positions)
     # scipy does not check columns.
     if len(columns) and not 0 <= columns.min() <= columns.max() < segment.width:
         raise ValueError("a column outside the vocabulary")
-    weights = segment.arrays["weights"][positions]
+    weights = segment.arrays.rows("weights", positions)
     return Encoded(sparse=scipy.sparse.csr_array((weights, columns, offsets), shape=(len(rows), segment.width)))
 
 
 def _read_multi_vector(segment: Segment, rows: Longs) -> Encoded:
     positions, offsets = _ragged_positions(segment.arrays["offsets"], rows)
     if segment.codec is None:
-        return Encoded(multi_vector=MultiVectors(segment.arrays["values"][positions], offsets))
-    codes = Codes(segment.arrays["numbers"][positions], segment.arrays["scales"][positions])
+        return Encoded(multi_vector=MultiVectors(segment.arrays.rows("values", positions), offsets))
+    codes = Codes(*(segment.arrays.rows(name, positions) for name in CODE_ARRAYS))
     return Encoded(multi_vector=MultiVectors(segment.codec.decode(codes), offsets))
 
 
@@ -376,34 +430,46 @@ def _ragged_positions(offsets: Longs, rows: Longs) -> tuple[Longs, Longs]:
 def _validate_dense(segment: Segment) -> str:
     """Return the first fault, or an empty string."""
     expected = (len(segment), segment.width)
-    shape = segment.arrays["values"].shape
+    shape = segment.arrays.unverified("values").shape
     if shape != expected:
         return f"contains dense vectors of shape {shape} instead of {expected}"
     if segment.arrays["longest"].shape != (1,) or not segment.arrays["longest"][0] >= 0:
         return "contains dense vectors without a bound on their norm"
-    is_valid = not segment.has_int8_copy or dense_int8.is_valid_dense_copy(segment.arrays, *expected)
+    is_valid = not segment.has_int8_copy or dense_int8.is_valid_dense_copy(_for_bounds(segment), *expected)
     return "" if is_valid else "contains an int8 copy that does not fit its dense vectors"
+
+
+def _for_bounds(segment: Segment) -> Arrays:
+    """Return the int8 copy and its bounds, without reading the copy."""
+    names = dense_int8.DENSE_INT8_ARRAYS
+    return {name: segment.arrays.unverified(name) if name == "copy" else segment.arrays[name] for name in names}
 
 
 def _validate_sparse(segment: Segment) -> str:
     arrays = segment.arrays
-    columns, posted = len(arrays["columns"]), len(arrays["posted"])
+    columns, weights, posted, posted_weights = (
+        len(arrays.unverified(name)) for name in ("columns", "weights", "posted", "posted_weights")
+    )
     is_valid = (
         _are_offsets(arrays["offsets"], len(segment), columns)
-        and len(arrays["weights"]) == columns
+        and weights == columns
         and _are_offsets(arrays["term_offsets"], len(arrays["terms"]), posted)
-        and len(arrays["posted_weights"]) == posted
-        and ("common" not in arrays or arrays["common_weights"].shape == (len(arrays["common"]), len(segment)))
+        and posted_weights == posted
+        and ("common" not in arrays or _common_shape(arrays) == (len(arrays["common"]), len(segment)))
     )
     return "" if is_valid else "contains inconsistent sparse rows"
+
+
+def _common_shape(arrays: MappedArrays) -> tuple[int, ...]:
+    return arrays.unverified("common_weights").shape
 
 
 def _validate_multi_vector(segment: Segment) -> str:
     arrays, codec = segment.arrays, segment.codec
     code_bytes = segment.width if codec is None else codec.bytes_per_vector(segment.width)
-    total = len(arrays["values" if codec is None else "numbers"])
+    total = len(arrays.unverified("values" if codec is None else "numbers"))
     shapes = {"values": (total, segment.width), "numbers": (total, code_bytes), "scales": (total,)}
-    is_valid = all(arrays[name].shape == shape for name, shape in shapes.items() if name in arrays)
+    is_valid = all(arrays.unverified(name).shape == shape for name, shape in shapes.items() if name in arrays)
     is_valid = is_valid and _are_offsets(arrays["offsets"], len(segment), total)
     return "" if is_valid and multi_vector_int8.are_valid_bounds(arrays) else "contains inconsistent multi-vectors"
 
@@ -414,6 +480,9 @@ def _are_offsets(offsets: Longs, rows: int, total: int) -> bool:
 
 _NORM_LIMITS = (2e-19, 3.5e38)  # per dimension: squares of smaller numbers underflow in float32; none is larger
 _BLOCK_POSTINGS = 1 << 14
+_ROW_PARTS = ("columns", "weights", "numbers", "scales")
+_FOR_REPAIR = {"row_checks", "center", "slots_copy"}
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # so that no bit of a generation is lost
 _COMMON_RATIO = 4  # a token is common if more than one row in so many has it
 _MAX_READ_AHEAD = 1 << 26
 _NO_TERMS = np.empty(0, np.int32)

@@ -21,6 +21,7 @@ from m3_integrations.index.local.array_file import damaged_file_error
 from m3_integrations.index.local.catalog import SegmentRow, Transaction, damaged_catalog_error
 from m3_integrations.index.local.metadata_columns import Mask, MetadataColumns
 from m3_integrations.index.local.segments import Longs, RaggedRows, Segment, find_segment, map_segment
+from m3_integrations.index.local.tables.checks import add_sums, sum_slots
 from m3_integrations.index.quantization.codecs import Codec
 from m3_integrations.index.quantization.multi_vector_int8 import ErrorBounds, error_bounds
 from m3_integrations.index.validation import unknown_id_error
@@ -131,6 +132,7 @@ class Snapshot:
         codecs: Codec of each mode; None for float32.
         count: Number of rows.
         live_count: Number of rows with a passage that is not deleted.
+        slot_sum: Sum of the hashes of their slots, as in `CatalogChecks`.
         columns: Metadata columns of the fields used in filters.
         error_bounds: Bounds over all int8 multi-vectors; None if some have no int8 codes.
     """
@@ -142,6 +144,7 @@ class Snapshot:
         self.codecs: dict[Mode, Codec | None] = {}
         self.count = 0
         self.live_count = 0
+        self.slot_sum = 0
         self.columns = MetadataColumns()
         self.error_bounds: ErrorBounds | None = None
         self._ids = IdCache()
@@ -169,7 +172,7 @@ class Snapshot:
         """Return an independent copy."""
         copy = Snapshot(self._folder)
         copy.generation, copy.count, copy.live_count = self.generation, self.count, self.live_count
-        copy.widths, copy.codecs = self.widths, self.codecs
+        copy.widths, copy.codecs, copy.slot_sum = self.widths, self.codecs, self.slot_sum
         copy.columns, copy._next_slot = self.columns.copy(), self._next_slot
         copy._slots, copy._live = self._slots.copy(), self._live.copy()
         copy._locations = {mode: locations.copy() for mode, locations in self._locations.items()}
@@ -198,6 +201,7 @@ class Snapshot:
         first_new = self.count
         self._append(transaction.slots(self._next_slot))
         self._mark_deleted(transaction.deleted_slots(self.generation))
+        transaction.check_members(self.live_count, self.slot_sum)
         self._update_segments(transaction)
         self._check_locations(first_new)
         self.generation, self._next_slot = state.generation, state.next_slot
@@ -313,12 +317,15 @@ class Snapshot:
             self._begins, self._ends = (np.concatenate([known, unset]) for known in (self._begins, self._ends))
         self._slots[self.count : count] = slots
         self._live[self.count : count] = True
+        self.slot_sum = add_sums(self.slot_sum, sum_slots(self._slots[self.count : count]))
         self.count, self.live_count = count, self.live_count + len(slots)
 
     def _mark_deleted(self, slots: Sequence[int]) -> None:
         rows = self._look_up(np.array(slots, np.int64))
-        rows = rows[rows >= 0]
-        self.live_count -= int(np.count_nonzero(self._live[rows]))
+        rows = np.unique(rows[rows >= 0])
+        rows = rows[self._live[rows]]
+        self.live_count -= len(rows)
+        self.slot_sum = add_sums(self.slot_sum, -sum_slots(self._slots[rows]))
         self._live[rows] = False
 
     def _update_segments(self, transaction: Transaction) -> None:

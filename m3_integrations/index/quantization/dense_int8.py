@@ -8,6 +8,7 @@ candidate is missed; `index.local.search` then scores the candidates exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import faiss as typed_faiss
@@ -90,14 +91,16 @@ def quantize_dense(values: Array) -> Arrays:
     return {"copy": copy, "steps": steps, "left_out": np.array([quantization_error]), "reach": np.array([level_norm])}
 
 
-def is_valid_dense_copy(arrays: Arrays, rows: int, dim: int) -> bool:
+def is_valid_dense_copy(arrays: Mapping[str, npt.NDArray[Any]], rows: int, dim: int) -> bool:
     """Return whether the arrays can be the output of `quantize_dense` for this shape."""
     shapes = [arrays[name].shape for name in DENSE_INT8_ARRAYS]
     bounds = np.concatenate([arrays[name].ravel() for name in ("steps", "left_out", "reach")])
     return shapes == [(rows, _padded(dim)), (dim,), (1,), (1,)] and bool((bounds >= 0).all())
 
 
-def find_candidates(arrays: Arrays, query: Array, count: int, min_score: float) -> BoundedCandidates:
+def find_candidates(
+    arrays: Mapping[str, npt.NDArray[Any]], query: Array, count: int, min_score: float
+) -> BoundedCandidates:
     """Find the rows with the highest approximate inner products.
 
     Args:

@@ -5,8 +5,8 @@ Multi-vectors stored as int8 are such a copy themselves; only a bound of their n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,13 +62,13 @@ def norm_bound(codes: Codes) -> Arrays:
     return {"reach": np.array([max((max_norm(codec.decode(codes.take(b))) for b in _blocks(codes)), default=0.0)])}
 
 
-def are_valid_bounds(arrays: Arrays) -> bool:
+def are_valid_bounds(arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
     """Return whether the bounds among the arrays can be bounds."""
     bounds = [arrays[name] for name in (*NORM_ARRAYS, *ERROR_ARRAYS) if name in arrays]
     return all(bound.shape == (1,) and bound[0] >= 0 for bound in bounds)
 
 
-def error_bounds(segments: Collection[Arrays]) -> ErrorBounds | None:
+def error_bounds(segments: Collection[Mapping[str, npt.NDArray[Any]]]) -> ErrorBounds | None:
     """Return bounds over all multi-vectors of some segments.
 
     Returns:

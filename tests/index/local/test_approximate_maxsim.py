@@ -17,7 +17,7 @@ from m3_integrations.core.errors import DamagedFolder
 from m3_integrations.core.scoring import multi_vector_scores
 from m3_integrations.core.types import Passage, SearchPlan
 from m3_integrations.index.filters import Field
-from m3_integrations.index.local.array_file import map_arrays, write_arrays
+from m3_integrations.index.local.array_file import MappedArrays, map_arrays, write_arrays
 from m3_integrations.index.local.candidates.approximate_maxsim import approximate_maxsim
 from m3_integrations.index.local.catalog import FILE_NAME
 from m3_integrations.index.local.index import LocalIndex
@@ -28,6 +28,7 @@ from m3_integrations.index.quantization.int8_matmul import has_int8_matmul
 from m3_integrations.index.quantization.multi_vector_int8 import error_bounds, norm_bound, quantize_multi_vector
 from m3_integrations.retrieval.retriever import Retriever
 from tests.hard_vectors import KINDS, drawn
+from tests.index.formats import remove_checks
 
 needs_int8_matmul = pytest.mark.skipif(not has_int8_matmul(), reason="this processor has no fast int8 products")
 
@@ -47,9 +48,10 @@ def segment(passages, precision):
         codes = codec.encode(passages.values)
         stored = {**codes._asdict(), **norm_bound(codes)}
         passages = MultiVectors(codec.decode(codes), passages.offsets)
-    return Segment(
-        "multi_vector", passages.width, Path("none"), {"offsets": passages.offsets, **stored}, codec
-    ), passages
+    arrays = MappedArrays(Path("none"), b"")
+    for name, array in {"offsets": passages.offsets, **stored}.items():
+        arrays.add(name, array, 0, None)
+    return Segment("multi_vector", passages.width, Path("none"), arrays, codec), passages
 
 
 @needs_int8_matmul
@@ -248,7 +250,7 @@ def _search_again(index, queries, expected):
 def as_format_4(folder):
     """Convert a folder to format 4."""
     with sqlite3.connect(folder / FILE_NAME) as connection:
-        connection.execute("PRAGMA user_version = 4")
+        remove_checks(connection, 4)
         for path in folder.glob("*.segment"):
             arrays = {name: np.array(array) for name, array in map_arrays(path, path.stat().st_size).items()}
             mode = path.name.partition("-")[0]
@@ -290,7 +292,7 @@ def test_a_folder_of_format_4_can_be_searched_and_written(tmp_path):
             for each in (index, reference):
                 each.add([Passage("new", "")], queries.take([0]))
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:  # so that older versions report it
-        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (6,)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +303,10 @@ def test_an_invalid_int8_copy_is_damage(tmp_path, precision, name):
     index, _ = both(tmp_path, late(0, 8, 16, min_vectors=1), precision={"multi_vector": precision})
     index.close()
     path = next(tmp_path.glob("multi_vector-*.segment"))
-    arrays = {each: np.array(array) for each, array in map_arrays(path, path.stat().st_size).items()}
+    stored = map_arrays(path, path.stat().st_size)
+    arrays = {each: np.array(array) for each, array in stored.items()}
     arrays[name] = np.full(1, np.nan) if arrays[name].dtype == np.float64 else arrays[name][1:]
     path.unlink()
-    write_arrays(path, arrays)
+    write_arrays(path, arrays, stored.about)
     with pytest.raises(DamagedFolder, match="inconsistent multi-vectors"):
         LocalIndex.open(tmp_path)

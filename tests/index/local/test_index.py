@@ -297,9 +297,10 @@ def test_a_file_that_is_not_a_database_is_damaged(copied):
 
 def test_an_inverted_list_of_unknown_rows_is_damage(copied):
     for path in segments(copied, "sparse"):
-        arrays = dict(map_arrays(path, path.stat().st_size))
+        stored = map_arrays(path, path.stat().st_size)
+        arrays = dict(stored)
         path.unlink()
-        write_arrays(path, {**arrays, "posted": arrays["posted"] + 1000})
+        write_arrays(path, {**arrays, "posted": arrays["posted"] + 1000}, stored.about)
     with LocalIndex.open(copied) as index, pytest.raises(DamagedFolder, match="inverted lists of unknown rows"):
         index.search("sparse", encode([" ".join(map(str, range(12)))]), 3)
 
@@ -505,11 +506,12 @@ def test_filtered_passages_may_have_any_score(lists):
 @pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_damage(lists, damage):
     path = segments(lists, "sparse")[0]
-    arrays = {name: np.array(array) for name, array in map_arrays(path, path.stat().st_size).items()}
+    mapped = map_arrays(path, path.stat().st_size)
+    arrays = {name: np.array(array) for name, array in mapped.items()}
     stored = "posted_weights" if len(arrays["posted_weights"]) else "common_weights"
     arrays[stored].ravel()[3] = damage
     path.unlink()
-    write_arrays(path, arrays)
+    write_arrays(path, arrays, mapped.about)
     with LocalIndex.open(lists) as index, pytest.raises(DamagedFolder, match="scores are not finite"):
         index.search("sparse", query_of(1, 1), 3)
     with LocalIndex.open(lists) as index, pytest.raises(DamagedFolder, match="scores are not finite"):

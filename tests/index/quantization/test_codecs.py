@@ -16,6 +16,7 @@ from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error
 from m3_integrations.core.types import Passage, Query
 from m3_integrations.index.copying import copy_index
 from m3_integrations.index.filters import Field
+from m3_integrations.index.local.array_file import map_arrays
 from m3_integrations.index.local.catalog import FILE_NAME
 from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.memory import MemoryIndex
@@ -23,6 +24,7 @@ from m3_integrations.index.quantization.codecs import make_codec, mean_vector, r
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.testing import HashEncoder, IndexContract
 from m3_integrations.testing.sample_data import add, encode, same_vectors
+from tests.index.formats import remove_checks
 
 CODED = ("int8", "int4")
 WIDTHS = (1, 2, 3, 4, 5, 17, 64, 384)
@@ -56,7 +58,12 @@ def filled(folder, precision, encoded):
 
 def files(folder):
     """The content of the multi-vector segments, without generations."""
-    return [path.read_bytes()[-4096:] for path in sorted(folder.glob("multi_vector-*.segment"))]
+    paths = sorted(folder.glob("multi_vector-*.segment"))
+    arrays = [map_arrays(path, path.stat().st_size) for path in paths]
+    return [
+        [each[name].tobytes() for name in each if name not in ("slots", "written", "row_checks", "slots_copy")]
+        for each in arrays
+    ]
 
 
 EXACT = (
@@ -292,9 +299,8 @@ def test_a_folder_of_format_1_is_float32(tmp_path):
         add(index, Passage("a", "red"))
         stored = index.vectors(["a"])
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
-        connection.executescript(
-            "ALTER TABLE state DROP COLUMN precision; ALTER TABLE modes DROP COLUMN centre; PRAGMA user_version = 1"
-        )
+        remove_checks(connection, 1)
+        connection.executescript("ALTER TABLE state DROP COLUMN precision; ALTER TABLE modes DROP COLUMN centre")
     connection.close()
     with pytest.raises(IndexFolderError, match="as float32"):
         LocalIndex.open(tmp_path, precision=in_codes("int8"))
@@ -308,9 +314,8 @@ def test_a_folder_of_format_1_is_float32(tmp_path):
 def test_an_empty_folder_of_format_1_is_filled_as_float32(tmp_path):
     LocalIndex.open(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
-        connection.executescript(
-            "ALTER TABLE state DROP COLUMN precision; ALTER TABLE modes DROP COLUMN centre; PRAGMA user_version = 1"
-        )
+        remove_checks(connection, 1)
+        connection.executescript("ALTER TABLE state DROP COLUMN precision; ALTER TABLE modes DROP COLUMN centre")
     connection.close()
     with LocalIndex.open(tmp_path) as index:
         add(index, Passage("a", "red"))
@@ -323,7 +328,7 @@ def test_a_folder_of_format_2_can_be_read_unless_it_is_int4(tmp_path, precision)
         add(index, Passage("a", "red"))
         stored = index.vectors(["a"])
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        remove_checks(connection, 2)
     connection.close()
     if precision == "int4":
         with pytest.raises(IndexFolderError, match="ingest the passages into a new folder"):
@@ -401,11 +406,13 @@ def test_a_catalog_with_impossible_codecs_is_damaged(copied, statement):
 def test_an_unknown_precision_asks_for_a_newer_version(copied, statement):
     with sqlite3.connect(copied / FILE_NAME) as connection:
         connection.execute(statement)
+        connection.execute("UPDATE state SET checks = NULL")
     connection.close()
     with pytest.raises(IndexFolderError, match="install a newer m3-integrations"):
         LocalIndex.open(copied, precision=in_codes("int8"))
     with sqlite3.connect(copied / FILE_NAME) as connection:
         connection.execute("UPDATE modes SET precision = 'int2'")
+        connection.execute("UPDATE state SET checks = NULL")
     connection.close()
     with pytest.raises(IndexFolderError, match=r"vectors stored as int2.*install a newer m3-integrations"):
         LocalIndex.open(copied)
@@ -415,7 +422,7 @@ def test_scales_that_are_not_finite_are_damage(tmp_path):
     with filled(tmp_path, "int8", late(5, 9)) as index:
         len(index)
         (view,) = index._latest._views.values()
-        view.segment.arrays["scales"] = np.full(14, 0x7FC0, np.uint16)
+        view.segment.arrays.add("scales", np.full(14, 0x7FC0, np.uint16), 0, None)
         for call in (
             lambda: index.score("multi_vector", late(3), [["p000"]]),
             lambda: index.vectors(["p000"]),

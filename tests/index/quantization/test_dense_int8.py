@@ -22,6 +22,7 @@ from m3_integrations.index.quantization.dense_int8 import (
     quantize_dense,
 )
 from tests.hard_vectors import KINDS, drawn
+from tests.index.formats import remove_checks
 
 ROWS = 5000  # more than the number of rows that are always scored exactly
 
@@ -156,7 +157,7 @@ def test_deleted_replaced_updated_or_filtered_passages_are_not_found_by_their_co
 def without_copies(folder):
     """Convert a folder to format 3."""
     with sqlite3.connect(folder / FILE_NAME) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        remove_checks(connection, 3)
         for path in folder.glob("dense-*.segment"):
             arrays = {name: np.array(array) for name, array in map_arrays(path, path.stat().st_size).items()}
             path.unlink()
@@ -178,7 +179,7 @@ def test_a_folder_of_format_3_can_be_searched_and_written(tmp_path):
             each.add([Passage("new", "")], Encoded(dense=queries[:1]))
         assert_same_hits(index, reference, queries)
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:  # so that older versions report it
-        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (6,)
 
 
 @pytest.mark.parametrize("name", ["longest", "left_out", "reach", "steps"])
@@ -186,9 +187,10 @@ def test_a_segment_with_invalid_bounds_is_damaged(tmp_path, name):
     index, _ = both(tmp_path, drawn(0, 8, 4, "plain"))
     index.close()
     path = next(tmp_path.glob("dense-*.segment"))
-    arrays = {each: np.array(array) for each, array in map_arrays(path, path.stat().st_size).items()}
+    stored = map_arrays(path, path.stat().st_size)
+    arrays = {name: np.array(array) for name, array in stored.items()}
     arrays[name][0] = np.nan
     path.unlink()
-    write_arrays(path, arrays)
+    write_arrays(path, arrays, stored.about)
     with pytest.raises(DamagedFolder, match="dense vectors"):
         LocalIndex.open(tmp_path)

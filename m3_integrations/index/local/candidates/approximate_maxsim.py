@@ -124,8 +124,12 @@ class _QuantizedQueries:
 
 
 def _read_block(rows: RaggedRows) -> _Block:
-    spans = list(rows.merge_adjacent().spans())
-    numbers, scales = (np.concatenate([segment.arrays[name][span] for segment, span in spans]) for name in CODE_ARRAYS)
+    merged = rows.merge_adjacent()
+    merged.verify(*CODE_ARRAYS)
+    spans = list(merged.spans())
+    numbers, scales = (
+        np.concatenate([segment.arrays.unverified(name)[span] for segment, span in spans]) for name in CODE_ARRAYS
+    )
     counts = rows.counts
     is_filled = counts > 0
     return _Block(numbers, decode_scales(scales), (np.cumsum(counts) - counts)[is_filled], is_filled)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +129,7 @@ class HnswSearcher:
 
     def remove_outdated(self, snapshot: Snapshot) -> None:
         """Remove saved graphs with a vector that is not current, and sync the folder: a graph copies its vectors."""
-        for path, generation, _ in _saved_graphs(self._folder):
+        for path, generation, _ in saved_graphs(self._folder):
             try:
                 slots = map_arrays(path, path.stat().st_size)["slots"]
                 view = _GraphView.from_snapshot(HnswGraph(generation, slots, None), snapshot)
@@ -193,14 +193,14 @@ def save(folder: Path, graph: HnswGraph) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    for path, _, _ in _saved_graphs(folder):
+    for path, _, _ in saved_graphs(folder):
         if path != finished:
             path.unlink(missing_ok=True)
 
 
 def load(folder: Path, generation: int, dim: int) -> HnswGraph | None:
     """Load the newest valid graph up to a generation; None if there is none."""
-    for path, graph_generation, digest in sorted(_saved_graphs(folder), key=lambda saved: -saved[1]):
+    for path, graph_generation, digest in sorted(saved_graphs(folder), key=lambda saved: -saved[1]):
         try:
             if graph_generation <= generation and checksum(path) == digest:
                 return _from_arrays(graph_generation, map_arrays(path, path.stat().st_size), dim)
@@ -216,7 +216,7 @@ def _build_from_snapshot(snapshot: Snapshot) -> HnswGraph:
     return build(snapshot.generation, snapshot.slots[rows], blocks, snapshot.widths["dense"])
 
 
-def _saved_graphs(folder: Path) -> Iterator[tuple[Path, int, str]]:
+def saved_graphs(folder: Path) -> Iterator[tuple[Path, int, str]]:
     """Iterate over the files of graphs, with the generation and checksum in their names."""
     for path in list(folder.iterdir()):
         name = GRAPH_NAME.fullmatch(path.name)
@@ -240,7 +240,7 @@ def _to_arrays(graph: HnswGraph) -> Arrays:
     }
 
 
-def _from_arrays(generation: int, arrays: Arrays, dim: int) -> HnswGraph:
+def _from_arrays(generation: int, arrays: Mapping[str, npt.NDArray[Any]], dim: int) -> HnswGraph:
     """Raise ValueError for arrays of no valid graph: FAISS does not check them."""
     types = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
     if types != _TYPES:

@@ -1,0 +1,1 @@
+"""Tables of the catalog of a local index."""
