@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,14 +44,14 @@ def first_query(folder: str, name: str) -> None:
             index.search(name, queries, K)
 
 
-def measure(folder: str) -> dict[str, float]:
+def measure(folder: str, clock: Callable[[], float]) -> dict[str, float]:
     """Return the seconds of each first query and of an ingestion."""
     names = ("dense", "sparse", "multi_vector", "hybrid")
     first_query(folder, "hybrid")  # imports what is imported late
-    seconds = {name: timed(partial(first_query, folder, name))[0] for name in names}
+    seconds = {name: timed(partial(first_query, folder, name), clock)[0] for name in names}
     batches = list(World(VECTORS, seed=2).passages(INGESTED))
     with tempfile.TemporaryDirectory() as target, LocalIndex.open(target) as index:
-        seconds["ingest"] = timed(lambda: [index.add(*batch) for batch in batches])[0]
+        seconds["ingest"] = timed(lambda: [index.add(*batch) for batch in batches], clock)[0]
     return seconds
 
 
@@ -77,12 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--passages", type=int, default=20_000)
     parser.add_argument("--fill", metavar="FOLDER")
     parser.add_argument("--measure", metavar="FOLDER")
+    parser.add_argument("--cpu", action="store_true", help="compare processor time, which other load changes less")
     options = parser.parse_args(arguments)
     if options.fill:
         fill(options.fill, options.passages)
         return
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(measure(options.measure, time.process_time if options.cpu else time.perf_counter)))
         return
     checkouts = {"before": options.baseline, "now": Path(__file__).parents[1]}
     ratios: dict[str, list[float]] = {}
@@ -91,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             in_checkout(checkout, "--fill", f"{place}/{name}", "--passages", str(options.passages))
         for pair in range(options.pairs):
             order = list(checkouts)[:: 1 if pair % 2 else -1]
-            seconds = {name: json.loads(in_checkout(checkouts[name], "--measure", f"{place}/{name}")) for name in order}
+            cpu = ["--cpu"] * options.cpu
+            seconds = {
+                name: json.loads(in_checkout(checkouts[name], "--measure", f"{place}/{name}", *cpu)) for name in order
+            }
             for name, value in seconds["now"].items():
                 ratios.setdefault(name, []).append(value / seconds["before"][name])
             print(
