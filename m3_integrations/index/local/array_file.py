@@ -2,8 +2,8 @@
 
 A file consists of `M3ARRAY2`, the length and the XXH3 hash of the table as 8 little-endian bytes each, the table, the
 sections, the checksums of their blocks, and a copy of the table with its hash, its length and `M3TABLE2`. The table is
-JSON: its version, what the file is about, the length of a block, where the checksums are, and number, flags, offset,
-length, dtype and shape of each section. Sections start at multiples of 64 bytes; offsets count from the first. A reader
+JSON: its version, what the file is about, where the checksums are, and number, flags, offset, length, dtype, shape and
+length of a block of each section. Sections start at multiples of 64 bytes; offsets count from the first. A reader
 skips a section with a number that it does not know, and refuses the file if the section is flagged as required.
 
 Files of the first format, `M3ARRAY1`, have names in place of numbers and no checksums.
@@ -35,7 +35,9 @@ SECTION_NUMBERS = {
     **{"common": 26, "common_weights": 27, "numbers": 30, "scales": 31},
     **{"levels": 40, "neighbours": 41, "entry": 42, "codes": 43},
 }
-BLOCK_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 16
+_SMALL_BLOCK_BYTES = 1 << 14  # of arrays that queries read some rows of
+_READ_BY_ROWS = frozenset({"values", "columns", "weights", "posted", "posted_weights", "common_weights"})
 _NAMES = {number: name for name, number in SECTION_NUMBERS.items()}
 _OPTIONAL = frozenset({"row_checks", "center", "slots_copy"})
 _IS_REQUIRED = 1  # the first bit of a section's flags
@@ -58,6 +60,7 @@ class _StoredArray(NamedTuple):
     array: npt.NDArray[Any]
     offset: int
     checksums: Checksums | None
+    block: int
 
 
 class MappedArrays(Mapping[str, npt.NDArray[Any]]):
@@ -77,7 +80,9 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
         self._sections: dict[str, _StoredArray] = {}
         self._unverified: dict[str, Flags] = {}
 
-    def add(self, name: str, array: npt.NDArray[Any], offset: int, checksums: Checksums | None) -> None:
+    def add(
+        self, name: str, array: npt.NDArray[Any], offset: int, checksums: Checksums | None, block: int = _BLOCK_BYTES
+    ) -> None:
         """Add an array.
 
         Args:
@@ -85,8 +90,9 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
             array: The array, in the mapped file.
             offset: Where it begins in the file, in bytes.
             checksums: Checksums of its blocks; None if it has none.
+            block: Length of a block in bytes.
         """
-        self._sections[name] = _StoredArray(array, offset, checksums)
+        self._sections[name] = _StoredArray(array, offset, checksums, block)
         if checksums is not None and len(checksums):
             self._unverified[name] = np.ones(len(checksums), bool)
 
@@ -146,12 +152,12 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
         if begins is None or ends is None or len(unverified) == 1:
             blocks = np.flatnonzero(unverified)
         else:
-            blocks = _blocks_of(self._sections[name].array, begins, ends, unverified)
-        for block in blocks.tolist():
-            if not self._is_intact(name, block):
-                begin, end = self._span(name, block)
-                raise damaged_file_error(self._path, f"differs from what was written in bytes {begin} to {end}")
-            unverified[block] = False
+            section = self._sections[name]
+            blocks = _blocks_of(section.array, section.block, begins, ends, unverified)
+        for block in self._differing(name, blocks):
+            begin, end = self._span(name, block)
+            raise damaged_file_error(self._path, f"differs from what was written in bytes {begin} to {end}")
+        unverified[blocks] = False
         if not unverified.any():
             self._unverified.pop(name, None)
 
@@ -163,19 +169,19 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
         """Return the same arrays, whose blocks are not verified."""
         arrays = MappedArrays(self._path, self._file)
         arrays.about = self.about
-        for name, (array, offset, _) in self._sections.items():
+        for name, (array, offset, _, _) in self._sections.items():
             arrays.add(name, array, offset, None)
         return arrays
 
     def damaged_blocks(self, name: str) -> list[tuple[int, int]]:
         """Compare all blocks of an array; return the first byte and the end of each that differs."""
         checksums = self._sections[name].checksums
-        blocks = range(0 if checksums is None else len(checksums))
-        return [self._span(name, block) for block in blocks if not self._is_intact(name, block)]
+        blocks = np.arange(0 if checksums is None else len(checksums))
+        return [self._span(name, block) for block in self._differing(name, blocks)]
 
     def read_ahead(self, name: str, rows: slice) -> None:
         """Start reading rows of an array from disk, in one request instead of page by page."""
-        array, offset, _ = self._sections[name]
+        array, offset, _, _ = self._sections[name]
         row_bytes = array.nbytes // max(1, len(array))
         begin, length = offset + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
         in_page = begin % mmap.PAGESIZE
@@ -185,12 +191,19 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
 
     def _span(self, name: str, block: int) -> tuple[int, int]:
         """Return the first byte and the end of a block in the file."""
-        array, offset, _ = self._sections[name]
-        return offset + block * BLOCK_BYTES, offset + min((block + 1) * BLOCK_BYTES, array.nbytes)
+        array, offset, _, size = self._sections[name]
+        return offset + block * size, offset + min((block + 1) * size, array.nbytes)
 
-    def _is_intact(self, name: str, block: int) -> bool:
-        checksums, (begin, end) = self._sections[name].checksums, self._span(name, block)
-        return checksums is None or xxhash.xxh3_64_intdigest(memoryview(self._file)[begin:end]) == int(checksums[block])
+    def _differing(self, name: str, blocks: npt.NDArray[np.int64]) -> list[int]:
+        """Return which of some blocks differ from their checksums."""
+        array, offset, checksums, size = self._sections[name]
+        if checksums is None:
+            return []
+        data, digest = memoryview(self._file)[offset : offset + array.nbytes], xxhash.xxh3_64_intdigest
+        begins = (blocks * size).tolist()
+        found = np.array([digest(data[begin : begin + size]) for begin in begins], np.uint64)
+        differing: list[int] = blocks[found != checksums[blocks]].tolist()
+        return differing
 
 
 def write_arrays(
@@ -207,7 +220,9 @@ def write_arrays(
         Length and checksum of the file.
     """
     stored = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
-    checksums = np.concatenate([np.empty(0, np.uint64), *map(_block_checksums, stored.values())]).astype("<u8")
+    checksums = np.concatenate([np.empty(0, np.uint64), *(_block_checksums(*each) for each in stored.items())]).astype(
+        "<u8"
+    )
     table = _make_table(stored, checksums, about or {})
     digest = xxhash.xxh3_64_intdigest(table).to_bytes(8, "little")
     length = len(table).to_bytes(8, "little")
@@ -244,7 +259,7 @@ def map_arrays(path: Path, length: int, *, by_copy: bool = False, unverified: bo
             _parse_before_checksums(arrays, mapped)
         else:
             _parse(arrays, mapped, _read_copy(mapped) if by_copy else _read_table(mapped), unverified)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise damaged_file_error(path, f"is not a file of arrays ({error})") from error
     return arrays
 
@@ -257,8 +272,12 @@ def damaged_file_error(path: Path, problem: str) -> DamagedFolder:
     )
 
 
+def _block_bytes(name: str) -> int:
+    return _SMALL_BLOCK_BYTES if name in _READ_BY_ROWS else _BLOCK_BYTES
+
+
 def _blocks_of(
-    array: npt.NDArray[Any], begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], unverified: Flags
+    array: npt.NDArray[Any], size: int, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], unverified: Flags
 ) -> npt.NDArray[np.int64]:
     """Return the unverified blocks with rows of some ranges."""
     filled = ends > begins
@@ -268,7 +287,7 @@ def _blocks_of(
     if begins.min() < 0 or ends.max() > len(array):
         raise IndexError(f"rows {begins.min()} to {ends.max()} of {len(array)}")
     row_bytes = array.nbytes // len(array)
-    first, last = begins * row_bytes // BLOCK_BYTES, (ends * row_bytes - 1) // BLOCK_BYTES
+    first, last = begins * row_bytes // size, (ends * row_bytes - 1) // size
     if (last - first).max() <= 1:
         blocks = np.concatenate([first, last])
         return np.unique(blocks[unverified[blocks]])
@@ -278,10 +297,10 @@ def _blocks_of(
     return np.flatnonzero((np.cumsum(changes[:-1]) > 0) & unverified)
 
 
-def _block_checksums(array: npt.NDArray[Any]) -> Checksums:
-    data = _as_bytes(array)
-    starts = range(0, len(data), BLOCK_BYTES)
-    return np.array([xxhash.xxh3_64_intdigest(data[start : start + BLOCK_BYTES]) for start in starts], np.uint64)
+def _block_checksums(name: str, array: npt.NDArray[Any]) -> Checksums:
+    data, size = _as_bytes(array), _block_bytes(name)
+    hashes = [xxhash.xxh3_64_intdigest(data[start : start + size]) for start in range(0, len(data), size)]
+    return np.array(hashes, np.uint64)
 
 
 def _make_table(arrays: Mapping[str, npt.NDArray[Any]], checksums: Checksums, about: Mapping[str, Any]) -> bytes:
@@ -290,13 +309,14 @@ def _make_table(arrays: Mapping[str, npt.NDArray[Any]], checksums: Checksums, ab
         begin = end + -end % _ALIGNMENT
         end = begin + array.nbytes
         flags = 0 if name in _OPTIONAL else _IS_REQUIRED
-        sections.append([SECTION_NUMBERS[name], flags, begin, array.nbytes, array.dtype.str, array.shape])
+        sections.append(
+            [SECTION_NUMBERS[name], flags, begin, array.nbytes, array.dtype.str, array.shape, _block_bytes(name)]
+        )
     begin = end + -end % _ALIGNMENT
     place = [begin, checksums.nbytes, xxhash.xxh3_64_hexdigest(_as_bytes(checksums))]
     table = {
         "version": _TABLE_VERSION,
         "about": about,
-        "block": BLOCK_BYTES,
         "checksums": place,
         "sections": sections,
     }
@@ -349,7 +369,7 @@ def _checked_table(table: bytes, digest: bytes) -> bytes:
 def _parse(arrays: MappedArrays, mapped: mmap.mmap | bytes, table: bytes, unverified: bool) -> None:
     parsed, start = json.loads(table), _PREFIX + len(table)
     arrays.about = dict(parsed["about"])
-    if parsed["version"] != _TABLE_VERSION or parsed["block"] != BLOCK_BYTES:
+    if parsed["version"] != _TABLE_VERSION:
         raise _newer_error(f"a table of version {parsed['version']}")
     start += -start % _ALIGNMENT
     begin, length, digest = parsed["checksums"]
@@ -358,8 +378,8 @@ def _parse(arrays: MappedArrays, mapped: mmap.mmap | bytes, table: bytes, unveri
     if not is_intact and not unverified:
         raise ValueError("the checksums of its blocks differ from what was written")
     first = 0
-    for number, flags, begin, length, dtype, shape in parsed["sections"]:
-        blocks = -(-length // BLOCK_BYTES)
+    for number, flags, begin, length, dtype, shape, size in parsed["sections"]:
+        blocks = -(-length // size)
         first += blocks
         if number not in _NAMES:
             if flags & _IS_REQUIRED:
@@ -368,7 +388,7 @@ def _parse(arrays: MappedArrays, mapped: mmap.mmap | bytes, table: bytes, unveri
         array = _array(mapped, dtype, shape, start + begin)
         if array.nbytes != length or first > len(checksums):
             raise ValueError(f"section {number} has {length} bytes")
-        arrays.add(_NAMES[number], array, start + begin, checksums[first - blocks : first] if is_intact else None)
+        arrays.add(_NAMES[number], array, start + begin, checksums[first - blocks : first] if is_intact else None, size)
 
 
 def _parse_before_checksums(arrays: MappedArrays, mapped: mmap.mmap | bytes) -> None:

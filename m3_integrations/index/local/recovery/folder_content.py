@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from m3_integrations.core.encoded import Encoded, Mode
-from m3_integrations.core.errors import M3Error
+from m3_integrations.core.errors import DamagedFolder, M3Error
 from m3_integrations.core.types import Passage
 from m3_integrations.index.local.catalog import FILE_NAME, Catalog, ModeConfig, Transaction
 from m3_integrations.index.local.recovery.segment_rows import SegmentRows, modes_of_files, read_segment, rows_of_files
@@ -96,9 +96,14 @@ class FolderContent(NamedTuple):
             by_mode[mode] = getattr(parts[0].join(*parts[1:]).take(np.argsort(np.concatenate(order))), mode)
         return Encoded(**by_mode)
 
-    def passages(self, positions: Longs) -> list[Passage]:
-        """Return the passages at positions of `slots`, whose text is intact."""
-        return [self.transaction.passages([slot])[0] for slot in self.slots[positions].tolist()]
+    def passages(self, positions: Longs) -> tuple[Longs, list[Passage]]:
+        """Return the passages at positions of `slots`, and the positions of those that can be read."""
+        readable, passages = [], []
+        for position, slot in zip(positions.tolist(), self.slots[positions].tolist(), strict=True):
+            with suppress(*_FAILURES):  # a lookup can fail for a row that a scan found
+                passages += self.transaction.passages([slot])
+                readable.append(position)
+        return np.array(readable, np.int64), passages
 
 
 @contextmanager
@@ -110,10 +115,13 @@ def read_folder(folder: Path) -> Iterator[FolderContent]:
         FileNotFoundError: If a segment is missing that a writer may have merged in the meantime.
     """
     catalog = Catalog(folder, _TIMEOUT)
+    reading = catalog.read()
+    transaction = reading.__enter__()
     try:
-        with catalog.read() as transaction:
-            yield _read(folder, transaction)
+        yield _read(folder, transaction)
     finally:
+        with suppress(DamagedFolder):  # SQLite reports again, at the end, what it found on the way
+            reading.__exit__(None, None, None)
         catalog.close()
 
 
@@ -145,8 +153,11 @@ def _read(folder: Path, transaction: Transaction) -> FolderContent:
     found = dict(attempt(lambda: list(transaction.verified_passages(None)), None) or ())
     if not found:  # a page is damaged: passage by passage
         found = dict(transaction.verified_passages(sorted(known)))
-    for slot in indexed.keys() - found.keys():
-        found[slot] = (indexed[slot], "it cannot be read")
+    for slot, id in indexed.items():
+        if slot not in found:
+            found[slot] = (id, "it cannot be read")
+        elif found[slot][0] != id:
+            found[slot] = (id, "its id differs from what was written")
     slots = np.array(sorted(found), np.int64)
     attempt(lambda: transaction.check_found(slots), None)
     problems = {slot: problem for slot, (_, problem) in found.items() if problem}

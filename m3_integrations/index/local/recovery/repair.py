@@ -21,7 +21,7 @@ from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.local.ledger_file import LEDGER_NAME
 from m3_integrations.index.local.recovery.check import check_index
 from m3_integrations.index.local.recovery.folder_content import FolderContent, read_folder
-from m3_integrations.index.local.recovery.values import CheckReport, RepairReport
+from m3_integrations.index.local.recovery.values import CheckReport, DamagedPassage, RepairReport
 
 _PASSAGES_AT_ONCE = 1000
 _TIMEOUT = 60.0
@@ -91,10 +91,16 @@ def _save(
     _create(content, target, encoder)
     intact = np.flatnonzero(content.is_intact())
     reencoded: list[str] = []
+    unread: list[str | None] = []
+    saved = 0
     with LocalIndex.open(target, encoder) as index:
         for start in range(0, len(intact), _PASSAGES_AT_ONCE):
             part = intact[start : start + _PASSAGES_AT_ONCE]
-            index.add(content.passages(part), content.encoded(part))
+            readable, passages = content.passages(part)
+            if passages:
+                index.add(passages, content.encoded(readable))
+            saved += len(passages)
+            unread += (content.ids[position] for position in set(part.tolist()) - set(readable.tolist()))
         if encoder is not None:
             reencoded = _encode_again(content, index, encoder)
         with suppress(DamagedFolder):  # it is in the report
@@ -104,7 +110,8 @@ def _save(
         _copy_ledger(source / LEDGER_NAME, target / LEDGER_NAME)
     sync_folder(target)
     left = [each for each in report.passages if each.id not in reencoded]
-    return RepairReport(target, len(intact), reencoded, left, derived, report)
+    left += (DamagedPassage(id, "its text cannot be read", False) for id in unread)
+    return RepairReport(target, saved, reencoded, left, derived, report)
 
 
 def _create(content: FolderContent, target: Path, encoder: PassageEncoder | None) -> None:
@@ -129,7 +136,7 @@ def _encode_again(content: FolderContent, index: LocalIndex, encoder: PassageEnc
     positions = np.flatnonzero(np.array(has_text, bool) & ~np.array(content.is_intact(), bool))
     ids: list[str] = []
     for start in range(0, len(positions), _PASSAGES_AT_ONCE):
-        passages = content.passages(positions[start : start + _PASSAGES_AT_ONCE])
+        _, passages = content.passages(positions[start : start + _PASSAGES_AT_ONCE])
         encoded = encoder.encode_passages([passage.text for passage in passages])
         index.add(passages, encoded.only(tuple(content.modes)))
         ids += [passage.id for passage in passages]
