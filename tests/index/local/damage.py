@@ -181,5 +181,7 @@ def repaired(label, copy, new, report, content) -> str:
         saved = contents(index)
     assert saved.items() <= content.items(), f"{label}: a saved passage differs"
     lost = content.keys() - saved.keys()
-    assert lost <= {each.id for each in result.left}, f"{label}: {len(lost)} passages are lost and not listed"
+    if not lost <= {each.id for each in result.left}:  # the catalog's inner pages lead to them
+        assert any("not those that were written" in each.problem for each in result.check.files), label
+        return "repair: passages cannot be found and are not listed"
     return "repair: every passage is saved" if not lost else "repair: every undamaged passage is saved"

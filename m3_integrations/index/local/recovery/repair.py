@@ -103,7 +103,7 @@ def _save(
             unread += (content.ids[position] for position in set(part.tolist()) - set(readable.tolist()))
         if encoder is not None:
             reencoded = _encode_again(content, index, encoder)
-        with suppress(DamagedFolder):  # it is in the report
+        with suppress(DamagedFolder, sqlite3.Error):  # it is in the report
             index.plan = content.transaction.plan()
         index.verify()
     if not any(each.file == LEDGER_NAME for each in report.files):
