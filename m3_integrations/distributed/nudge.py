@@ -115,8 +115,9 @@ def nudge_sharded(
     for judged in (train, validation):
         judged.require_rows(len(every))
     problem, rest = _gather(every, train, validation, wanted, method == "auto", executor)
-    possible = problem.possible(candidate_variants(method, propagate, center, len(every)), rest.off)
-    shortlist = problem.shortlist(possible, gamma)
+    counts = len(every), len(problem.folds.train)
+    possible = problem.possible(candidate_variants(method, propagate, center, *counts), rest.off)
+    shortlist = problem.shortlist(possible, method, gamma)
     problem = replace(
         problem, sweeps=_sweep_all(problem, shortlist.variants, problem.folds_used(gamma), every, executor)
     )

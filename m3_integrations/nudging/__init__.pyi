@@ -9,6 +9,7 @@ from .reencoding import (
     reencode_collection as reencode_collection,
     undo_reencode as undo_reencode,
 )
+from .progress import Progress as Progress
 from .report.report import NudgeReport as NudgeReport
 from .tuning import (
     PlanTuning as PlanTuning,

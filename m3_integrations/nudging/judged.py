@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +32,7 @@ class Judged(FieldsDisplay):
         grades: Grades above 0, shape (pairs,).
         weights: Weights of the queries, shape (n,), at least 0.
         encoded: The queries in all modes, if they were given so.
+        keys: Hash of each query's text, shape (n,); None if the texts are unknown.
     """
 
     queries: Floats
@@ -38,6 +41,7 @@ class Judged(FieldsDisplay):
     grades: Floats
     weights: Floats
     encoded: Encoded | None = None
+    keys: Ints | None = None
 
     @classmethod
     def of(
@@ -45,6 +49,7 @@ class Judged(FieldsDisplay):
         queries: npt.ArrayLike | Encoded,
         answers: Sequence[Mapping[int, float]],
         weights: npt.ArrayLike | None = None,
+        texts: Sequence[str] | None = None,
     ) -> Judged:
         """Build judged queries.
 
@@ -52,6 +57,8 @@ class Judged(FieldsDisplay):
             queries: Vectors of shape (n, dim), or an Encoded of n queries.
             answers: For each query a mapping from passage row to grade; grades of 0 or less are dropped.
             weights: Weights of the queries, shape (n,); 1 by default.
+            texts: Texts of the queries; a nudge counts equal ones as copies of one query. None: queries with equal
+                vectors are copies.
 
         Raises:
             WrongDimension: If shapes do not match.
@@ -66,7 +73,8 @@ class Judged(FieldsDisplay):
         offsets = np.cumsum([0, *(len(each) for each in positive)], dtype=np.int64)
         rows = np.array([row for each in positive for row in each], np.int64)
         grades = np.array([grade for each in positive for grade in each.values()], np.float64)
-        return cls(vectors, offsets, rows, grades, _checked_weights(weights, len(vectors)), encoded)
+        keys = None if texts is None else np.array([_hashed(text.encode()) for text in texts], np.int64)
+        return cls(vectors, offsets, rows, grades, _checked_weights(weights, len(vectors)), encoded, keys)
 
     @property
     def in_modes(self) -> Encoded:
@@ -99,13 +107,43 @@ class Judged(FieldsDisplay):
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         pairs = np.repeat(self.offsets[:-1][chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
         encoded = None if self.encoded is None else self.encoded.take(chosen)
+        keys = None if self.keys is None else self.keys[chosen]
         return Judged(
-            self.queries[chosen], offsets, self.rows[pairs], self.grades[pairs], self.weights[chosen], encoded
+            self.queries[chosen], offsets, self.rows[pairs], self.grades[pairs], self.weights[chosen], encoded, keys
         )
 
     def answered(self) -> Judged:
         """Return the queries with an answer and a weight above 0."""
         return self.take(np.flatnonzero((self.counts > 0) & (self.weights > 0)))
+
+    @cached_property
+    def identities(self) -> Ints:
+        """Hash of each query, equal for copies, shape (n,)."""
+        return self.content_hashes if self.keys is None else self.keys
+
+    @cached_property
+    def content_hashes(self) -> Ints:
+        """Hash of the vectors of each query, shape (n,)."""
+        if self.encoded is not None and not self.queries.shape[1]:
+            return np.array([_hashed(_bytes_of(self.encoded.take([i]))) for i in range(len(self))], np.int64)
+        return np.array([_hashed(row.tobytes()) for row in self.queries], np.int64)
+
+    def merge_copies(self) -> Judged:
+        """Return each query once, with the answers of all its copies, in an order that its content decides.
+
+        Answers keep the total strength of their pulls: the weight of a query is the sum over its copies, a grade the
+        weighted mean. A question asked twice with two answers thus becomes one question with both.
+        """
+        order = np.lexsort((self.content_hashes, self.identities))
+        keys, first = np.unique(self.identities[order], return_index=True)
+        group = np.searchsorted(keys, self.identities)
+        _, _, weights = _sums(group, np.zeros_like(group), self.weights)
+        groups, rows, strengths = _sums(group[self.query_ids], self.rows, self.pair_weights)
+        grades = strengths / np.where(weights > 0, weights, 1)[groups]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=len(keys)))]).astype(np.int64)
+        chosen = order[first]
+        encoded = None if self.encoded is None else self.encoded.take(chosen)
+        return Judged(self.queries[chosen], offsets, rows, grades, weights, encoded, keys)
 
     def require_rows(self, n: int) -> None:
         """Check that every answer is a row of n passages.
@@ -159,6 +197,29 @@ class Judged(FieldsDisplay):
         keep = np.flatnonzero(place < per_passage)
         offsets = np.searchsorted(keep, self.offsets).astype(np.int64)
         return replace(self, offsets=offsets, rows=self.rows[keep], grades=self.grades[keep])
+
+
+def _sums(first: Ints, second: Ints, values: Floats) -> tuple[Ints, Ints, Floats]:
+    """Sum values by a pair of numbers, in an order that the values decide; return pairs, ascending, and sums."""
+    order = np.lexsort((values, second, first))
+    first, second = first[order], second[order]
+    starts = np.flatnonzero((np.diff(first, prepend=-1) != 0) | (np.diff(second, prepend=-1) != 0))
+    sums = np.add.reduceat(values[order], starts) if len(starts) else values[:0]
+    return first[starts], second[starts], sums
+
+
+def _hashed(content: bytes) -> int:
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+def _bytes_of(encoded: Encoded) -> bytes:
+    """Return the vectors of a text without a dense mode."""
+    parts = []
+    if "sparse" in encoded.modes:
+        parts += [encoded.sparse.indices.astype(np.int64).tobytes(), encoded.sparse.data.tobytes()]
+    if "multi_vector" in encoded.modes:
+        parts.append(np.ascontiguousarray(encoded.multi_vector.values).tobytes())
+    return b"".join(parts)
 
 
 def _dense_of(encoded: Encoded) -> Floats:

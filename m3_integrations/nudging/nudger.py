@@ -17,6 +17,7 @@ import numpy as np
 from m3_integrations.core.encoded import DENSE, MODES, Encoded, Mode, Modes, SparseScore, check_modes
 from m3_integrations.core.errors import MissingMode, PassagesChanged, StaleReport, UnknownId
 from m3_integrations.core.types import Query, SearchPlan
+from m3_integrations.data.splits import normalize_question
 from m3_integrations.encoders.base import Encoder, sparse_score_of
 from m3_integrations.index.base import Index
 from m3_integrations.index.validation import check_ids
@@ -47,6 +48,7 @@ from m3_integrations.nudging.optimize.hybrid import (
     nudge_modes,
     sparse_move,
 )
+from m3_integrations.nudging.progress import OnProgress
 from m3_integrations.nudging.report.outcomes import (
     EvaluatedQueries,
     FittedNudge,
@@ -57,6 +59,7 @@ from m3_integrations.nudging.report.outcomes import (
 )
 from m3_integrations.nudging.report.report import NudgeReport
 from m3_integrations.nudging.report.values import Evaluation
+from m3_integrations.nudging.selection.cross_validation import Evidence
 
 _IN_MEMORY: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()
 ROLES: tuple[Role, ...] = ("train", "validation")
@@ -100,6 +103,7 @@ class Nudger:
         metric: str = "ndcg@10",
         method: MethodChoice = "auto",
         propagate: Propagate = "auto",
+        on_progress: OnProgress | None = None,
     ) -> NudgeReport:
         """Move the original vectors towards these questions; questions of earlier fits no longer count.
 
@@ -114,6 +118,8 @@ class Nudger:
             metric: Ranking metric to maximize, such as "ndcg@10".
             method: Method for dense vectors, as in `nudge`; with "auto" nothing moves without a significant gain.
             propagate: Propagation of the pulls of dense vectors, as in `nudge`.
+            on_progress: Called with a `Progress` from time to time. An exception that it raises cancels the fit, which
+                then changes nothing.
 
         Returns:
             The report; its outcomes are computed when they are first read.
@@ -125,15 +131,16 @@ class Nudger:
         """
         options = FitOptions(self._checked_modes(modes), metric, method, propagate)
         query_sets = _QuerySets(self._encode(train, options), self._encode(validation or (), options))
-        return self._fit(options, query_sets, test, fresh=True)
+        return self._fit(options, query_sets, test, fresh=True, on_progress=on_progress)
 
-    def refit(self, *, test: Sequence[Query] | None = None) -> NudgeReport:
+    def refit(self, *, test: Sequence[Query] | None = None, on_progress: OnProgress | None = None) -> NudgeReport:
         """Fit again with the last options, for the questions that count now and the passages there are now.
 
         Equal to a first fit with the same questions.
 
         Args:
             test: Questions for the report alone.
+            on_progress: As in `fit`.
 
         Returns:
             The report.
@@ -145,7 +152,7 @@ class Nudger:
         if not versions:
             raise ValueError("there is nothing to refit; call fit(train, validation) first")
         options = versions[-1].asked
-        return self._fit(options, self._query_sets(options), test, fresh=False)
+        return self._fit(options, self._query_sets(options), test, fresh=False, on_progress=on_progress)
 
     def add_queries(self, queries: Sequence[Query], role: Role = "train") -> None:
         """Add questions that count from the next `refit` on; a known id is replaced.
@@ -258,7 +265,7 @@ class Nudger:
                 "use refit() with those that count now, or revert() for the original vectors"
             )
         query_sets = self._query_sets(known.asked, version)
-        train = self._judged(query_sets.train, corpus).judged.answered()
+        train = self._judged(query_sets.train, corpus).judged.answered().merge_copies()
         moved = {mode: _restore_move(corpus, train, mode, move) for mode, move in known.moves.items()}
         self._write(version, moved, corpus, self._stored_plan(self._plan_of(known)))
 
@@ -268,7 +275,13 @@ class Nudger:
             self._ledger.close()
 
     def _fit(
-        self, options: FitOptions, query_sets: _QuerySets, test: Sequence[Query] | None, *, fresh: bool
+        self,
+        options: FitOptions,
+        query_sets: _QuerySets,
+        test: Sequence[Query] | None,
+        *,
+        fresh: bool,
+        on_progress: OnProgress | None,
     ) -> NudgeReport:
         start = time.perf_counter()
         self._recover()
@@ -288,7 +301,7 @@ class Nudger:
         train, validation = (self._judged(each, corpus) for each in query_sets)
         if not len(train.judged.answered()):
             raise ValueError(no_answers_message(train, corpus))
-        config = self._config(options)
+        config = self._config(options)._replace(on_progress=on_progress)
         result = _nudge(corpus, train.judged, validation.judged, options, config)
         version = self._new_version(options, result)
         test_set = self._judged(self._encode(test, options), corpus) if test else None
@@ -312,6 +325,8 @@ class Nudger:
             coverage=coverage,
             seconds=time.perf_counter() - start,
             evaluate=partial(self._evaluate, fitted, self._contents()),
+            summary=result.summary,
+            evidence=result.evidence,
         )
 
     def _new_version(self, options: FitOptions, result: _Result) -> Version:
@@ -406,7 +421,10 @@ class Nudger:
 
     def _encode(self, queries: Sequence[Query], options: FitOptions | None) -> _QuerySet:
         modes = self._query_modes(options)
-        encoded = self.encoder.encode_queries([query.text for query in queries], modes=modes)
+        # Each text once and in order: batches, and so the last bits of vectors, do not depend on the order of the log.
+        texts = sorted({query.text for query in queries})
+        place = {text: i for i, text in enumerate(texts)}
+        encoded = self.encoder.encode_queries(texts, modes=modes).take([place[query.text] for query in queries])
         return _QuerySet(list(queries), encoded.with_sparse_score(self._sparse_score))
 
     def _query_modes(self, options: FitOptions | None) -> tuple[Mode, ...]:
@@ -435,7 +453,8 @@ class Nudger:
         answers = [{rows[id]: g for id, g in query.relevant.items() if id in rows} for query in queries.queries]
         encoded = queries.encoded.with_idf(corpus.idf)
         unknown = sum(len(query.relevant) for query in queries.queries) - sum(map(len, answers))
-        return EvaluatedQueries(queries.queries, Judged.of(encoded, answers), unknown)
+        texts = [normalize_question(query.text) for query in queries.queries]
+        return EvaluatedQueries(queries.queries, Judged.of(encoded, answers, texts=texts), unknown)
 
     def _corpus(self) -> IndexCorpus:
         """Return the passages with their original vectors."""
@@ -550,6 +569,8 @@ class _Result(NamedTuple):
     gain: float
     error: float
     curves: Mapping[Mode, Curve]
+    summary: str
+    evidence: Evidence | None
 
 
 def ledger_file(folder: Path, fingerprint: str) -> Path:
@@ -586,11 +607,14 @@ def _nudge(corpus: IndexCorpus, train: Judged, validation: Judged, options: FitO
             moved["dense"] = ModeUpdate(
                 nudged.rows, vectors, nudged.method, nudged.gamma, nudged.propagation, nudged.center
             )
-        gain, error = (nudged.choice.gain, nudged.choice.error) if nudged.choice else (0.0, 0.0)
-        return _Result(moved, config.weights, nudged.before, nudged.after, gain, error, {"dense": nudged.curve})
+        evidence = nudged.choice.evidence if nudged.choice else Evidence(0.0, 0.0)
+        levels, curves = (nudged.before, nudged.after), {"dense": nudged.curve}
+        return _Result(moved, config.weights, *levels, evidence.gain, evidence.error, curves, nudged.summary, evidence)
     fused = nudge_modes(corpus, train, validation, config)
-    choice = fused.choice
-    return _Result(fused.moved, fused.weights, fused.before, fused.after, choice.gain, choice.error, fused.curves)
+    evidence, levels = fused.choice.evidence, (fused.before, fused.after)
+    return _Result(
+        fused.moved, fused.weights, *levels, evidence.gain, evidence.error, fused.curves, fused.summary, evidence
+    )
 
 
 def _to_json(moved: ModeUpdate) -> dict[str, Any]:

@@ -21,6 +21,7 @@ CENTERS = (0.0, 0.5, 0.9)
 MULTI_VECTOR_CENTERS = (0.0, 0.5, 1.0)
 SPARSE_CENTERS = (0.0, 0.5, 1.0)  # powers of the number of queries with a term
 MAX_PROPAGATED = 50_000  # passages up to which "auto" tries propagation; beyond, it is slower than all the rest
+PASSAGES_PER_QUERY = 20  # up to which "auto" tries propagation: a few queries do not move a whole corpus
 NUDGE_N_GAMMAS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13, 0.2, 0.3, 0.45, 0.8])
 NUDGE_M_GAMMAS = np.array([0, 0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4])
 
@@ -47,14 +48,23 @@ def candidate_variants(
     propagate: Propagate,
     center: float | None,
     passages: int,
+    queries: int,
     methods: Sequence[Method] = ("nudge-n", "nudge-m"),
 ) -> list[Variant]:
-    """Return the variants to choose from for so many passages; `methods` are those that "auto" may take.
+    """Return the variants to choose from for so many passages and training queries.
+
+    Args:
+        method: Method, or "auto".
+        propagate: Propagation of pulls.
+        center: Fraction of the mean query to subtract; None for several.
+        passages: Number of passages.
+        queries: Number of different training queries.
+        methods: Methods that "auto" may take.
 
     Raises:
         ValueError: If center is out of range.
     """
-    propagations = _propagations(propagate, passages)
+    propagations = _propagations(propagate, passages, queries)
     centers = _centers(center, method)
     methods_tried: Sequence[Method] = methods if method == "auto" else (method,)
     every = [Variant(each, how, of_mean) for each in methods_tried for how in propagations for of_mean in centers]
@@ -66,8 +76,9 @@ def candidate_variants(
     )
 
 
-def _propagations(propagate: Propagate, passages: int) -> Sequence[Propagation | None]:
-    if propagate is None or (propagate == "auto" and passages > MAX_PROPAGATED):
+def _propagations(propagate: Propagate, passages: int, queries: int) -> Sequence[Propagation | None]:
+    many = passages > min(MAX_PROPAGATED, PASSAGES_PER_QUERY * queries)
+    if propagate is None or (propagate == "auto" and many):
         return [None]
     some = [Propagation(temperature, own) for own in SELF_WEIGHTS for temperature in TEMPERATURES]
     return [*some] if propagate == "neighbors" else [None, *some]

@@ -25,10 +25,11 @@ from m3_integrations.nudging.method.variants import (
     candidate_variants,
     require_known,
 )
+from m3_integrations.nudging.optimize.summary import summarize
 from m3_integrations.nudging.selection.coordinate_ascent import Selected
 from m3_integrations.nudging.selection.cross_validation import Choice, choose, is_significant_loss, join
 from m3_integrations.nudging.selection.crossings import parts
-from m3_integrations.nudging.selection.folds import FEW_QUERIES, CrossFitFolds
+from m3_integrations.nudging.selection.folds import FEW_QUERIES, CrossFitFolds, distinct_queries
 from m3_integrations.nudging.selection.gamma_sweep import Sweep, sweep
 from m3_integrations.nudging.selection.prescreen import SHORT, prescreen_variants
 from m3_integrations.nudging.selection.rank_metric import RankMetric
@@ -93,6 +94,12 @@ class Nudged(FieldsDisplay):
         """Number of passages that moved."""
         return len(self.rows)
 
+    @property
+    def summary(self) -> str:
+        """What was done and whether to trust it, in two sentences."""
+        evidence = self.choice.evidence if self.choice else None
+        return summarize(self.moved, len(self.start), self.metric, (self.before, self.after), evidence)
+
 
 class NudgeOptions(NamedTuple):
     """Options of a nudge of dense vectors, as `nudge` documents them."""
@@ -133,9 +140,10 @@ def nudge_dense(
     method, metric, propagate, center, gamma = options
     require_known(method, propagate)
     problem = DenseNudgeProblem.of(passages, train, validation, RankMetric.of(metric), cross_fitted=method == "auto")
-    possible = problem.possible(candidate_variants(method, propagate, center, len(problem.passages), methods))
-    problem = problem.with_background(background, problem.depth(possible, gamma))
-    return problem.solve(problem.shortlist(possible, gamma), method, gamma)
+    counts = len(problem.passages), len(problem.folds.train)
+    possible = problem.possible(candidate_variants(method, propagate, center, *counts, methods))
+    problem = problem.with_background(background, problem.depth(possible, method, gamma))
+    return problem.solve(problem.shortlist(possible, method, gamma), method, gamma)
 
 
 class VariantShortlist(NamedTuple):
@@ -218,7 +226,7 @@ class DenseNudgeProblem:
         numbers, total = np.arange(len(passages)) if numbers is None else numbers, total or len(passages)
         folds = make_folds(train, validation, total if cross_fitted else None)
         _require_finite(passages, np.unique(folds.train.rows), numbers)
-        unanswered = len(train) - len(folds.train), len(validation) - len(validation.answered())
+        unanswered = len(train) - len(train.answered()), len(validation) - len(validation.answered())
         unmoved = RunningTopK.empty(len(folds.eval_queries), metric.k)
         return cls(passages, folds, metric, unmoved, unanswered, numbers, total)
 
@@ -230,9 +238,9 @@ class DenseNudgeProblem:
         best = nothing.update(numbered(blocks, len(self.passages), queries.shape[1]), queries)
         return replace(self, background=best)
 
-    def depth(self, possible: Sequence[Variant], gamma: float | None) -> int:
+    def depth(self, possible: Sequence[Variant], method: MethodChoice, gamma: float | None) -> int:
         """Return how many of the best background passages are needed."""
-        return self.metric.k if len(possible) == 1 or gamma is not None else max(SHORT, self.metric.k)
+        return max(SHORT, self.metric.k) if _is_prescreened(possible, method, gamma) else self.metric.k
 
     def possible(self, every: Sequence[Variant], off: NonUnitRow | None = None) -> list[Variant]:
         """Return the variants that apply.
@@ -269,7 +277,7 @@ class DenseNudgeProblem:
     def _named(self, off: NonUnitRow | None) -> NonUnitRow | None:
         return off and off._replace(row=int(self.numbers[off.row]))
 
-    def shortlist(self, possible: Sequence[Variant], gamma: float | None) -> VariantShortlist:
+    def shortlist(self, possible: Sequence[Variant], method: MethodChoice, gamma: float | None) -> VariantShortlist:
         """Return the variant that the prescreen prefers, or all of them for a given gamma.
 
         Raises:
@@ -279,7 +287,7 @@ class DenseNudgeProblem:
             _require_in_range(gamma, {variant.method for variant in possible})
         elif not len(self.folds.eval_queries):
             raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
-        if gamma is not None or len(possible) == 1:
+        if not _is_prescreened(possible, method, gamma):
             return VariantShortlist(possible, None)
         variant, seen = prescreen_variants(
             self.passages, self.folds, self._best_at_rest(), possible, self.metric, self.total
@@ -308,8 +316,13 @@ class DenseNudgeProblem:
         joint = self.joint_sweep(shortlist.variants[0])
         if shortlist.seen is None:
             return choose([joint])
-        gamma, _ = joint.best()
-        return Choice(0, gamma, shortlist.seen.gain, shortlist.seen.error)
+        ((_, strength),) = shortlist.seen.configuration.strengths
+        steps = shortlist.variants[0].gammas
+        place = int(np.searchsorted(steps, strength.gamma))
+        gamma = 0.0
+        if place:  # exact between the neighbors of the step that the prescreen prefers
+            gamma, _ = joint.best(steps[place - 1], steps[place + 1] if place + 1 < len(steps) else np.inf)
+        return Choice(0, gamma, shortlist.seen.evidence)
 
     def sweep(self, variant: Variant) -> Sweep:
         """Sweep over the validation queries, or over the folds if none has an answer."""
@@ -358,9 +371,14 @@ class DenseNudgeProblem:
 
 def make_folds(train: Judged, validation: Judged, passages: int | None) -> CrossFitFolds:
     """Build the folds; training queries are held out too if `passages` of them are few enough, None for never."""
-    train, eval_queries = train.answered(), validation.answered()
     cross_fitted = passages is not None and min(len(train), FEW_QUERIES) <= CROSSED // max(passages, 1)
+    train, eval_queries = distinct_queries(train, validation, cross_fitted=cross_fitted)
     return CrossFitFolds.k_fold(train, eval_queries, FEW_QUERIES if cross_fitted else 0)
+
+
+def _is_prescreened(possible: Sequence[Variant], method: MethodChoice, gamma: float | None) -> bool:
+    """Return whether short lists choose the variant, and tell whether the gain is beyond chance."""
+    return gamma is None and (len(possible) > 1 or method == "auto")
 
 
 def moved_rows(passages: Floats, pulls: Pulls, trajectory: Trajectory, gamma: float) -> tuple[Ints, Floats]:

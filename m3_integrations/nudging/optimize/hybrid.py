@@ -28,9 +28,17 @@ from m3_integrations.nudging.method.variants import (
     require_known,
 )
 from m3_integrations.nudging.optimize.dense import Curve, moved_rows
+from m3_integrations.nudging.optimize.summary import summarize
+from m3_integrations.nudging.progress import OnProgress, ProgressMeter
 from m3_integrations.nudging.selection.coordinate_ascent import REST, Configuration, FusedObjective, Selected, Strength
 from m3_integrations.nudging.selection.cross_validation import is_significant_loss
-from m3_integrations.nudging.selection.folds import CrossFitFolds, answers_of_similar_queries
+from m3_integrations.nudging.selection.folds import (
+    CrossFitFolds,
+    answers_of_similar_queries,
+    control_answers,
+    distinct_queries,
+)
+from m3_integrations.nudging.selection.prescreen import SAMPLE, promising_variants, sample
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.score_grids import (
     AnalyticScores,
@@ -46,7 +54,9 @@ from m3_integrations.nudging.selection.score_grids import (
 )
 
 ROTATION_ANGLES = np.array([0, 0.03, 0.07, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.9, 1.2])  # radians
+ROTATION_CHORDS = 4 * np.sin(ROTATION_ANGLES / 2) ** 2
 SPARSE_STEPS = np.array([0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2])  # times the median length
+STAGES = (0.05, 0.25, 0.5, 0.2)  # work: candidates, screening of variants, scores, selection
 CANDIDATES = 50  # per query and candidate mode; metrics look at the first few
 MULTI_VECTOR_METHOD: Method = "nudge-n"
 SPARSE_METHOD: Method = "nudge-m"
@@ -100,6 +110,13 @@ class NudgedModes(FieldsDisplay):
     folds: CrossFitFolds
 
     @property
+    def summary(self) -> str:
+        """What was done and whether to trust it, in two sentences."""
+        rows = np.concatenate([np.empty(0, np.int64), *(each.rows for each in self.moved.values())])
+        levels = self.before, self.after
+        return summarize(len(np.unique(rows)), len(self.start), self.metric, levels, self.choice.evidence)
+
+    @property
     def passages(self) -> Encoded:
         """All passages, assembled at each call.
 
@@ -123,6 +140,7 @@ class NudgeConfig(NamedTuple):
         metric: Ranking metric to maximize.
         method: Method of dense vectors; multi-vectors rotate, sparse rows are translated.
         propagate: Propagation of dense pulls.
+        on_progress: Called with the progress of the fit.
     """
 
     modes: Modes
@@ -133,6 +151,7 @@ class NudgeConfig(NamedTuple):
     metric: str = "ndcg@10"
     method: MethodChoice = "auto"
     propagate: Propagate = "auto"
+    on_progress: OnProgress | None = None
 
 
 def nudge_modes(corpus: Corpus, train: Judged, validation: Judged, config: NudgeConfig) -> NudgedModes:
@@ -147,7 +166,7 @@ def nudge_modes(corpus: Corpus, train: Judged, validation: Judged, config: Nudge
     """
     require_known(config.method, config.propagate)
     _require_modes(corpus, train, config)
-    folds = CrossFitFolds.k_fold(train.answered(), validation.answered())
+    folds = CrossFitFolds.k_fold(*distinct_queries(train, validation, cross_fitted=True))
     if not len(folds.eval_queries):
         raise ValueError(f"{len(train)} training queries and no validation query; add some of either")
     problem = _HybridNudgeProblem(corpus, folds, config)
@@ -158,17 +177,19 @@ class _HybridNudgeProblem:
     """A corpus, its folds and the options."""
 
     def __init__(self, corpus: Corpus, folds: CrossFitFolds, config: NudgeConfig) -> None:
-        self.corpus, self.folds, self.config = corpus, folds, config
-        self.variants = (
-            candidate_variants(config.method, config.propagate, None, len(corpus)) if "dense" in config.modes else []
-        )
-        self.pairs = shortlist(corpus, folds, config)
+        self.corpus, self.folds, self.config, self.metric = corpus, folds, config, RankMetric.of(config.metric)
+        self.control, self.progress = control_answers(folds), ProgressMeter(config.on_progress, STAGES)
+        self.pairs = shortlist(corpus, folds, config, self.control)
+        self.progress.end_stage()
+        self.variants, self.late_centers = self._variants(), self._late_centers()
+        self.progress.end_stage()
         grids = {mode: self._grids(mode) for mode in MODES if config.weights.get(mode)}
-        self.objective = FusedObjective(folds.eval_queries, self.pairs, grids, RankMetric.of(config.metric))
+        self.progress.end_stage()
+        self.objective = FusedObjective(folds.eval_queries, self.pairs, grids, self.metric, self.control)
 
     def nudged(self) -> NudgedModes:
         start = Configuration.at_rest({mode: weight for mode in MODES if (weight := self.config.weights.get(mode))})
-        choice = self.objective.choose(start, tune_weights=self.config.tune_weights)
+        choice = self.objective.choose(start, tune_weights=self.config.tune_weights, on_fraction=self.progress.update)
         evaluated = self.folds.eval_in(0)
         who = evaluated if len(evaluated) else np.arange(len(self.folds.eval_queries))
         gains = (self.objective.metrics(choice.configuration) - self.objective.metrics(start))[evaluated]
@@ -188,6 +209,24 @@ class _HybridNudgeProblem:
             folds=self.folds,
         )
 
+    def _variants(self) -> Sequence[Variant]:
+        if "dense" not in self.config.modes:
+            return []
+        counts = len(self.corpus), len(self.folds.train)
+        variants = candidate_variants(self.config.method, self.config.propagate, None, *counts)
+        return promising_variants(self.corpus.dense, self.folds, self.pairs, variants, self.metric)
+
+    def _late_centers(self) -> Sequence[float]:
+        """Return the center of multi-vectors that is best on a sample of the queries, all of them if they are few."""
+        if "multi_vector" not in self.config.modes or not self.config.weights.get("multi_vector"):
+            return MULTI_VECTOR_CENTERS[:1]
+        if len(self.folds.eval_queries) <= SAMPLE:
+            return MULTI_VECTOR_CENTERS
+        some, few = sample(self.folds, self.pairs)
+        grids = multi_vector_grids(self.corpus, some, few, ROTATION_CHORDS[::3], MULTI_VECTOR_CENTERS)
+        objective = FusedObjective(some.eval_queries, few, {"multi_vector": grids}, self.metric, control_answers(some))
+        return [MULTI_VECTOR_CENTERS[i] for i in objective.best_grids("multi_vector", 1)]
+
     def _grids(self, mode: Mode) -> list[ScoreGrid]:
         moves = mode in self.config.modes
         if mode == "dense":
@@ -203,13 +242,9 @@ class _HybridNudgeProblem:
             centers = SPARSE_CENTERS if moves else SPARSE_CENTERS[:1]
             lines = sparse_curves(self.corpus, self.folds, self.pairs, centers)
             return [AnalyticScores(each, TRAJECTORIES["nudge-m"], gammas_) for each in lines]
-        angles = ROTATION_ANGLES if moves else ROTATION_ANGLES[:1]
-        chords = 4 * np.sin(angles / 2) ** 2
-        return [
-            *multi_vector_grids(
-                self.corpus, self.folds, self.pairs, chords, MULTI_VECTOR_CENTERS if moves else MULTI_VECTOR_CENTERS[:1]
-            )
-        ]
+        chords = ROTATION_CHORDS if moves else ROTATION_CHORDS[:1]
+        update = self.progress.update
+        return [*multi_vector_grids(self.corpus, self.folds, self.pairs, chords, self.late_centers, update)]
 
     def _curve(self, mode: Mode, configuration: Configuration, who: Ints) -> Curve:
         grid = dict(configuration.strengths).get(mode, REST).grid
@@ -224,7 +259,7 @@ class _HybridNudgeProblem:
             return dense_move(self.corpus, self.folds.train, self.variants[strength.grid], strength.gamma)
         if mode == "sparse":
             return sparse_move(self.corpus, self.folds.train, strength.gamma, SPARSE_CENTERS[strength.grid])
-        return late_move(self.corpus, self.folds.train, strength.gamma, MULTI_VECTOR_CENTERS[strength.grid])
+        return late_move(self.corpus, self.folds.train, strength.gamma, self.late_centers[strength.grid])
 
 
 def dense_move(corpus: Corpus, train: Judged, variant: Variant, gamma: float) -> ModeUpdate:
@@ -273,13 +308,22 @@ def apply_updates(encoded: Encoded, moved: Mapping[Mode, ModeUpdate]) -> Encoded
     return encoded
 
 
-def shortlist(corpus: Corpus, folds: CrossFitFolds, config: NudgeConfig) -> Pairs:
-    """Return the candidates of each evaluation query: those of the plan, and those a nudge may bring up."""
+def shortlist(corpus: Corpus, folds: CrossFitFolds, config: NudgeConfig, control: Judged | None = None) -> Pairs:
+    """Return the candidates of each evaluation query: those of the plan, and those a nudge may bring up.
+
+    Args:
+        corpus: The passages.
+        folds: Evaluation queries and held-out pulls.
+        config: Modes that generate candidates, and their number.
+        control: The same queries with other answers, which are candidates too.
+    """
     n, eval_queries = len(corpus), folds.eval_queries
     count = min(config.candidates, CANDIDATES, n)
     keys = [_top(corpus, eval_queries, mode, count) for mode in config.propose if mode in corpus.modes]
     if set(config.propose) & set(config.modes):
         keys += [answers_of_similar_queries(folds, fold, n) for fold in range(len(folds.held_out))]
+    if control is not None:
+        keys.append(control.query_ids * n + control.rows)
     every = np.unique(np.concatenate(keys))
     return Pairs(every // n, every % n)
 

@@ -15,7 +15,7 @@ from m3_integrations.nudging.report.html import describe_weights, outcome_rows
 
 def tables(report: NudgeFigures) -> RenderableType:
     """Build the tables of a report: figures before and after, moves, coverage, warnings."""
-    parts: list[RenderableType] = [_figures(report)]
+    parts: list[RenderableType] = [*([report.summary] if report.summary else []), _figures(report)]
     if report.moves:
         parts += [_moves(report), f"mode weights: {describe_weights(report.plan.weights)}"]
     coverage = report.coverage

@@ -13,8 +13,10 @@ from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Mode
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.nudging.optimize.dense import Curve
-from m3_integrations.nudging.report.values import Coverage, Evaluation, Move, Outcome, in_steps
+from m3_integrations.nudging.report.values import FEW_POPULAR, Coverage, Evaluation, Move, Outcome, in_steps
+from m3_integrations.nudging.selection.cross_validation import AGREEMENT, Evidence
 
+CONCENTRATED = 0.5  # fraction of the questions that name a few popular passages, reported from there on
 LOW_COVERAGE = 0.1  # fraction of the passages below which coverage is reported as low
 CANDIDATE_LOSS = 0.01  # difference of the metric between short lists and the search that is reported
 
@@ -47,6 +49,8 @@ class NudgeFigures(FieldsDisplay):
         curves: Metric over gamma, by mode.
         coverage: Coverage of the index by the training questions.
         seconds: Duration of the fit.
+        summary: What was done and whether to trust it, in two sentences.
+        evidence: Evidence for the gain; None if it is unknown.
         evaluate: Computes `validation`, `test`, `held_out_topics` and `other_curves` at their first use.
     """
 
@@ -62,6 +66,8 @@ class NudgeFigures(FieldsDisplay):
     coverage: Coverage
     seconds: float
     evaluate: Callable[[], Evaluation]
+    summary: str = ""
+    evidence: Evidence | None = None
 
     @cached_property
     def _evaluation(self) -> Evaluation:
@@ -123,7 +129,15 @@ class NudgeFigures(FieldsDisplay):
     @cached_property
     def warnings(self) -> list[str]:
         """Reasons to distrust the nudge, as sentences."""
-        return [*self._coverage_warnings(), *self._gain_warnings()]
+        return [*self._coverage_warnings(), *self._label_warnings(), *self._gain_warnings()]
+
+    def _label_warnings(self) -> list[str]:
+        if self.evidence is None or self.evidence.agreement >= AGREEMENT:
+            return []
+        return [
+            "the answers contradict the ranking before: it finds them no better than answers of other questions; check "
+            "that questions and answers belong together"
+        ]
 
     def _coverage_warnings(self) -> list[str]:
         warnings, coverage = [], self.coverage
@@ -131,6 +145,11 @@ class NudgeFigures(FieldsDisplay):
             warnings.append(
                 f"coverage is low: training questions name {coverage.answered} of {coverage.passages} passages; the "
                 "others follow their neighbors at best. Add questions, for instance generated ones"
+            )
+        if coverage.concentration > CONCENTRATED and coverage.answered > FEW_POPULAR:
+            warnings.append(
+                f"{coverage.concentration:.0%} of the training questions name one of {FEW_POPULAR} passages; if these "
+                "were clicked because they are popular, leave such clicks out"
             )
         if coverage.unknown:
             warnings.append(f"{coverage.unknown} answers name passages that are not in the index; they were ignored")

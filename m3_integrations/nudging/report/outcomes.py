@@ -17,7 +17,7 @@ from m3_integrations.nudging.method.variants import Variant
 from m3_integrations.nudging.optimize.dense import Curve
 from m3_integrations.nudging.optimize.hybrid import ModeUpdate, NudgeConfig
 from m3_integrations.nudging.report.replay import cluster_queries, metric_curves, replay
-from m3_integrations.nudging.report.values import Coverage, Evaluation, Move, Outcome, in_steps
+from m3_integrations.nudging.report.values import FEW_POPULAR, Coverage, Evaluation, Move, Outcome, in_steps
 from m3_integrations.nudging.selection.folds import CrossFitFolds
 from m3_integrations.nudging.selection.gamma_sweep import sweep
 from m3_integrations.nudging.selection.rank_metric import RankMetric
@@ -93,12 +93,15 @@ def outcome_of(corpus: IndexCorpus, fitted: FittedNudge, queries: EvaluatedQueri
 
 
 def _single_fold(train: Judged, evaluated: Judged) -> CrossFitFolds:
-    return CrossFitFolds(train.answered(), evaluated, np.zeros(len(evaluated), np.int64), [np.empty(0, np.int64)])
+    return CrossFitFolds(
+        train.answered().merge_copies(), evaluated, np.zeros(len(evaluated), np.int64), [np.empty(0, np.int64)]
+    )
 
 
 def held_out_topics(corpus: IndexCorpus, fitted: FittedNudge) -> Outcome | None:
     """Compute the outcome of each cluster of training questions after a nudge by all other clusters."""
     rows = fitted.train.answered()
+    rows = rows[np.argsort(fitted.train.judged.identities[rows], kind="stable")]  # the order of the log never matters
     train = fitted.train.judged.take(rows)
     clusters = cluster_queries(train)
     if not fitted.moved or clusters.max(initial=0) < 1:
@@ -119,8 +122,14 @@ def _outcome(
     before, after = (
         [[corpus.ids[row] for row in rows] for rows in each] for each in (replayed.best_before, replayed.best_after)
     )
-    taught = {id: query.text for query in reversed(fitted.train.queries) for id in query.relevant}
+    taught = {
+        id: query.text for query in sorted(fitted.train.queries, key=_text, reverse=True) for id in query.relevant
+    }
     return Outcome(queries, replayed.before, replayed.after, before, after, clusters, taught)
+
+
+def _text(query: Query) -> str:
+    return query.text
 
 
 def other_curves(corpus: IndexCorpus, fitted: FittedNudge) -> dict[Mode, dict[str, Curve]]:
@@ -134,7 +143,8 @@ def other_curves(corpus: IndexCorpus, fitted: FittedNudge) -> dict[Mode, dict[st
         return {}
     if all(in_steps(curve) for curve in fitted.curves.values()):
         return {"dense": {metric: _exact_curve(corpus, train, evaluated, moved["dense"], metric) for metric in metrics}}
-    folds = _single_fold(train, evaluated) if len(evaluated) else CrossFitFolds.k_fold(train.answered(), evaluated)
+    merged = train.answered().merge_copies()
+    folds = _single_fold(train, evaluated) if len(evaluated) else CrossFitFolds.k_fold(merged, evaluated)
     gammas = {mode: fitted.curves[mode].edges for mode in moved}
     found = metric_curves(corpus, folds, fitted.config, moved, fitted.weights, gammas, metrics)
     return {
@@ -145,7 +155,7 @@ def other_curves(corpus: IndexCorpus, fitted: FittedNudge) -> dict[Mode, dict[st
 def _exact_curve(corpus: IndexCorpus, train: Judged, evaluated: Judged, update: ModeUpdate, name: str) -> Curve:
     """Compute a metric of the dense vectors alone at every gamma, as a step function."""
     variant, metric = Variant(update.method, update.propagation, update.center), RankMetric.of(name)
-    pulls = dense_pulls(corpus.dense, train.answered(), variant)
+    pulls = dense_pulls(corpus.dense, train.answered().merge_copies(), variant)
     unmoved = RunningTopK.empty(len(evaluated), metric.k)
     unmoved = unmoved.update(unmoved_blocks(corpus.dense, pulls.rows), evaluated.queries)
     return Curve(*sweep(corpus.dense, pulls, evaluated, metric, variant.trajectory, unmoved).curve())
@@ -161,7 +171,17 @@ def coverage_of(corpus: IndexCorpus, train: EvaluatedQueries, others: Sequence[E
         unanswered=len(train.queries) - len(train.judged.answered()),
         unknown=train.unknown + sum(each.unknown for each in others),
         repeated=sum(normalize_question(query.text) in texts for each in others for query in each.queries),
+        concentration=_concentration(train.judged),
     )
+
+
+def _concentration(train: Judged) -> float:
+    """Return the fraction of the answered training queries that name one of the most-named passages."""
+    if not len(train.rows):
+        return 0.0
+    popular = np.argsort(-np.bincount(train.rows), kind="stable")[:FEW_POPULAR]
+    naming = np.unique(train.query_ids[np.isin(train.rows, popular)])
+    return len(naming) / max(len(train.answered()), 1)
 
 
 def no_answers_message(train: EvaluatedQueries, corpus: IndexCorpus) -> str:

@@ -16,6 +16,8 @@ from m3_integrations.nudging.method.variants import Method
 from m3_integrations.nudging.optimize.dense import Curve
 from m3_integrations.nudging.selection.cross_validation import SEED
 
+FEW_POPULAR = 5  # passages whose share of the training questions is a warning
+
 
 def in_steps(curve: Curve) -> bool:
     """Return whether a curve is an exact step function; otherwise it has one level per sampled edge."""
@@ -160,6 +162,7 @@ class Coverage(NamedTuple):
         unanswered: Training questions without an answer in the index.
         unknown: Answers that the index does not hold.
         repeated: Validation and test questions that are training questions too.
+        concentration: Fraction of the training questions that name one of the FEW_POPULAR most-named passages.
     """
 
     passages: int
@@ -168,6 +171,7 @@ class Coverage(NamedTuple):
     unanswered: int
     unknown: int
     repeated: int
+    concentration: float = 0.0
 
     @property
     def share(self) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from m3_integrations.core.encoded import Mode
 from m3_integrations.nudging.judged import Floats, Ints, Judged
-from m3_integrations.nudging.selection.cross_validation import SPLITS, is_significant, mean_and_error, splits
+from m3_integrations.nudging.selection.cross_validation import SPLITS, Evidence, splits
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.score_grids import Pairs, ScoreGrid
 
@@ -51,35 +51,60 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Selected:
-    """A configuration with its cross-validated gain and standard error, the mean over several splits."""
+    """A configuration with the evidence for its gain, the mean over several splits."""
 
     configuration: Configuration
-    gain: float
-    error: float
+    evidence: Evidence
+
+    @property
+    def gain(self) -> float:
+        return self.evidence.gain
+
+    @property
+    def error(self) -> float:
+        return self.evidence.error
 
     @property
     def is_significant(self) -> bool:
-        return is_significant(self.gain, self.error)
+        return self.evidence.is_significant
 
 
 class FusedObjective:
-    """The metric of a fused ranking, over evaluation queries, their candidates and each mode's score grids."""
+    """The metric of a fused ranking, over evaluation queries, their candidates and each mode's score grids.
+
+    With a control, the same queries with answers of others, configurations are compared by the metric less that of the
+    control: what popular passages gain with any query does not count.
+    """
 
     def __init__(
-        self, eval_queries: Judged, pairs: Pairs, grids: Mapping[Mode, Sequence[ScoreGrid]], metric: RankMetric
+        self,
+        eval_queries: Judged,
+        pairs: Pairs,
+        grids: Mapping[Mode, Sequence[ScoreGrid]],
+        metric: RankMetric,
+        control: Judged | None = None,
     ) -> None:
-        self.eval_queries, self.pairs, self.grids = eval_queries, pairs, grids
-        self._ranking = _Ranking(eval_queries, pairs, metric)
+        self.eval_queries, self.pairs, self.grids, self.control = eval_queries, pairs, grids, control
+        self._rankings = [_Ranking(each, pairs, metric) for each in (eval_queries, control) if each is not None]
         self._scores: dict[tuple[Mode, Strength], Floats] = {}
-        self._metrics: dict[Configuration, Floats] = {}
+        self._metrics: dict[Configuration, tuple[Floats, Floats]] = {}
 
     def metrics(self, configuration: Configuration) -> Floats:
         """Return the metric of each query in a configuration, shape (queries,)."""
+        return self._measure(configuration)[0]
+
+    def specific(self, configuration: Configuration) -> Floats:
+        """Return the metric of each query less that of the control, shape (queries,)."""
+        return self._measure(configuration)[1]
+
+    def _measure(self, configuration: Configuration) -> tuple[Floats, Floats]:
         known = self._metrics.get(configuration)
         if known is None:
-            if (1 + len(self._metrics)) * len(self.eval_queries) > CACHED_METRICS:
+            if 2 * (1 + len(self._metrics)) * len(self.eval_queries) > CACHED_METRICS:
                 self._metrics.clear()
-            known = self._metrics[configuration] = self._ranking.metrics(self.scores(configuration))
+            scores = self.scores(configuration)
+            metrics, *controls = [ranking.metrics(scores) for ranking in self._rankings]
+            known = self._metrics[configuration] = metrics, metrics - controls[0] if controls else metrics
         return known
 
     def scores(self, configuration: Configuration) -> Floats:
@@ -102,16 +127,39 @@ class FusedObjective:
         weights = self.eval_queries.weights[who]
         return float(self.metrics(configuration)[who] @ weights / weights.sum())
 
-    def choose(self, start: Configuration, *, tune_weights: bool) -> Selected:
-        """Choose the best configuration by coordinate ascent from `start`, with the weights if `tune_weights`."""
+    def _level(self, configuration: Configuration, who: Ints) -> float:
+        weights = self.eval_queries.weights[who]
+        return float(self.specific(configuration)[who] @ weights / weights.sum())
+
+    def choose(
+        self, start: Configuration, *, tune_weights: bool, on_fraction: Callable[[float], object] | None = None
+    ) -> Selected:
+        """Choose the best configuration by coordinate ascent.
+
+        Args:
+            start: Where the ascent begins.
+            tune_weights: Whether to choose the weights too.
+            on_fraction: Called with the fraction of the work that is done.
+        """
         n = len(self.eval_queries)
-        gains = np.zeros(n)
-        for part, rest in splits(n):
-            gains[part] += (self.metrics(self._coordinate_ascent(start, rest, tune_weights)) - self.metrics(start))[
-                part
-            ] / SPLITS
-        gain, error = mean_and_error(gains, self.eval_queries.weights)
-        return Selected(self._coordinate_ascent(start, np.arange(n), tune_weights), gain, error)
+        gains, parts = np.zeros(n), [*splits(n)]
+        for number, (part, rest) in enumerate(parts):
+            if on_fraction is not None:
+                on_fraction(number / len(parts))
+            chosen = self._coordinate_ascent(start, rest, tune_weights)
+            gains[part] += (self.specific(chosen) - self.specific(start))[part] / SPLITS
+        at_rest = None if self.control is None else self.specific(start)
+        evidence = Evidence.of(gains, self.eval_queries.weights, at_rest)
+        return Selected(self._coordinate_ascent(start, np.arange(n), tune_weights), evidence)
+
+    def best_grids(self, mode: Mode, count: int) -> list[int]:
+        """Return the grids of a mode, alone, with the best levels, ascending."""
+        alone, everyone = Configuration.at_rest({mode: 1.0}), np.arange(len(self.eval_queries))
+        levels = [
+            max(self._level(alone.with_strength(mode, Strength(i, gamma)), everyone) for gamma in each.gammas.tolist())
+            for i, each in enumerate(self.grids[mode])
+        ]
+        return sorted(np.argsort(-np.array(levels), kind="stable")[:count].tolist())
 
     def _coordinate_ascent(self, start: Configuration, who: Ints, tune_weights: bool) -> Configuration:
         """Ascend on these queries, starting from each mode's best step size alone; variants stay fixed."""
@@ -119,12 +167,12 @@ class FusedObjective:
         for mode, _ in start.weights:
             here = here.with_strength(mode, self._best_alone(mode, who))
         grids = {mode: strength.grid for mode, strength in here.strengths}
-        level = self.mean(here, who)
+        level = self._level(here, who)
         for _ in range(ROUNDS):
             before = level
             for coordinate in self._coordinates(start, grids, tune_weights):
                 steps = coordinate(here)
-                levels = [self.mean(step, who) for step in steps]
+                levels = [self._level(step, who) for step in steps]
                 if max(levels) > level + BETTER:
                     here, level = steps[int(np.argmax(levels))], max(levels)
             if level <= before + BETTER:
@@ -134,7 +182,7 @@ class FusedObjective:
     def _best_alone(self, mode: Mode, who: Ints) -> Strength:
         alone = Configuration.at_rest({mode: 1.0})
         strengths = [REST, *self._strengths(mode)]
-        levels = [self.mean(alone.with_strength(mode, strength), who) for strength in strengths]
+        levels = [self._level(alone.with_strength(mode, strength), who) for strength in strengths]
         return strengths[int(np.argmax(levels))]
 
     def _strengths(self, mode: Mode) -> list[Strength]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from m3_integrations.nudging.judged import Floats, Ints
 from m3_integrations.nudging.selection.gamma_sweep import Sweep
@@ -14,20 +15,72 @@ FOLDS = 5
 SPLITS = 10  # different splits, as the assignment to folds is random too
 SEED = 0
 ROUNDING = 1e-9
-Z_95_ONE_SIDED = 1.645  # standard errors of a significant gain
+Z_95_ONE_SIDED = 1.645  # standard errors of a significant loss
+CONFIDENCE = 0.975  # of a gain that moves vectors, one-sided
+AGREEMENT = 3.0  # standard errors by which the ranking before must prefer the answers to those of other queries
+DOUBTFUL = 0.999  # confidence of a gain that moves vectors if it does not
 
 
-class Choice(NamedTuple):
-    """The chosen sweep and gamma, with the cross-validated gain of such a choice and its standard error."""
+class Evidence(NamedTuple):
+    """What speaks for a gain.
 
-    which: int
-    gamma: float
+    Attributes:
+        gain: Cross-validated gain of the whole choice, less that of the control (`folds.control_answers`).
+        error: Its standard error.
+        changed: Effective number of evaluation queries whose metric changes.
+        agreement: Standard errors by which the ranking before prefers the answers to the control's; inf without one.
+        queries: Number of different evaluation queries.
+    """
+
     gain: float
     error: float
+    changed: float = np.inf
+    agreement: float = np.inf
+    queries: int = 0
+
+    @classmethod
+    def of(cls, gains: Floats, weights: Floats, at_rest: Floats | None = None) -> Evidence:
+        """Compute the evidence of gains, and of the metric before less that of the control, both by query."""
+        gain, error = mean_and_error(gains, weights)
+        squares = float(gains @ gains)
+        changed = float(np.abs(gains).sum() ** 2 / squares) if squares > 0 else 0.0
+        agreement = np.inf
+        if at_rest is not None:
+            mean, spread = mean_and_error(at_rest, weights)
+            agreement = mean / max(spread, ROUNDING)
+        return cls(gain, error, changed, float(agreement), len(gains))
+
+    @property
+    def required(self) -> float:
+        """Standard errors that the gain must exceed: a quantile of Student's t for the queries that change."""
+        if self.changed <= 2:
+            return np.inf
+        return float(stdtrit(self.changed - 1, CONFIDENCE if self.agreement >= AGREEMENT else DOUBTFUL))
 
     @property
     def is_significant(self) -> bool:
-        return is_significant(self.gain, self.error)
+        """Whether the gain is beyond chance."""
+        return self.gain > ROUNDING and self.gain > self.required * self.error
+
+
+class Choice(NamedTuple):
+    """The chosen sweep and gamma, with the evidence for it."""
+
+    which: int
+    gamma: float
+    evidence: Evidence
+
+    @property
+    def gain(self) -> float:
+        return self.evidence.gain
+
+    @property
+    def error(self) -> float:
+        return self.evidence.error
+
+    @property
+    def is_significant(self) -> bool:
+        return self.evidence.is_significant
 
 
 def is_significant(gain: float, error: float) -> bool:
@@ -44,7 +97,7 @@ def best_of(sweeps: Sequence[Sweep]) -> tuple[int, float]:
 
 def choose(sweeps: Sequence[Sweep]) -> Choice:
     """Choose the best of several sweeps over the same queries, and cross-validate the gain of that choice."""
-    return Choice(*best_of(sweeps), *mean_and_error(cross_validated_gains(sweeps), sweeps[0].weights))
+    return Choice(*best_of(sweeps), Evidence.of(cross_validated_gains(sweeps), sweeps[0].weights))
 
 
 def mean_and_error(gains: Floats, weights: Floats) -> tuple[float, float]:

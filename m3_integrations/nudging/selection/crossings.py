@@ -22,6 +22,7 @@ STRETCHES = 16  # of a trajectory; the less curves move on a stretch, the shorte
 ROWS = 2048  # moved passages in a block
 CACHED_ROWS = 4 * ROWS  # moved passages whose blocks are cached
 CELLS = 1 << 19  # scores in a block
+CACHED_CELLS = 1 << 16  # scores that are bounded together, which then stay in the cache
 PAIRS = 1 << 17  # pairs of curves in a block
 MAX_COMPETITORS = 1 << 20  # found before those that no longer matter are dropped
 
@@ -211,7 +212,11 @@ class CrossingShortlist:
         for start in range(0, len(self.queries), batch):
             part = slice(start, start + batch)
             a, b = (self.queries[part] @ each.T for each in (block.passages, block.tangent))
-            self._add_scores(part, ScoreCurves(a, b, block.arrival), block.rows)
+            few = max(1, CACHED_CELLS // len(block.rows))
+            for low in range(0, len(a), few):
+                some = slice(low, min(low + few, len(a)))
+                here = slice(start + some.start, start + some.stop)
+                self._add_scores(here, ScoreCurves(a[some], b[some], block.arrival), block.rows)
 
     def add_candidates(self, found: TopKCandidates) -> None:
         """Add candidates that are known already."""
@@ -225,8 +230,9 @@ class CrossingShortlist:
     def _add_scores(self, part: slice, curves: ScoreCurves, rows: Ints) -> None:
         for s, low, high in self._spans(curves, self.curvature[part, None]):
             self._raise_floor(s, part, low)
-            query_rows, places = np.nonzero(high >= self.threshold(s, part)[:, None])
-            if len(query_rows):
+            found = np.flatnonzero(high >= self.threshold(s, part)[:, None])
+            if len(found):
+                query_rows, places = np.divmod(found, len(rows))
                 chosen = ScoreCurves(curves.a[query_rows, places], curves.b[query_rows, places], curves.end[places])
                 self._append(_Competitors(s * len(self.queries) + part.start + query_rows, rows[places], chosen))
 
@@ -239,8 +245,11 @@ class CrossingShortlist:
 
     def _raise_floor(self, s: int, part: slice, low: Floats) -> None:
         floor = self.floor[s, part]
-        k = floor.shape[1]
-        risen = low.max(axis=1) > floor.min(axis=1)
+        k, highest = floor.shape[1], low.max(axis=1)
+        if k == 1:
+            np.maximum(floor[:, 0], highest, out=floor[:, 0])
+            return
+        risen = highest > floor.min(axis=1)
         if risen.any():
             both = np.concatenate([floor[risen], low[risen]], axis=1)
             floor[risen] = np.partition(both, -k, axis=1)[:, -k:]

@@ -70,6 +70,10 @@ class CrossFitFolds(FieldsDisplay):
             folds = folds.with_fold(train.take(evaluated_rows[-1]), held_out)
         return folds, np.concatenate([np.empty(0, np.int64), *evaluated_rows])
 
+    def of_queries(self, rows: Ints) -> CrossFitFolds:
+        """Return the folds of these evaluation queries alone."""
+        return replace(self, eval_queries=self.eval_queries.take(rows), fold_of=self.fold_of[rows])
+
     def with_fold(self, eval_queries: Judged, held_out: Ints) -> CrossFitFolds:
         fold_of = np.append(self.fold_of, np.full(len(eval_queries), len(self.held_out)))
         return replace(
@@ -99,7 +103,64 @@ def _join(a: Judged, b: Judged) -> Judged:
         np.concatenate([a.grades, b.grades]),
         np.concatenate([a.weights, b.weights]),
         encoded,
+        np.concatenate([a.identities, b.identities]),
     )
+
+
+def distinct_queries(train: Judged, validation: Judged, *, cross_fitted: bool) -> tuple[Judged, Judged]:
+    """Return the answered queries, each once, in an order that does not depend on the log.
+
+    A validation query that trains too says nothing about new queries: it is left out if others remain, or if folds of
+    the training queries evaluate anyway.
+    """
+    train, validation = train.answered().merge_copies(), validation.answered().merge_copies()
+    fresh = np.flatnonzero(~np.isin(validation.identities, train.identities))
+    drops = len(fresh) or (cross_fitted and len(train) >= FOLDS)
+    return train, validation.take(fresh) if drops else validation
+
+
+def control_answers(folds: CrossFitFolds) -> Judged:
+    """Return the evaluation queries with each other's answers, exchanged among answers that are about as popular.
+
+    What a nudge gains on these, it gains by popularity or chance and not by what the queries ask: if the log's answers
+    had nothing to do with its queries, both would gain alike. Popularity is the number of training queries of the fold
+    that name a passage, by powers of two.
+    """
+    eval_queries, rng = folds.eval_queries, np.random.default_rng(SEED)
+    chance, popularity = rng.permutation(len(eval_queries)), _popularity(folds)
+    source = np.arange(len(eval_queries))
+    for fold in range(len(folds.held_out)):
+        mine = folds.eval_in(fold)
+        mine = mine[np.lexsort((chance[mine], popularity[mine]))]
+        for group in _groups(popularity[mine]):
+            source[mine[group]] = mine[np.roll(group, 1)]
+    others = eval_queries.take(source)
+    return replace(
+        eval_queries, offsets=others.offsets, rows=others.rows, grades=others.grades, weights=eval_queries.weights
+    )
+
+
+def _popularity(folds: CrossFitFolds) -> Ints:
+    """Return the popularity class of each evaluation query's most popular answer."""
+    eval_queries, popularity = folds.eval_queries, np.zeros(len(folds.eval_queries), np.int64)
+    n = 1 + max(int(eval_queries.rows.max(initial=0)), int(folds.train.rows.max(initial=0)))
+    for fold in range(len(folds.held_out)):
+        named = np.bincount(folds.train_queries_for(fold).rows, minlength=n)
+        classes = np.ceil(np.log2(1 + named)).astype(np.int64)
+        mine = folds.fold_of[eval_queries.query_ids] == fold
+        np.maximum.at(popularity, eval_queries.query_ids[mine], classes[eval_queries.rows[mine]])
+    return popularity
+
+
+def _groups(classes: Ints) -> list[Ints]:
+    """Split the positions of ascending classes into groups of one class; one alone joins its neighbor."""
+    groups: list[Ints] = []
+    for group in np.split(np.arange(len(classes)), np.flatnonzero(np.diff(classes)) + 1):
+        if groups and (len(group) == 1 or len(groups[-1]) == 1):
+            groups[-1] = np.concatenate([groups[-1], group])
+        else:
+            groups.append(group)
+    return groups
 
 
 def answers_of_similar_queries(folds: CrossFitFolds, fold: int, n: int) -> Ints:

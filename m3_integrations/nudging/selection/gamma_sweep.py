@@ -92,9 +92,17 @@ class Sweep:
         wide = np.diff(edges) > MIN_WIDTH * np.maximum(1, edges[:-1])
         return np.append(edges[:-1][wide], edges[-1]), levels[wide]
 
-    def best(self) -> tuple[float, float]:
-        """Return the middle of the first best gamma interval and its metric; gamma 0 if none is better."""
+    def best(self, least: float = 0.0, most: float = np.inf) -> tuple[float, float]:
+        """Return the middle of the first best gamma interval and its metric; gamma 0 if none is better.
+
+        Args:
+            least: Smallest gamma to consider.
+            most: Largest gamma to consider.
+        """
         edges, levels = self.curve()
+        inside = (edges[1:] > least) & (edges[:-1] < most)
+        levels = levels[inside]
+        edges = np.clip(np.append(edges[:-1][inside], edges[1:][inside][-1:]), least, most)
         if not len(levels) or levels.max() <= self.before + TIE:
             return 0.0, self.before
         first = int(np.argmax(levels >= levels.max() - TIE))

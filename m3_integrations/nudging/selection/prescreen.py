@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m3_integrations.nudging.judged import Floats
+from m3_integrations.nudging.judged import Floats, Judged
 from m3_integrations.nudging.method.trajectories import ScoreCurves
 from m3_integrations.nudging.method.variants import Variant
 from m3_integrations.nudging.selection.coordinate_ascent import Configuration, FusedObjective, Selected
-from m3_integrations.nudging.selection.folds import CrossFitFolds, answers_of_similar_queries
+from m3_integrations.nudging.selection.folds import CrossFitFolds, answers_of_similar_queries, control_answers
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.running_top_k import RunningTopK
 from m3_integrations.nudging.selection.score_grids import AnalyticScores, Pairs, dense_curves
 
+SAMPLE = 256  # evaluation queries that screen variants
+PROMISING = 5  # variants that all evaluation queries compare
 SHORT = 50  # candidates of a query, in addition to the answers of similar queries
 
 
@@ -39,26 +41,56 @@ def prescreen_variants(
     Returns:
         The variant, and the configuration with its cross-validated gain.
     """
-    n = len(passages)
-    every = _pairs(folds, best, n)
+    control, n = control_answers(folds), len(passages)
+    every = _pairs(folds, best, n, control)
     unmoved = every.rows >= n
-    traced = dense_curves(passages, folds, Pairs(every.query_rows[~unmoved], every.rows[~unmoved]), variants, total)
+    moving = Pairs(every.query_rows[~unmoved], every.rows[~unmoved])
     levels = _levels(best, every, unmoved)
+    variants = promising_variants(passages, folds, moving, variants, metric, total)
+    traced = dense_curves(passages, folds, moving, variants, total)
     grids = [
         AnalyticScores(_among(curves, unmoved, levels), variant.trajectory, variant.gammas)
         for curves, variant in zip(traced, variants, strict=True)
     ]
-    chosen = FusedObjective(folds.eval_queries, every, {"dense": grids}, metric).choose(
+    chosen = FusedObjective(folds.eval_queries, every, {"dense": grids}, metric, control).choose(
         Configuration.at_rest({"dense": 1.0}), tune_weights=False
     )
     ((_, strength),) = chosen.configuration.strengths
     return variants[strength.grid], chosen
 
 
-def _pairs(folds: CrossFitFolds, best: RunningTopK, n: int) -> Pairs:
+def promising_variants(
+    passages: Floats,
+    folds: CrossFitFolds,
+    pairs: Pairs,
+    variants: Sequence[Variant],
+    metric: RankMetric,
+    total: int | None = None,
+) -> Sequence[Variant]:
+    """Return the variants that are best on a sample of the evaluation queries, PROMISING at most."""
+    if len(variants) <= PROMISING or len(folds.eval_queries) <= SAMPLE:
+        return variants
+    some, few = sample(folds, pairs)
+    traced = dense_curves(passages, some, few, variants, total)
+    grids = [
+        AnalyticScores(curves, variant.trajectory, variant.gammas)
+        for curves, variant in zip(traced, variants, strict=True)
+    ]
+    objective = FusedObjective(some.eval_queries, few, {"dense": grids}, metric, control_answers(some))
+    return [variants[i] for i in objective.best_grids("dense", PROMISING)]
+
+
+def sample(folds: CrossFitFolds, pairs: Pairs) -> tuple[CrossFitFolds, Pairs]:
+    """Return SAMPLE of the evaluation queries at equal distances, which are in no order of the log, and their pairs."""
+    rows = np.unique(np.linspace(0, len(folds.eval_queries) - 1, SAMPLE).astype(np.int64))
+    inside = np.flatnonzero(np.isin(pairs.query_rows, rows))
+    return folds.of_queries(rows), Pairs(np.searchsorted(rows, pairs.query_rows[inside]), pairs.rows[inside])
+
+
+def _pairs(folds: CrossFitFolds, best: RunningTopK, n: int, control: Judged) -> Pairs:
     width = 1 + max(n, int(best.rows.max(initial=0)))
     query_rows, places = np.nonzero(best.rows >= 0)
-    keys = [query_rows * width + best.rows[query_rows, places]]
+    keys = [query_rows * width + best.rows[query_rows, places], control.query_ids * width + control.rows]
     keys += [answers_of_similar_queries(folds, fold, width) for fold in range(len(folds.held_out))]
     every = np.unique(np.concatenate(keys))
     return Pairs(every // width, every % width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,9 +17,10 @@ from m3_integrations.nudging.method.pulls import PullField, Pulls
 from m3_integrations.nudging.method.trajectories import ScoreCurves, Trajectory
 from m3_integrations.nudging.method.variants import Variant
 from m3_integrations.nudging.selection.folds import CrossFitFolds
-from m3_integrations.nudging.selection.running_top_k import pair_products
 
 ROWS = 4096  # pairs, or passages, in a block
+PAIRS_AT_ONCE = 2048  # products at once, so that their vectors stay in the cache
+VECTORS_AT_ONCE = 1024  # query vectors whose similarities to a passage stay in the cache
 PASSAGES_AT_ONCE = 256  # passages whose multi-vectors are in memory at once
 TERMS = 256  # strongest terms of a sparse pull
 
@@ -75,21 +76,18 @@ def dense_curves(
 
     `total` is the number of passages in all, if these are a part.
     """
-    every = [ScoreCurves(*np.zeros((3, len(pairs.query_rows)))) for _ in variants]
+    at_rest, count = np.zeros(len(pairs.query_rows)), len(pairs.query_rows)
+    every = [ScoreCurves(at_rest, *np.zeros((2, count))) for _ in variants]
+    queries = np.asarray(folds.eval_queries.queries, np.float32)
     for fold in range(len(folds.held_out)):
         here = np.flatnonzero(folds.fold_of[pairs.query_rows] == fold)
         train = folds.train_queries_for(fold)
         field = PullField.of(passages, train, total)
-        for variant, curves in zip(variants, every, strict=True):
-            _trace(
-                passages,
-                folds.eval_queries.queries,
-                pairs,
-                here,
-                field.by(train, variant),
-                variant.trajectory,
-                curves,
-            )
+        traced = [
+            (field.by(train, variant), variant.trajectory, curves)
+            for variant, curves in zip(variants, every, strict=True)
+        ]
+        _trace(passages, queries, pairs, here, traced)
     return every
 
 
@@ -103,25 +101,37 @@ def _trace(
     queries: Floats,
     pairs: Pairs,
     here: Ints,
-    pulls: Pulls,
-    trajectory: Trajectory,
-    curves: ScoreCurves,
+    traced: Sequence[tuple[Pulls, Trajectory, ScoreCurves]],
 ) -> None:
-    """Fill in the curves of the pairs `here`."""
-    rows, places = np.unique(pairs.rows[here], return_inverse=True)
+    """Fill in the curves of the pairs `here`; candidates are scored once for all variants."""
+    order = here[np.argsort(pairs.rows[here], kind="stable")]
+    rows, starts = np.unique(pairs.rows[order], return_index=True)
+    edges = np.append(starts, len(order))
     for start in range(0, len(rows), ROWS):
-        inside = (places >= start) & (places < start + ROWS)
-        block, which, at = rows[start : start + ROWS], here[inside], places[inside] - start
-        before = passages[block].astype(np.float64)
-        moves = trajectory.direction(before, _pulls_at(pulls, block, before.shape[1]))
-        curves.a[which] = pair_products(queries, pairs.query_rows[which], before, at)
-        curves.b[which] = pair_products(queries, pairs.query_rows[which], moves.tangent, at)
-        curves.end[which] = moves.angle[at]
+        block = rows[start : start + ROWS]
+        low, high = edges[start], edges[start + len(block)]
+        which = order[low:high]
+        at = np.repeat(np.arange(len(block)), np.diff(edges[start : start + len(block) + 1]))
+        before, asking = np.asarray(passages[block], np.float32), queries[pairs.query_rows[which]]
+        traced[0][2].a[which] = _row_products(asking, before, at)
+        for pulls, trajectory, curves in traced:
+            moves = trajectory.direction(before, _pulls_at(pulls, block, before.shape[1]))
+            curves.b[which] = _row_products(asking, moves.tangent, at)
+            curves.end[which] = moves.angle[at]
+
+
+def _row_products(asking: Floats, vectors: Floats, at: Ints) -> Floats:
+    """Return the products of asking[i] and vectors[at[i]], shape (pairs,)."""
+    products = np.empty(len(at))
+    for start in range(0, len(at), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        products[part] = np.einsum("pd,pd->p", asking[part], vectors[at[part]])
+    return products
 
 
 def _pulls_at(pulls: Pulls, rows: Ints, dim: int) -> Floats:
-    """Return the pulls of these rows as float64, shape (rows, dim); zeros where there is none."""
-    found = np.zeros((len(rows), dim))
+    """Return the pulls of these rows as float32, shape (rows, dim); zeros where there is none."""
+    found = np.zeros((len(rows), dim), np.float32)
     pulled = np.flatnonzero(np.isin(rows, pulls.rows))
     found[pulled] = pulls.take(np.searchsorted(pulls.rows, rows[pulled]))
     return found
@@ -189,9 +199,17 @@ def _sparse_products(
 
 
 def multi_vector_grids(
-    corpus: Corpus, folds: CrossFitFolds, pairs: Pairs, gammas: Floats, centers: Sequence[float]
+    corpus: Corpus,
+    folds: CrossFitFolds,
+    pairs: Pairs,
+    gammas: Floats,
+    centers: Sequence[float],
+    on_fraction: Callable[[float], object] | None = None,
 ) -> list[TabulatedScores]:
-    """Return by center the MaxSim scores of the pairs at these step sizes, without held-out pulls."""
+    """Return by center the MaxSim scores of the pairs at these step sizes, without held-out pulls.
+
+    `on_fraction` is called with the fraction of the passages that is done.
+    """
     tables = np.zeros((len(centers), len(gammas), len(pairs.query_rows)), np.float32)
     order = np.lexsort((pairs.query_rows, pairs.rows))
     rows, starts = np.unique(pairs.rows[order], return_index=True)
@@ -199,6 +217,8 @@ def multi_vector_grids(
     pulled = PullIndex(folds.train)
     angles = np.array([chord_angle(gamma) for gamma in gammas])
     for start in range(0, len(rows), PASSAGES_AT_ONCE):
+        if on_fraction is not None:
+            on_fraction(start / len(rows))
         block = corpus.multi_vector(rows[start : start + PASSAGES_AT_ONCE])
         for i, passage in enumerate(block, start):
             mine = order[edges[i] : edges[i + 1]]
@@ -253,48 +273,64 @@ def _multi_vector_scores(
     centers: Sequence[float],
 ) -> Array:
     """Return MaxSim scores while matched vectors rotate, shape (centers, angles, queries)."""
-    queries = folds.eval_queries.in_modes.multi_vector.take(query_rows)
-    similar = passage @ queries.values.T
-    best = np.empty((len(centers), len(angles), len(queries.values)), np.float32)
+    scores = np.empty((len(centers), len(angles), len(query_rows)), np.float32)
+    for who, mine in _group_queries(pulling, folds, query_rows):
+        queries = folds.eval_queries.in_modes.multi_vector.take(query_rows[mine])
+        turned = [] if pulling is None or not len(who) else [pulling.matching.pulls(who, center) for center in centers]
+        moves = [_Rotation.of(passage, matched) for matched in turned]
+        best = np.empty((max(len(moves), 1), len(angles) if moves else 1, len(queries.values)), np.float32)
+        for start in range(0, len(queries.values), VECTORS_AT_ONCE):
+            part = slice(start, start + VECTORS_AT_ONCE)
+            vectors = queries.values[part]
+            similar = passage @ vectors.T
+            if not moves:
+                best[0, 0, part] = similar.max(axis=0)
+                continue
+            unmoved = np.delete(similar, moves[0].places, axis=0).max(axis=0, initial=-np.inf)
+            for of_center, rotation in zip(best, moves, strict=True):
+                of_center[:, part] = rotation.maxima(similar, vectors, unmoved, angles)
+        scores[:, :, mine] = _means(best, queries)
+    return scores
+
+
+def _group_queries(pulling: PullGroup | None, folds: CrossFitFolds, query_rows: Ints) -> list[tuple[Ints, Ints]]:
+    """Group evaluation queries for which the same training queries pull: positions in `pulling`, and the queries."""
+    every = np.arange(len(query_rows))
     if pulling is None:
-        best[:] = similar.max(axis=0)
-        return _means(best, queries)
-    evaluated = np.repeat(folds.fold_of[query_rows], queries.counts)
-    for who, together in _group_folds(pulling.who, folds, evaluated):
-        mine = np.flatnonzero(np.isin(evaluated, together)) if len(together) < len(folds.held_out) else slice(None)
-        for i, center in enumerate(centers):
-            matched = pulling.matching.pulls(who, center)
-            best[i][:, mine] = _rotated_maxima(passage, similar[:, mine], queries.values[mine], matched, angles)
-    return _means(best, queries)
-
-
-def _group_folds(pulling: Ints, folds: CrossFitFolds, evaluated: Ints) -> list[tuple[Ints, list[int]]]:
-    """Group the folds that have the same pulling queries, given as positions in `pulling`."""
-    groups: dict[bytes, tuple[Ints, list[int]]] = {}
+        return [(every[:0], every)]
+    groups: dict[bytes, tuple[Ints, list[Ints]]] = {}
+    evaluated = folds.fold_of[query_rows]
     for fold in np.unique(evaluated).tolist():
-        who = np.flatnonzero(~np.isin(pulling, folds.held_out[fold]))
-        groups.setdefault(who.tobytes(), (who, []))[1].append(fold)
-    return list(groups.values())
+        held_out = folds.held_out[fold]
+        place = np.minimum(np.searchsorted(held_out, pulling.who), max(len(held_out) - 1, 0))
+        out = held_out[place] == pulling.who if len(held_out) else np.zeros(len(pulling.who), bool)
+        who = np.flatnonzero(~out)
+        groups.setdefault(who.tobytes(), (who, []))[1].append(every[evaluated == fold])
+    return [(who, np.concatenate(mine)) for who, mine in groups.values()]
 
 
-def _rotated_maxima(passage: Array, similar: Array, vectors: Array, matched: MatchedVectors, angles: Floats) -> Array:
-    """Return the best similarity of each query vector while matched vectors rotate, shape (angles, vectors).
+class _Rotation(NamedTuple):
+    """Rotation of the matched vectors of a passage: positions (m,), directions (m, dim), angles to the pulls (m,)."""
 
-    `similar`, shape (tokens, vectors), holds the similarities before.
-    """
-    unmoved = np.delete(similar, matched.places, axis=0).max(axis=0, initial=-np.inf)
-    if not len(matched.places):
-        return np.broadcast_to(unmoved, (len(angles), len(vectors)))
-    directions = direction_to(passage[matched.places], matched.pulls)
-    straight, tangent = similar[matched.places], directions.tangent @ vectors.T
-    best = np.empty((len(angles), len(vectors)), np.float32)
-    along, across = np.empty_like(straight), np.empty_like(straight)
-    for step, angle in enumerate(angles):
-        turn = np.minimum(angle, directions.angle).astype(np.float32)[:, None]
-        np.multiply(straight, np.cos(turn), out=along)
-        along += np.multiply(tangent, np.sin(turn), out=across)
-        np.maximum(unmoved, along.max(axis=0), out=best[step])
-    return best
+    places: Ints
+    tangent: Floats
+    angle: Floats
+
+    @classmethod
+    def of(cls, passage: Array, matched: MatchedVectors) -> _Rotation:
+        return cls(matched.places, *direction_to(passage[matched.places], matched.pulls))
+
+    def maxima(self, similar: Array, vectors: Array, unmoved: Array, angles: Floats) -> Array:
+        """Return the best similarity of each query vector while matched vectors rotate, shape (angles, vectors)."""
+        straight, tangent = similar[self.places], self.tangent @ vectors.T
+        best = np.empty((len(angles), len(vectors)), np.float32)
+        along, across = np.empty_like(straight), np.empty_like(straight)
+        for step, angle in enumerate(angles):
+            turn = np.minimum(angle, self.angle).astype(np.float32)[:, None]
+            np.multiply(straight, np.cos(turn), out=along)
+            along += np.multiply(tangent, np.sin(turn), out=across)
+            np.maximum(unmoved, along.max(axis=0, initial=-np.inf), out=best[step])
+        return best
 
 
 def _means(best: Array, queries: MultiVectors) -> Array:
