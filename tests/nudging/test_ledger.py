@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import pytest
 
+from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WriterBusy
-from m3_integrations.core.types import Passage, Query
+from m3_integrations.core.types import Passage, Query, SearchPlan
 from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.nudging.ledger import FILE_NAME
 from m3_integrations.nudging.nudger import Nudger
@@ -18,6 +19,7 @@ from m3_integrations.testing import HashEncoder
 
 ENCODER = HashEncoder(16, 8, 128)
 QUERIES = [Query(f"q{i}", f"ask{i % 8} topic{i % 8}", {f"p{i % 8}": 1.0}) for i in range(40)]
+PLAN = SearchPlan(weights=dict.fromkeys(MODES, 1.0))  # fixed weights: refits without a search for them
 COLUMNS = {
     "about": ["value"],
     "queries": ["id", "role", "text", "relevant", "since", "until", "dense", "tokens", "weights", "vectors"],
@@ -62,9 +64,9 @@ def use(folder):
 
 def _use(folder):
     with LocalIndex.open(folder, ENCODER) as index:
-        nudger = Nudger(ENCODER, index)
+        assert Nudger(ENCODER, index).plan is not False
+        nudger = Nudger(ENCODER, index, PLAN)
         try:
-            assert nudger.plan is not False
             nudger.versions(), nudger.queries(), nudger.refit(), nudger.revert(1), nudger.revert()
         finally:
             nudger.close()
