@@ -59,6 +59,8 @@ def nudge(
 ) -> Nudged | NudgedModes:
     """Move passages towards the queries that they answer, by the step size that is best on held-out queries.
 
+    Copies of a query count as one, and the order of the queries does not matter.
+
     Args:
         passages: Unit vectors of shape (n, dim), an array or a memory map ("nudge-m" takes any length); the answers of
             both query sets are their rows. Or an Encoded, with queries that are encoded too (`Judged.of(encoded,
@@ -68,9 +70,10 @@ def nudge(
         modes: Modes of an Encoded to nudge; all by default.
         weights: Mode weights of the fused ranking; by default chosen together with the step sizes, starting at 1.
         method: "nudge-n" keeps lengths; "nudge-m" does not and needs an index that compares by dot product; "auto"
-            takes the better of the two, or moves nothing if the gain is not significant on held-out queries or
-            validation itself loses. With few validation queries, cross-fitted folds of the training queries are held
-            out too. Sparse rows are always translated (NUDGE-M), multi-vectors always rotated (NUDGE-N).
+            takes the better of the two, or moves nothing if the gain on held-out queries, less that of the same queries
+            with each other's answers, is not significant, or validation itself loses. With few validation queries,
+            cross-fitted folds of the training queries are held out too. Sparse rows are always
+            translated (NUDGE-M), multi-vectors always rotated (NUDGE-N).
         metric: Ranking metric to maximize, such as "ndcg@10".
         propagate: Whether pulls propagate to neighbors of the pulled passages: "auto" tries both, "neighbors" always
             propagates, None never does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import struct
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
@@ -64,7 +64,8 @@ def use(folder):
 
 def _use(folder):
     with LocalIndex.open(folder, ENCODER) as index:
-        assert Nudger(ENCODER, index).plan is not False
+        with closing(Nudger(ENCODER, index)) as reader:
+            assert reader.plan is not False
         nudger = Nudger(ENCODER, index, PLAN)
         try:
             nudger.versions(), nudger.queries(), nudger.refit(), nudger.revert(1), nudger.revert()
