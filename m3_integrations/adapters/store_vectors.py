@@ -121,12 +121,13 @@ def check_similarity(method: str, similarity: Similarity | None, store: str) -> 
 
 
 def hold_out(queries: Sequence[Query], seed: int) -> tuple[list[Query], list[Query]]:
-    """Split queries into training and validation ones, with no text in both.
+    """Split queries into training and validation ones, with no text in both, whatever their order.
 
     Raises:
         ValueError: If there are too few queries to split.
     """
-    train, validation = split_by_text(queries, (1 - HELD_OUT, HELD_OUT), np.random.default_rng(seed))
+    ordered = sorted(queries, key=lambda query: (query.text, query.id))
+    train, validation = split_by_text(ordered, (1 - HELD_OUT, HELD_OUT), np.random.default_rng(seed))
     if not train or not validation:
         raise ValueError(
             f"{len(queries)} queries are too few to hold some out for choosing gamma; give validation queries, or gamma"

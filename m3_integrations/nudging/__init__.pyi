@@ -3,13 +3,13 @@ from .judged import Judged as Judged
 from .nudger import Nudger as Nudger
 from .optimize.dense import Nudged as Nudged
 from .optimize.hybrid import NudgedModes as NudgedModes
+from .progress import Progress as Progress
 from .reencoding import (
     Reencoding as Reencoding,
     reencode as reencode,
     reencode_collection as reencode_collection,
     undo_reencode as undo_reencode,
 )
-from .progress import Progress as Progress
 from .report.report import NudgeReport as NudgeReport
 from .tuning import (
     PlanTuning as PlanTuning,

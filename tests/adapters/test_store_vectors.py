@@ -85,6 +85,7 @@ def test_queries_are_held_out_whole_and_by_the_seed():
     queries = [Query(f"q{i}", f"question {i // 2}", {}) for i in range(40)]
     train, validation = hold_out(queries, 3)
     assert (train, validation) == hold_out(queries, 3) != hold_out(queries, 4)
+    assert (train, validation) == hold_out(queries[::-1], 3)
     assert len(validation) == 8
     assert not {query.text for query in train} & {query.text for query in validation}
 
