@@ -112,20 +112,20 @@ def _trace(
         low, high = edges[start], edges[start + len(block)]
         which = order[low:high]
         at = np.repeat(np.arange(len(block)), np.diff(edges[start : start + len(block) + 1]))
-        before, asking = np.asarray(passages[block], np.float32), queries[pairs.query_rows[which]]
-        traced[0][2].a[which] = _row_products(asking, before, at)
+        before, asking = np.asarray(passages[block], np.float32), pairs.query_rows[which]
+        traced[0][2].a[which] = _row_products(queries, asking, before, at)
         for pulls, trajectory, curves in traced:
             moves = trajectory.direction(before, _pulls_at(pulls, block, before.shape[1]))
-            curves.b[which] = _row_products(asking, moves.tangent, at)
+            curves.b[which] = _row_products(queries, asking, moves.tangent, at)
             curves.end[which] = moves.angle[at]
 
 
-def _row_products(asking: Floats, vectors: Floats, at: Ints) -> Floats:
-    """Return the products of asking[i] and vectors[at[i]], shape (pairs,)."""
-    products = np.empty(len(at))
-    for start in range(0, len(at), PAIRS_AT_ONCE):
+def _row_products(queries: Floats, query_rows: Ints, vectors: Floats, places: Ints) -> Floats:
+    """Return the products of queries[query_rows[i]] and vectors[places[i]], shape (pairs,)."""
+    products = np.empty(len(places))
+    for start in range(0, len(places), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        products[part] = np.einsum("pd,pd->p", asking[part], vectors[at[part]])
+        products[part] = np.einsum("pd,pd->p", queries[query_rows[part]], vectors[places[part]])
     return products
 
 
