@@ -608,7 +608,8 @@ def _nudge(corpus: IndexCorpus, train: Judged, validation: Judged, options: FitO
                 nudged.rows, vectors, nudged.method, nudged.gamma, nudged.propagation, nudged.center
             )
         evidence = nudged.choice.evidence if nudged.choice else Evidence(0.0, 0.0)
-        levels, curves = (nudged.before, nudged.after), {"dense": nudged.curve}
+        levels = nudged.before, nudged.after
+        curves: dict[Mode, Curve] = {"dense": nudged.curve}
         return _Result(moved, config.weights, *levels, evidence.gain, evidence.error, curves, nudged.summary, evidence)
     fused = nudge_modes(corpus, train, validation, config)
     evidence, levels = fused.choice.evidence, (fused.before, fused.after)
