@@ -11,7 +11,7 @@ import numpy as np
 from m3_integrations.core.encoded import Array
 from m3_integrations.core.errors import UnknownId, WrongDimension
 from m3_integrations.core.types import Query
-from m3_integrations.data.splits import split_by_text
+from m3_integrations.data.splits import normalize_question, split_by_text
 from m3_integrations.nudging.judged import Floats, Judged
 from m3_integrations.nudging.method.closed_form import unit
 from m3_integrations.nudging.method.variants import Method
@@ -91,7 +91,8 @@ class StoreVectors:
         if not len(queries.queries):
             return Judged.of(np.zeros((0, np.shape(self.vectors)[-1]), np.float32), [])
         answers = [{row[id]: grade for id, grade in query.relevant.items()} for query in queries.queries]
-        return Judged.of(queries.vectors, answers)
+        texts = [normalize_question(query.text) for query in queries.queries]
+        return Judged.of(queries.vectors, answers, texts=texts)
 
 
 def check_options(options: NudgeOptions, similarity: Similarity | None) -> None:
