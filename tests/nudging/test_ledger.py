@@ -18,7 +18,7 @@ from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.testing import HashEncoder
 
 ENCODER = HashEncoder(16, 8, 128)
-QUERIES = [Query(f"q{i}", f"ask{i % 8} topic{i % 8}", {f"p{i % 8}": 1.0}) for i in range(40)]
+QUERIES = [Query(f"q{i}", f"ask{i % 8} topic{i % 8} nr{i}", {f"p{i % 8}": 1.0}) for i in range(40)]
 PLAN = SearchPlan(weights=dict.fromkeys(MODES, 1.0))  # fixed weights: refits without a search for them
 COLUMNS = {
     "about": ["value"],
@@ -37,7 +37,8 @@ def made(tmp_path_factory):
     with LocalIndex.open(folder, ENCODER) as index:
         index.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], ENCODER.encode_passages(texts))
         nudger = Nudger(ENCODER, index)
-        nudger.fit(QUERIES[:30], QUERIES[30:], modes=("dense", "sparse", "multi_vector"))
+        report = nudger.fit(QUERIES[:30], QUERIES[30:], modes=MODES, method="nudge-n")
+        assert set(report.moves) == set(MODES)  # so that every table is filled
         nudger.close()
     return folder
 
