@@ -286,7 +286,7 @@ class Nudger:
         start = time.perf_counter()
         self._recover()
         with _unchanged_passages():
-            return self._fit_corpus(options, query_sets, test, fresh=fresh, start=start)
+            return self._fit_corpus(options, query_sets, test, fresh=fresh, start=start, on_progress=on_progress)
 
     def _fit_corpus(
         self,
@@ -296,6 +296,7 @@ class Nudger:
         *,
         fresh: bool,
         start: float,
+        on_progress: OnProgress | None,
     ) -> NudgeReport:
         corpus = self._corpus()
         train, validation = (self._judged(each, corpus) for each in query_sets)
