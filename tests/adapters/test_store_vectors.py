@@ -33,7 +33,9 @@ def problem(turnable=KINDS, times=1):
 
 
 def _asked(name, rows, axes):
-    return QueryVectors([Query(f"{name}-{i}", "?", {f"passage{row}": 1.0}) for i, row in enumerate(rows)], axes[rows])
+    return QueryVectors(
+        [Query(f"{name}-{i}", f"{name} {i}?", {f"passage{row}": 1.0}) for i, row in enumerate(rows)], axes[rows]
+    )
 
 
 def test_auto_pushes_where_that_is_better_and_the_store_similarity_dot_product():
