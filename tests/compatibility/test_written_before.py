@@ -196,7 +196,12 @@ def test_a_refit_goes_by_the_options_and_queries_of_the_ledger(nudged):
     nudger.add_queries(added_queries())
     nudger.refit()
     assert nudger.version == EXPECTED["nudged"]["refit"]["version"]
-    assert_same_searches(searches(nudged), EXPECTED["nudged"]["refit"]["searches"])
+    refitted, asked = searches(nudged), nudger.versions()[-1].asked
+    train, validation = nudger.queries("train"), nudger.queries("validation")
+    assert {query.id for query in added_queries()} <= {query.id for query in [*train, *validation]}
+    options = {"modes": asked.modes, "metric": asked.metric, "method": asked.method, "propagate": asked.propagate}
+    nudger.fit(train, validation, **options)
+    assert_same_searches(searches(nudged), refitted)
 
 
 @pytest.mark.parametrize("version", [1, 2])  # NUDGE-N without propagation, NUDGE-M with it
