@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -23,6 +25,30 @@ def test_no_package_has_more_than_ten_modules():
         if module.name not in ("__init__.py", "__main__.py"):
             sizes[module.parent] += 1
     assert {str(package): size for package, size in sizes.items() if size > 10} == {}
+
+
+def code_lines(source: str) -> set[int]:
+    """The numbers of the lines with code: not blank, not a comment, not a docstring."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = {line for each in tokens if each.type not in layout for line in range(each.start[0], each.end[0] + 1)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+def test_no_function_has_more_than_60_lines_of_code_and_no_file_more_than_450():
+    long = []
+    for module in MODULES:
+        source = module.read_text(encoding="utf-8")
+        lines = code_lines(source)
+        long += [str(module)] if len(lines) > 450 else []
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+                long += [f"{module}: {node.name}"] if len(body) > 60 else []
+    assert long == []
 
 
 def test_the_import_contracts_hold(monkeypatch):

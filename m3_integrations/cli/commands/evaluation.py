@@ -32,15 +32,18 @@ CATALOG = "catalogue.sqlite"
 LanguageTable: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
+DataFiles: TypeAlias = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DATA",
+        help="A BEIR folder; a file of queries and one of TREC or BEIR qrels; a click log (.jsonl, .csv, .tsv); or "
+        "a question-answer dataset (.json).",
+    ),
+]
+
+
 def eval_(
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DATA",
-            help="A BEIR folder; a file of queries and one of TREC or BEIR qrels; a click log (.jsonl, .csv, .tsv); or "
-            "a question-answer dataset (.json).",
-        ),
-    ],
+    data: DataFiles,
     index: Annotated[
         Path | None, typer.Option("--index", "-i", help="Index to search; by default the passages of the BEIR folder.")
     ] = None,

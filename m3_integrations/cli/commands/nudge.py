@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 ENOUGH = 100  # judged questions from which a gain of some percent is usually significant
 METHODS = ("auto", "nudge-n", "nudge-m")
+JudgedFiles: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="A BEIR folder (its train, dev and test); or a file of queries and one of TREC or BEIR qrels; or a "
+        "click log (.jsonl, .csv, .tsv); or a question-answer dataset (.json). Files are split by --seed."
+    ),
+]
 
 
 def nudge(
     folder: Folder,
-    judged: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="A BEIR folder (its train, dev and test); or a file of queries and one of TREC or BEIR qrels; or a "
-            "click log (.jsonl, .csv, .tsv); or a question-answer dataset (.json). Files are split by --seed."
-        ),
-    ] = None,
+    judged: JudgedFiles = None,
     modes: Annotated[str, typer.Option(help="Modes to nudge, such as dense,multi_vector; all by default.")] = "",
     metric: Annotated[str, typer.Option(help="ndcg@k, recall@k, mrr@k, precision@k or accuracy@k.")] = "ndcg@10",
     method: Annotated[
