@@ -4,6 +4,7 @@ from .core.types import Passage as Passage, Query as Query, SearchPlan as Search
 from .encoders.base import Encoder as Encoder
 from .encoders.m3 import M3Encoder as M3Encoder
 from .encoders.pool import EncoderPool as EncoderPool
+from .encoders.remote import RemoteEncoder as RemoteEncoder
 from .index.base import Hit as Hit, Index as Index
 from .index.filters import Field as Field, Where as Where, all_of as all_of, any_of as any_of, none_of as none_of
 from .index.local import LocalIndex as LocalIndex

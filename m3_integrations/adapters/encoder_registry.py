@@ -9,15 +9,16 @@ from m3_integrations.core.errors import NotPicklable
 from m3_integrations.core.forking import ForkSafeLock
 from m3_integrations.encoders.base import Encoder, EncoderConfig
 from m3_integrations.encoders.m3 import M3Encoder
+from m3_integrations.encoders.remote import RemoteEncoder
 from m3_integrations.index.base import Index
 from m3_integrations.index.local.index import LocalIndex
 
 UNNAMED = "encoder:"  # begins the model name of an encoder that was not read by name
-_encoders: WeakValueDictionary[EncoderConfig, M3Encoder] = WeakValueDictionary()
+_encoders: WeakValueDictionary[EncoderConfig, M3Encoder | RemoteEncoder] = WeakValueDictionary()
 _lock = ForkSafeLock()
 
 
-def get_encoder(config: EncoderConfig | None = None) -> M3Encoder:
+def get_encoder(config: EncoderConfig | None = None) -> M3Encoder | RemoteEncoder:
     """Return the encoder of these options, loading it unless one is in use.
 
     Args:
@@ -25,12 +26,15 @@ def get_encoder(config: EncoderConfig | None = None) -> M3Encoder:
 
     Raises:
         CheckpointError: If the checkpoint cannot be loaded.
+        ServerError: If the config names a server and another model, and the server cannot be reached.
+        WrongEncoder: If the config names a server of another model.
     """
     config = config or EncoderConfig()
     with _lock:
         encoder = _encoders.get(config)
         if encoder is None:
-            encoder = _encoders[config] = M3Encoder.from_config(config)
+            kind = M3Encoder if config.server_url is None else RemoteEncoder
+            encoder = _encoders[config] = kind.from_config(config)
         return encoder
 
 

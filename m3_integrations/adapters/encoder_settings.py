@@ -36,6 +36,7 @@ class EncoderSettings(BaseModel):
     export_dir: str | None = Field(default=None, description="Folder of the exported model; None keeps none.")
     token_pooling: int = Field(default=1, description="Tokens of a passage per multi-vector; 1 pools none.")
     truncate_dim: int | None = Field(default=None, description="Dense dimensions to use; None is the checkpoint's.")
+    server_url: str | None = Field(default=None, description="URL of a server of m3 serve that encodes.")
     _encoder: Encoder | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")

@@ -21,6 +21,7 @@ from m3_integrations.cli.commands import (
     train,
     tuning,
 )
+from m3_integrations.cli.commands.servers import mcp, serve
 
 _PLAIN = not (sys.stdout.isatty() and sys.stderr.isatty())  # no frames and no wrapping in pipes
 
@@ -55,6 +56,7 @@ for panel, commands in {
         *(passages.add, passages.delete, passages.export),
         *(maintenance.info, maintenance.check, maintenance.repair, maintenance.copy),
     ),
+    "Servers": (serve.serve, mcp.mcp),
     "Learning": (
         evaluation.eval_,
         tuning.tune,

@@ -1,4 +1,4 @@
-"""Micro-batching of single texts from any event loop and thread, and async wrappers."""
+"""Micro-batching of concurrent calls from any event loop and thread, and async wrappers."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 from m3_integrations.core.forking import ForkSafeLock
 
 T = TypeVar("T")
-Call: TypeAlias = "Callable[[list[str]], Sequence[T]]"
+Item = TypeVar("Item")
+Call: TypeAlias = "Callable[[list[Item]], Sequence[T]]"
 MAX_BATCH = 64
 LONGEST_WAIT = 0.002
 _QUIET = 0.0005
 
 
 class _Request(NamedTuple):
-    text: str
+    item: Any
     result: Future[Any]
 
 
 # A call has a queue only while requests wait in it.
-_queues: dict[Call[Any], deque[_Request]] = {}
+_queues: dict[Call[Any, Any], deque[_Request]] = {}
 _lock = ForkSafeLock()
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_queues.clear)  # their threads and callers are the parent's
 
 
-async def micro_batched(call: Call[T], text: str) -> T:
-    """Return `call([text])[0]`, computed together with the texts of concurrent calls.
+async def micro_batched(call: Call[Item, T], item: Item) -> T:
+    """Return `call([item])[0]`, computed together with the items of concurrent calls.
 
-    A text waits half a millisecond for others, at most `LONGEST_WAIT` (2 ms); texts that arrive while the call runs
-    form the next batch of at most `MAX_BATCH` (64). If a call fails, halves of its batch are tried, so that an error
-    reaches only the text that causes it. Texts whose task was cancelled before the call are skipped.
+    An item, such as a text, waits half a millisecond for others, at most `LONGEST_WAIT` (2 ms); items that arrive while
+    the call runs form the next batch of at most `MAX_BATCH` (64). If a call fails, halves of its batch are tried, so
+    that an error reaches only the item that causes it. Items whose task was cancelled before the call are skipped.
 
     Args:
-        call: Function from texts to results in their order; it runs on a thread. Equal functions share batches: a bound
+        call: Function from items to results in their order; it runs on a thread. Equal functions share batches: a bound
             method of one object does, a lambda does not.
-        text: The text.
+        item: The item.
     """
-    request = _Request(text, Future())
+    request = _Request(item, Future())
     _enqueue(call, request)
     result: T = await asyncio.wrap_future(request.result)
     return result
 
 
-def _enqueue(call: Call[Any], request: _Request) -> None:
+def _enqueue(call: Call[Any, Any], request: _Request) -> None:
     with _lock:
         if call in _queues:
             _queues[call].append(request)
@@ -61,7 +62,7 @@ def _enqueue(call: Call[Any], request: _Request) -> None:
         _queues[call] = deque([request])
 
 
-def _serve(call: Call[Any]) -> None:
+def _serve(call: Call[Any, Any]) -> None:
     """Answer the requests of a call until none are left."""
     while batch := _next(call):
         waiting = [request for request in batch if request.result.set_running_or_notify_cancel()]
@@ -69,7 +70,7 @@ def _serve(call: Call[Any]) -> None:
             _answer(call, waiting)
 
 
-def _next(call: Call[Any]) -> list[_Request]:
+def _next(call: Call[Any, Any]) -> list[_Request]:
     """Return up to `MAX_BATCH` requests; an empty queue is removed."""
     with _lock:
         queue = _queues[call]
@@ -89,9 +90,9 @@ def _wait_for_more(queue: deque[_Request]) -> None:
         time.sleep(_QUIET)
 
 
-def _answer(call: Call[Any], requests: Sequence[_Request]) -> None:
+def _answer(call: Call[Any, Any], requests: Sequence[_Request]) -> None:
     try:
-        answered = list(zip(requests, call([each.text for each in requests]), strict=True))
+        answered = list(zip(requests, call([each.item for each in requests]), strict=True))
     except BaseException as error:  # every caller waits for a result or an error
         if len(requests) == 1:
             requests[0].result.set_exception(error)

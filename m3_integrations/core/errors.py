@@ -17,6 +17,7 @@ M3Error
 ├── ForkedProcess                       an object that a forked process cannot use
 ├── CopyDiffers                         a copied passage read back differs
 ├── StaleReport                         the index changed since the fit that a report describes
+├── ServerError(ConnectionError)        a server of m3 serve that cannot be reached or refuses a request
 ├── QdrantUnreachable(ConnectionError)  no Qdrant server answers, or it refuses the key
 ├── WrongCollection(ValueError)         a Qdrant collection that QdrantIndex cannot use
 ├── PartlyWritten                       a write to Qdrant that failed in part
@@ -183,6 +184,19 @@ class PartNotRead(M3Warning):
 
 class LexicalCollapse(M3Warning):
     """A sparse head gives ever fewer tokens a weight in training."""
+
+
+class ServerError(M3Error, ConnectionError):
+    """A server of `m3 serve` cannot be reached, or refuses a request.
+
+    Args:
+        message: Text of the error.
+        status: HTTP status of the answer; None without one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class QdrantUnreachable(M3Error, ConnectionError):

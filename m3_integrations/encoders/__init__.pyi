@@ -3,3 +3,4 @@ from .composed import ComposedEncoder as ComposedEncoder
 from .explain import Explanation as Explanation
 from .m3 import M3Encoder as M3Encoder
 from .pool import EncoderPool as EncoderPool
+from .remote import RemoteEncoder as RemoteEncoder

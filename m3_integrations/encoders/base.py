@@ -109,6 +109,8 @@ class EncoderConfig:
             (arXiv 2409.14683); 1 keeps one per token. Queries are not pooled.
         truncate_dim: Leading dimensions of the dense vector to use, for models trained for it (Matryoshka, arXiv
             2205.13147; GTE from 128); None is the checkpoint's.
+        server_url: URL of a server started with `m3 serve`, whose encoder is used instead of loading one; the server
+            has the other options. The environment variable M3_API_KEY holds its key.
     """
 
     model: str = "m3-mini"
@@ -126,6 +128,7 @@ class EncoderConfig:
     export_dir: str | Path | None = None
     token_pooling: int = 1
     truncate_dim: int | None = None
+    server_url: str | None = None
 
 
 def has_content(encoder: Encoder, texts: Sequence[str]) -> list[bool]:

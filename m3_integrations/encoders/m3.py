@@ -152,7 +152,13 @@ class M3Encoder:
 
     @classmethod
     def from_config(cls, config: EncoderConfig) -> M3Encoder:
-        """Load an encoder as `from_pretrained` does, and keep its options as `config`."""
+        """Load an encoder as `from_pretrained` does, and keep its options as `config`.
+
+        Raises:
+            ValueError: If the config names a server, whose encoder is a RemoteEncoder.
+        """
+        if config.server_url is not None:
+            raise ValueError(f"server_url={config.server_url!r} loads no model here; use RemoteEncoder(url)")
         encoder = cls(checkpoints.read(config.model, revision=config.revision, pooling=config.pooling), config)
         encoder.config = config
         return encoder

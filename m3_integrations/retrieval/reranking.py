@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from m3_integrations.core.encoded import MODES, Mode, check_modes
+from m3_integrations.core.encoded import MODES, Encoded, Mode, check_modes
 from m3_integrations.core.scoring import score_mode, weighted_sum
 from m3_integrations.core.types import SearchPlan
 from m3_integrations.encoders.base import Encoder, has_content
@@ -51,8 +51,25 @@ def rerank(
     modes = check_modes(weighted, MODES)
     if not texts or not has_content(encoder, [query])[0]:
         return []
-    encoded_query, encoded_texts = encoder.encode_queries([query], modes), encoder.encode_passages(texts, modes)
-    scores = {mode: score_mode(mode, encoded_query, encoded_texts)[0] for mode in modes}
+    return rerank_encoded(encoder.encode_queries([query], modes), encoder.encode_passages(texts, modes), weighted)
+
+
+def rerank_encoded(query: Encoded, texts: Encoded, weights: Mapping[Mode, float]) -> list[RerankResult]:
+    """Score encoded texts against an encoded query exactly.
+
+    Args:
+        query: One query.
+        texts: Texts to score.
+        weights: Mode weights; those of 0 are not summed.
+
+    Returns:
+        Results, best first, ties by position.
+
+    Raises:
+        MissingMode: If query or texts lack a weighted mode.
+    """
+    weighted = {mode: weight for mode, weight in weights.items() if weight}
+    scores = {mode: score_mode(mode, query, texts)[0] for mode in weighted}
     summed = [weighted_sum({mode: float(scores[mode][i]) for mode in scores}, weighted) for i in range(len(texts))]
     ranked = [RerankResult(position, total, parts) for position, (total, parts) in enumerate(summed)]
     return sorted(ranked, key=lambda each: (-each.score, each.position))

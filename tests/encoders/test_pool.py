@@ -170,7 +170,8 @@ def test_every_option_reaches_the_processes(bge_m3, tmp_path):
     (tmp_path / "other").touch()
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         EncoderPool(str(bge_m3()), devices=["cpu"], backend="onnx", export_dir=str(tmp_path))
-    assert {field.name for field in fields(EncoderConfig)} == {*options, "model", "device", "backend", "export_dir"}
+    others = {"model", "device", "backend", "export_dir", "server_url"}
+    assert {field.name for field in fields(EncoderConfig)} == {*options, *others}
 
 
 def test_every_text_is_in_one_chunk_and_the_longest_are_in_the_first():

@@ -1,0 +1,61 @@
+"""Answers of the server: JSON, errors in the shapes of TEI and OpenAI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import Response
+
+_SECURITY = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_ERROR_TYPES = {401: "Unauthenticated", 403: "Forbidden", 413: "Validation", 422: "Validation", 503: "Overloaded"}
+
+
+class RefusedRequest(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong, and one fix.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a value as JSON."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return Response(body, media_type="application/json", headers={**_SECURITY, **(headers or {})})
+
+
+def bytes_response(body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return bytes of a media type."""
+    return Response(body, headers={**_SECURITY, "Content-Type": media_type, **(headers or {})})
+
+
+def error_response(path: str, status: int, message: str) -> Response:
+    """Return an error in the shape of the API that the path belongs to.
+
+    Args:
+        path: Path of the request; /v1 is OpenAI's API, any other has the shape of text-embeddings-inference.
+        status: HTTP status.
+        message: What is wrong.
+    """
+    if path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        value: Any = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    else:
+        value = {"error": message, "error_type": _ERROR_TYPES.get(status, HTTPStatus(status).phrase)}
+    headers = dict(_SECURITY)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "1"
+    if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    body = json.dumps(value, ensure_ascii=False).encode()
+    return Response(body, status, media_type="application/json", headers=headers)

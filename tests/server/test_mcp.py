@@ -1,0 +1,104 @@
+"""The MCP server with the official client: in memory, over HTTP and over stdin and stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from mcp import Client, StdioServerParameters
+
+from m3_integrations import LocalIndex, M3Encoder, MemoryIndex, ingest
+from m3_integrations.server import ServerSettings, create_mcp_app, create_mcp_server
+from tests.server.conftest import PASSAGES, running
+
+
+async def call(client, tool, **arguments):
+    result = await client.call_tool(tool, arguments)
+    (content,) = result.content
+    assert not result.is_error, content.text
+    return json.loads(content.text)
+
+
+@asynccontextmanager
+async def connected(encoder, index, **options):
+    """A client of a server in this process."""
+    async with Client(create_mcp_server(encoder, index, name="my notes", **options)) as client:
+        yield client
+
+
+async def test_search_and_fetch_are_read_only_and_the_only_tools(hash_encoder, index):
+    async with connected(hash_encoder, index) as client:
+        tools = (await client.list_tools()).tools
+        assert [tool.name for tool in tools] == ["search", "fetch"]
+        assert all(tool.annotations.read_only_hint for tool in tools)
+        assert list(tools[0].input_schema["properties"]) == ["query"]
+        assert list(tools[1].input_schema["properties"]) == ["id"]
+
+
+async def test_search_gives_id_title_url_and_text_and_fetch_the_passage(hash_encoder, index):
+    async with connected(hash_encoder, index) as client:
+        best, second, *_ = (await call(client, "search", query="old bridge river"))["results"]
+        assert best == {
+            "id": "bridge",
+            "title": "Bridges",
+            "url": "https://a.example/b",
+            "text": "the old bridge over the river",
+        }
+        assert second["url"] == "m3://my%20notes/house"
+        fetched = await call(client, "fetch", id="bridge")
+        assert fetched["metadata"]["year"] == 1901
+        assert (await call(client, "search", query=" ")) == {"results": []}
+
+
+async def test_an_unknown_id_is_an_error_that_says_what_to_do(hash_encoder, index):
+    async with connected(hash_encoder, index) as client:
+        result = await client.call_tool("fetch", {"id": "none"})
+        assert result.is_error
+        assert "take an id from the results of search" in result.content[0].text
+
+
+async def test_with_write_access_texts_are_remembered_once_and_forgotten(hash_encoder):
+    index = MemoryIndex()
+    async with connected(hash_encoder, index, can_write=True) as client:
+        tools = {tool.name: tool.annotations.read_only_hint for tool in (await client.list_tools()).tools}
+        assert tools == {"search": True, "fetch": True, "remember": False, "forget": False}
+        first = await call(client, "remember", text="the heron nests", title="Heron", metadata={"year": 2020})
+        assert await call(client, "remember", text="the heron nests", title="Heron", metadata={"year": 2020}) == first
+        await call(client, "remember", text="other words", id="mine")
+        assert len(index) == 2
+        (found, *_) = (await call(client, "search", query="heron nests"))["results"]
+        assert (found["id"], found["title"]) == (first["id"], "Heron")
+        await call(client, "forget", id=first["id"])
+        assert index.ids() == ["mine"]
+        for tool, arguments in (("remember", {"text": " "}), ("forget", {"id": "none"})):
+            assert (await client.call_tool(tool, arguments)).is_error
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+async def test_the_official_client_searches_over_http(hash_encoder, index, key):
+    settings = ServerSettings(port=0, api_key=key)
+    app = create_mcp_app(create_mcp_server(hash_encoder, index), settings)
+    with running(app, settings) as url:
+        for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+            assert httpx.post(f"{url}/mcp", json={}, headers=headers).status_code == 403
+        if key is not None:
+            assert httpx.post(f"{url}/mcp", json={}).status_code == 401
+            return
+        async with Client(f"{url}/mcp") as client:
+            assert (await call(client, "search", query="old bridge"))["results"][0]["id"] == "bridge"
+
+
+async def test_the_command_serves_a_folder_over_stdin_and_stdout(bge_m3, tmp_path):
+    encoder = M3Encoder.from_pretrained(str(bge_m3()))
+    with LocalIndex.open(tmp_path / "notes", encoder) as index:
+        ingest(encoder, index, PASSAGES)
+    words = ["-m", "m3_integrations.cli", "mcp", str(tmp_path / "notes"), "--model", str(bge_m3()), "--write"]
+    async with Client(StdioServerParameters(command=sys.executable, args=words)) as client:
+        assert (await call(client, "fetch", id="heron"))["text"] == "herons nest in tall trees"
+        assert len((await call(client, "search", query="bridge"))["results"]) == 3
+        await call(client, "remember", text="the tide turns", id="tide")
+    with LocalIndex.open(tmp_path / "notes", encoder) as index:
+        assert index.ids() == ["bridge", "heron", "house", "tide"]
