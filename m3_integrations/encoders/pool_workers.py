@@ -248,7 +248,7 @@ def load(config: EncoderConfig, sharing: int) -> Response:
     if config.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
     with _portable_errors():
-        _encoder = SerialEncoder.from_pretrained(**vars(config))
+        _encoder = SerialEncoder.from_config(config)
         return _respond(EncoderInfo(*(getattr(_encoder, name) for name in EncoderInfo._fields)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ from m3_integrations.server.settings import ServerSettings
 EXCERPT = 500  # characters of a text in the results of a search
 PATH = "/mcp"
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-_ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+_WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
 class IndexTools:
@@ -127,11 +128,10 @@ def create_mcp_server(
     server = MCPServer(
         f"m3 {name}", version=__version__, instructions=f"{access} the passages of {name!r}.", log_level="WARNING"
     )
-    for tool in (tools.search, tools.fetch):
-        server.add_tool(tool, annotations=_READS, structured_output=False)
-    if can_write:
-        for tool in (tools.remember, tools.forget):
-            server.add_tool(tool, annotations=_ADDS, structured_output=False)
+    reads: list[Callable[..., Any]] = [tools.search, tools.fetch]
+    writes: list[Callable[..., Any]] = [tools.remember, tools.forget] if can_write else []
+    for tool in (*reads, *writes):
+        server.add_tool(tool, annotations=_READS if tool in reads else _WRITES, structured_output=False)
     return server
 
 

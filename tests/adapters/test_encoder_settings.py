@@ -120,7 +120,7 @@ def test_an_option_reaches_the_encoder(bge_m3, component):
     encoder = component(**named).encoder
     config = EncoderConfig(str(bge_m3()), max_length=32, window_overlap=4, token_pooling=2)
     assert encoder is get_encoder(config)
-    assert encoder.fingerprint == M3Encoder.from_pretrained(**vars(config)).fingerprint
+    assert encoder.fingerprint == M3Encoder.from_config(config).fingerprint
 
 
 @pytest.mark.parametrize("component", [*LLAMA_INDEX, *LANGCHAIN])

@@ -162,6 +162,7 @@ def test_every_option_reaches_the_processes(bge_m3, tmp_path):
         "window_overlap": 4,
         "mcls_interval": 16,
         "token_pooling": 2,
+        "truncate_dim": 16,
     }
     expected = M3Encoder.from_pretrained(str(bge_m3()), device="cpu", **options)
     with EncoderPool(str(bge_m3()), devices=["cpu"], **options) as pool:

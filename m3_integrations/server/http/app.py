@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WriterBusy
+from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WriterBusy, WrongEncoder
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index import Index
 from m3_integrations.server.batching import BatchingEncoder
@@ -114,6 +114,8 @@ def _handler(model: type[Body], handle: Callable[[Body], Awaitable[Response]]) -
             raise RefusedRequest(422, str(error)) from error
         except WriterBusy as error:
             raise RefusedRequest(503, str(error)) from error
+        except WrongEncoder as error:
+            raise RefusedRequest(503, "the model of the index changed; restart the server") from error
 
     return respond
 
