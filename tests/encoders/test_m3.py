@@ -485,7 +485,7 @@ def test_sparse_scores_are_sums_unless_the_checkpoint_says_means(encoder, tmp_pa
     np.testing.assert_allclose(divided, sums / np.where(totals > 0, totals, 1), rtol=1e-6)
     assert_same(means.encode_passages(TEXTS), encoder.encode_passages(TEXTS), **EQUAL)
     (tmp_path / "m3_config.json").write_text(json.dumps({**stated, "sparse_score": "max"}))
-    with pytest.raises(CheckpointError, match=r"sparse_score is one of \['sum', 'mean'\], got 'max'"):
+    with pytest.raises(CheckpointError, match=r"sparse_score is one of \['sum', 'mean', 'idf'\], got 'max'"):
         load(tmp_path)
 
 
