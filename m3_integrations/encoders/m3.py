@@ -25,7 +25,7 @@ from m3_integrations.encoders.projection import principal_directions
 from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.models.backends.base import BatchRunner, ModelBackend
 from m3_integrations.models.backends.exported import BACKENDS, Backend, ExportedModel
-from m3_integrations.models.backends.torch import TorchBackend
+from m3_integrations.models.backends.torch import TorchBackend, best_device
 from m3_integrations.models.encoded_builder import EncodedBuilder
 from m3_integrations.models.heads.late_interaction import LateInteraction
 from m3_integrations.models.layouts.bge_m3 import MULTI_VECTOR_HEAD, SPARSE_HEAD, TOKEN_PRIOR
@@ -81,7 +81,7 @@ class M3Encoder:
             truncate_dim=stated.truncate_dim if config.truncate_dim is None else config.truncate_dim,
         )
         self.backend = backend
-        self.device = torch.device(config.device or (_best_device() if backend == "torch" else "cpu"))
+        self.device = torch.device(config.device or (best_device() if backend == "torch" else "cpu"))
         self.dtype: Dtype = config.dtype or "float32"
         default_tokens = _BATCH_TOKENS.get(self.device.type, 4096)
         self.batch_tokens = default_tokens if config.batch_tokens is None else config.batch_tokens
@@ -630,9 +630,3 @@ def _check_options(checkpoint: checkpoints.Checkpoint, config: EncoderConfig) ->
             f"token_pooling must be a whole number from 1, got {config.token_pooling!r}; token_pooling=1 keeps every "
             "token's vector, token_pooling=2 about half as many"
         )
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

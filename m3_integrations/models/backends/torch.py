@@ -71,3 +71,10 @@ class TorchBackend:
         if is_row and self._short_texts is not None and self._short_texts.accepts(batch):
             return self.model.read(self._short_texts.hidden(inputs), inputs, pool, modes)
         return self.model.encode(inputs, pool, modes)
+
+
+def best_device() -> str:
+    """Return the name of the fastest kind of device that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

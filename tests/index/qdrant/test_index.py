@@ -369,7 +369,7 @@ def test_an_alias_switches_readers_to_another_collection():
 def test_readers_of_an_alias_see_no_half_nudged_collection_and_can_switch_back(tmp_path):
     client, encoder = QdrantClient(":memory:"), HashEncoder()
     texts = [f"topic{i} about thing{i}" for i in range(40)]
-    queries = [Query(f"q{i}", f"what of matter{i % 40}", {f"p{i % 40}": 1.0}) for i in range(80)]
+    queries = [Query(f"q{i}", f"what of matter{i % 40}, case {i // 40}", {f"p{i % 40}": 1.0}) for i in range(80)]
     original, copy = (QdrantIndex.from_client(client, name, encoder) for name in ("plain", "nudged"))
     original.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], encoder.encode_passages(texts))
     original.set_alias("live")
@@ -399,7 +399,7 @@ def test_a_nudged_collection_reverts_bit_for_bit(opened):
         for each in (index, reference):
             each.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], encoder.encode_passages(texts))
         before = index.vectors(index.ids())
-        queries = [Query(f"q{i}", f"what of matter{i % 60}", {f"p{i % 60}": 1.0}) for i in range(120)]
+        queries = [Query(f"q{i}", f"what of matter{i % 60}, case {i // 60}", {f"p{i % 60}": 1.0}) for i in range(120)]
         moved = []
         for each in (index, reference):
             nudger = Nudger(encoder, each)
@@ -415,7 +415,7 @@ def test_a_nudged_collection_reverts_bit_for_bit(opened):
 
 def test_the_ledger_is_in_the_folder_and_a_later_nudger_reverts(tmp_path):
     encoder, texts = HashEncoder(), [f"topic{i}" for i in range(40)]
-    queries = [Query(f"q{i}", f"matter{i % 40}", {f"p{i % 40}": 1.0}) for i in range(80)]
+    queries = [Query(f"q{i}", f"matter{i % 40} {i // 40}", {f"p{i % 40}": 1.0}) for i in range(80)]
     with QdrantIndex.open(tmp_path, "c", encoder) as index:
         index.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], encoder.encode_passages(texts))
         before = index.vectors(index.ids())

@@ -263,7 +263,8 @@ def test_a_nudge_of_multi_vectors_is_reverted_exactly(tmp_path, precision):
     texts = [" ".join(f"w{word}" for word in topic) for topic in topics]
     which = random.integers(0, 60, 240).tolist()
     # Queries of one word of their passage, and of three synonyms that occur in no passage.
-    questions = [f"w{topics[i][0]} " + " ".join(f"s{word}" for word in topics[i][1:4]) for i in which]
+    words = [random.permutation(topics[i])[:4] for i in which]
+    questions = [f"w{first} " + " ".join(f"s{word}" for word in rest) for first, *rest in words]
     queries = [Query(str(n), text, {f"p{i}": 1.0}) for n, (i, text) in enumerate(zip(which, questions, strict=True))]
     with LocalIndex.open(tmp_path, encoder, precision=in_codes(precision)) as index:
         index.add([Passage(f"p{i}", text) for i, text in enumerate(texts)], encoder.encode_passages(texts))
