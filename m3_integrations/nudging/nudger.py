@@ -16,6 +16,7 @@ import numpy as np
 
 from m3_integrations.core.encoded import DENSE, MODES, Encoded, Mode, Modes, SparseScore, check_modes
 from m3_integrations.core.errors import MissingMode, PassagesChanged, StaleReport, UnknownId
+from m3_integrations.core.files import os_error
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.data.splits import normalize_question
 from m3_integrations.encoders.base import Encoder, sparse_score_of
@@ -575,9 +576,16 @@ class _Result(NamedTuple):
 
 
 def ledger_file(folder: Path, fingerprint: str) -> Path:
-    """Return the file of the ledger for an encoder: one of its own after `reencode`, otherwise the first."""
+    """Return the file of the ledger for an encoder: one of its own after `reencode`, otherwise the first.
+
+    Raises:
+        IndexFolderError: If the folder cannot be read.
+    """
     own = folder / own_ledger_name(fingerprint)
-    return own if own.is_file() else folder / FILE_NAME
+    try:
+        return own if own.is_file() else folder / FILE_NAME
+    except OSError as error:
+        raise os_error(own, error) from error
 
 
 def own_ledger_name(fingerprint: str) -> str:
