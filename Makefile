@@ -11,7 +11,7 @@ LOWEST := .venv-lowest/bin
 WHEEL := .venv-wheel/bin
 WHEELS := .venv-wheels/bin
 
-.PHONY: demo test check browser faults soak bench parity dist wheels lowest clean
+.PHONY: demo test check browser faults soak bench parity docs dist wheels lowest clean
 
 demo: .venv/.run
 	$(BIN)/m3 demo
@@ -24,6 +24,10 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation, in site/, which works from a folder without a server; open site/index.html. Warnings are errors.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The demo's pages in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
 browser: .venv/.browser
@@ -87,6 +91,10 @@ lowest: .venv-lowest/.lowest
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv/.docs: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 .venv/.browser: .venv/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	touch $@
@@ -109,4 +117,4 @@ lowest: .venv-lowest/.lowest
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity .venv-lowest .venv-wheel .venv-wheels dist
+	rm -rf .venv .venv-parity .venv-lowest .venv-wheel .venv-wheels dist site

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+MIGRATING = EXAMPLES.parent / "docs" / "migrating"
 PAGES = ["from_huggingface_embeddings.md", "from_ensemble_retriever.md"]
 
 
 def blocks(page: str) -> list[str]:
     """Return the Python blocks of a page in order."""
-    output = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
+    output = (MIGRATING / page).read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", output, flags=re.DOTALL)
 
 
@@ -33,7 +34,7 @@ def test_every_block_of_a_migration_page_runs(page, mini, monkeypatch, tmp_path)
 def test_a_migration_page_names_only_existing_classes(page):
     import m3_integrations.langchain
 
-    output = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
+    output = (MIGRATING / page).read_text(encoding="utf-8")
     for name in re.findall(r"\bM3\w+", output):
         assert hasattr(m3_integrations.langchain, name)
 

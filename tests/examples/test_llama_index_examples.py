@@ -11,6 +11,7 @@ from llama_index.core import Settings
 from llama_index.core.llms import MockLLM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+MIGRATING = EXAMPLES.parent / "docs" / "migrating"
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def isolated(monkeypatch, tmp_path):
 def run(page: str) -> dict[str, object]:
     """Run the Python blocks of a page in order and return their names."""
     names: dict[str, object] = {}
-    text = (EXAMPLES / "migrating" / page).read_text(encoding="utf-8")
+    text = (MIGRATING / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
