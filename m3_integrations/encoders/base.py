@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from m3_integrations.models.backends.exported import Backend
-    from m3_integrations.models.transformer import Pooling
+    from m3_integrations.models.conventions import Pooling
 
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]
 WindowOverlap: TypeAlias = int | Literal["truncate"] | None

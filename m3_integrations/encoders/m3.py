@@ -26,13 +26,14 @@ from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.models.backends.base import BatchRunner, ModelBackend
 from m3_integrations.models.backends.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.models.backends.torch import TorchBackend, best_device
+from m3_integrations.models.conventions import Pooling
 from m3_integrations.models.encoded_builder import EncodedBuilder
 from m3_integrations.models.heads.late_interaction import LateInteraction
 from m3_integrations.models.layouts.bge_m3 import MULTI_VECTOR_HEAD, SPARSE_HEAD, TOKEN_PRIOR
 from m3_integrations.models.layouts.sparse_encoder import TERM_EXPANSION
 from m3_integrations.models.layouts.transformers_folder import count_positions
 from m3_integrations.models.tokenization import SequenceTokenizer, Span
-from m3_integrations.models.transformer import Heads, Pooling
+from m3_integrations.models.transformer import Heads
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,

@@ -21,7 +21,7 @@ from m3_integrations.core.errors import M3Warning, TextsTruncated
 from m3_integrations.encoders.base import Dtype, EncoderConfig, WindowOverlap, check_texts, weights_of_modes
 from m3_integrations.encoders.pool_workers import EncoderInfo, WorkerPool, encode, fingerprint, to_encoded
 from m3_integrations.models.backends.exported import Backend
-from m3_integrations.models.transformer import Pooling
+from m3_integrations.models.conventions import Pooling
 
 Device: TypeAlias = "str | torch.device"
 Rows: TypeAlias = npt.NDArray[np.int64]

@@ -34,7 +34,7 @@ from m3_integrations.encoders.base import EncoderConfig
 from m3_integrations.encoders.m3 import M3Encoder
 from m3_integrations.models.backends.base import ModelBackend
 from m3_integrations.models.backends.states import PendingStates
-from m3_integrations.models.checkpoint import CheckpointConventions
+from m3_integrations.models.conventions import CheckpointConventions
 from m3_integrations.models.tokenization import TokenSequence
 
 Rows: TypeAlias = npt.NDArray[np.int64]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from m3_integrations.core.encoded import Mode, SparseScore
+from m3_integrations.core.encoded import Mode
 from m3_integrations.core.errors import CheckpointError, HeadsMissing, M3Error
-from m3_integrations.core.types import SearchPlan
-from m3_integrations.models import mini
 from m3_integrations.models.checkpoint_files import UNBOUNDED, read_error, read_object, read_tensors
+from m3_integrations.models.conventions import CheckpointConventions, PivotedLengthNormalization, Pooling, SpecialTokens
 from m3_integrations.models.heads.late_interaction import LateInteraction
 from m3_integrations.models.layouts import multi_vector_encoder, pylate, sparse_encoder
 from m3_integrations.models.layouts.base import FolderLayout
@@ -52,85 +51,13 @@ from m3_integrations.models.layouts.transformers_folder import (
     read_tokenizer,
     register_markers,
 )
-from m3_integrations.models.transformer import Heads, PivotedLengthNormalization, Pooling
+from m3_integrations.models.mini import backbone as mini_backbone
+from m3_integrations.models.mini.settings import HEADS, NAME, mini_conventions
+from m3_integrations.models.transformer import Heads
 
 OWN_FILE = "m3_config.json"
-# The sum that BGE-M3's training distils (FlagEmbedding, encoder_only/m3/modeling.py); its compute_score has 1, 1, 1.
-BGE_M3_WEIGHTS: Mapping[Mode, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.pt", "*.safetensors", "*.bin"]
 _NOT_FROM_HUB = ["onnx/*", "openvino/*", "*.onnx", "tf_model*", "flax_model*", "training_args.bin", "optimizer*"]
-
-
-@dataclass(frozen=True)
-class CheckpointConventions:
-    """Conventions that turn texts into vectors, in addition to the weights.
-
-    Attributes:
-        pooling: Pooling of the dense vector; None without a dense mode.
-        normalise: Whether dense vectors are normalized; spelled as in the checkpoint's file.
-        max_length: Longest sequence in tokens, special tokens included.
-        query_prefix: Text put before every query.
-        passage_prefix: Text put before every passage.
-        weights: Recommended weight of each mode in a summed score of all modes.
-        pair_weights: Recommended weights of sums of two modes; those of other pairs are taken from `weights`.
-        sparse_score: "sum" of the products of shared tokens' weights, as in BGE-M3, or "mean" or "idf", as in
-            `SearchPlan`. All weights are for it.
-        lexical_length: Length normalization of lexical weights; None for none, as in BGE-M3.
-        window_overlap: Tokens shared by the windows in which longer texts are read; None truncates them.
-        truncate_dim: Leading dimensions of the dense vector to use (Matryoshka); None uses all.
-        max_terms: Largest lexical weights of a text to keep; None keeps all.
-        late: Which tokens have vectors in late interaction, as in ColBERT; None for the rule of BGE-M3.
-
-    Raises:
-        ValueError: If a value is invalid.
-    """
-
-    pooling: Pooling | None
-    normalise: bool = True
-    max_length: int = 512
-    query_prefix: str = ""
-    passage_prefix: str = ""
-    weights: Mapping[Mode, float] = field(default_factory=lambda: dict(BGE_M3_WEIGHTS))
-    pair_weights: Sequence[Mapping[Mode, float]] = ()
-    lexical_length: PivotedLengthNormalization | None = None
-    window_overlap: int | None = None
-    truncate_dim: int | None = None
-    sparse_score: SparseScore = "sum"
-    max_terms: int | None = None
-    late: LateInteraction | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pair_weights", tuple(self.pair_weights))  # a list in JSON
-        if not isinstance(self.normalise, bool):
-            raise ValueError(f"normalise is true or false, got {self.normalise!r}")
-        for name, least in (("window_overlap", 0), ("truncate_dim", 1), ("max_terms", 1)):
-            number = getattr(self, name)
-            if number is not None and (type(number) is not int or number < least):
-                raise ValueError(f"{name} is a whole number from {least}, got {number!r}")
-        if not isinstance(self.max_length, int) or self.max_length < 8:
-            raise ValueError(f"max_length must be at least 8 tokens, got {self.max_length!r}")
-        if not isinstance(self.query_prefix, str) or not isinstance(self.passage_prefix, str):
-            raise ValueError(f"prefixes are strings, got {self.query_prefix!r} and {self.passage_prefix!r}")
-        for pair in self.pair_weights:
-            if not isinstance(pair, Mapping) or len(pair) != 2:
-                raise ValueError(f"pair_weights holds mappings of two modes to weights, got {pair!r}")
-        for weights in (self.weights, *self.pair_weights):
-            SearchPlan(weights=weights, sparse_score=self.sparse_score)  # raises ValueError for invalid ones
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the special tokens; cls begins a sequence, eos ends it."""
-
-    cls: int
-    eos: int
-    pad: int
-    unk: int | None
-
-    @property
-    def unweighted(self) -> list[int]:
-        """Ids without a lexical weight, those that BGE-M3's own code leaves out."""
-        return [id for id in (self.cls, self.eos, self.pad, self.unk) if id is not None]
 
 
 @dataclass(frozen=True)
@@ -272,7 +199,7 @@ def read(model: str, *, revision: str | None = None, pooling: Pooling | None = N
     Raises:
         CheckpointError: If it cannot be read; the message says what to pass instead.
     """
-    if model == mini.NAME:
+    if model == NAME:
         return read_mini()
     folder = _find(model, revision)
     try:
@@ -292,32 +219,23 @@ def read_mini(*, trained: bool = True) -> Checkpoint:
     Returns:
         The checkpoint.
     """
-    parts = mini.read_mini()
+    parts = mini_backbone.read_mini()
     prior = torch.from_numpy(parts.lexical)
     untrained = Heads(token_prior=prior, multi_vector=nn.Identity())
     return Checkpoint(
-        name=mini.NAME,
+        name=NAME,
         backbone=parts.backbone,
         heads=_trained_heads(prior) if trained else untrained,
         tokenizer=parts.tokenizer,
         special=_special_ids(parts.tokenizer, parts.special_tokens),
         token_names=parts.special_tokens,
-        conventions=CheckpointConventions(
-            pooling="mean",
-            query_prefix="query: ",
-            passage_prefix="passage: ",
-            weights=mini.WEIGHTS,
-            pair_weights=mini.PAIR_WEIGHTS,
-            sparse_score=mini.SPARSE_SCORE,
-            window_overlap=mini.WINDOW_OVERLAP,
-            lexical_length=mini.LEXICAL_LENGTH if trained else None,
-        ),
+        conventions=mini_conventions(trained=trained),
         folder=None,
     )
 
 
 def _trained_heads(prior: Tensor) -> Heads:
-    tensors = read_tensors(mini.HEADS)
+    tensors = read_tensors(HEADS)
     scaled = prior * tensors.pop("lexical_scale")
     return Heads(_linear_of(tensors, "sparse"), scaled, _linear_of(tensors, "multi_vector"))
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from m3_integrations.core.encoded import Array, Encoded, Mode, MultiVectors
 from m3_integrations.models.backends.states import HostStates, has_text_rows
+from m3_integrations.models.conventions import PivotedLengthNormalization
 from m3_integrations.models.token_pooling import pool_tokens
 from m3_integrations.models.tokenization import TokenSequence
-from m3_integrations.models.transformer import PivotedLengthNormalization
 
 
 class EncodedBuilder:

@@ -14,8 +14,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from m3_integrations.models.conventions import Pooling
 from m3_integrations.models.tokenization import Ids, TokenSequence
-from m3_integrations.models.transformer import Inputs, Pooling, PoolingWeights
+from m3_integrations.models.transformer import Inputs, PoolingWeights
 
 try:
     from torch.nn.attention.varlen import varlen_attn

@@ -12,7 +12,7 @@ from tokenizers import Encoding, Tokenizer
 
 from m3_integrations.core.forking import delay_forks
 from m3_integrations.core.types import is_blank
-from m3_integrations.models.checkpoint import SpecialTokens
+from m3_integrations.models.conventions import SpecialTokens
 from m3_integrations.models.heads.late_interaction import VectorTokens
 
 Ids = npt.NDArray[np.int32]

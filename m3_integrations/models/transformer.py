@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,42 +13,6 @@ from transformers import PreTrainedModel
 
 from m3_integrations.core.encoded import MODES, Mode, Modes
 from m3_integrations.models.heads.term_expansion import TermExpansion
-
-Pooling = Literal["cls", "mean"]
-Norms = TypeVar("Norms", npt.NDArray, Tensor)  # type: ignore[type-arg]  # of any float
-
-
-@dataclass(frozen=True, slots=True)
-class PivotedLengthNormalization:
-    """Pivoted length normalization (Singhal, Buckley and Mitra, SIGIR 1996, section 3).
-
-    The norm of a text's lexical weights, and with it its scores, grows with its length.
-
-    Args:
-        slope: Share of that growth to remove: 0 keeps weights, 1 gives every text the same norm.
-        pivot: Norm of weights that stay unchanged.
-
-    Raises:
-        ValueError: If slope is outside [0, 1] or pivot is not positive.
-    """
-
-    slope: float
-    pivot: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.slope <= 1 or not self.pivot > 0:
-            raise ValueError(f"lexical_length takes a slope from 0 to 1 and a pivot above 0, got {self}")
-
-    def scale(self, norms: Norms) -> Norms:
-        """Return the factors for the weights of texts.
-
-        Args:
-            norms: Euclidean norms of their weights, shape (texts,).
-
-        Returns:
-            Factors, shape (texts,).
-        """
-        return 1 / (1 - self.slope + self.slope / self.pivot * norms)
 
 
 class States(NamedTuple):

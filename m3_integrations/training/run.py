@@ -17,8 +17,8 @@ from m3_integrations.core.encoded import MODES
 from m3_integrations.core.files import replace_text
 from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.models.checkpoint import Checkpoint
+from m3_integrations.models.conventions import Pooling
 from m3_integrations.models.tokenization import SequenceTokenizer
-from m3_integrations.models.transformer import Pooling
 from m3_integrations.training.data.sampler import Sampler
 from m3_integrations.training.monitoring import Validation
 from m3_integrations.training.objective.model import TrainableM3

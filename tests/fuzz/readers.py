@@ -19,7 +19,7 @@ from m3_integrations.index.filters import Field
 from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.models.backends.exported import require_exported
 from m3_integrations.models.checkpoint import read as read_checkpoint
-from m3_integrations.models.mini import read_mini
+from m3_integrations.models.mini.backbone import read_mini
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.training.data.examples import load_examples, read_parallel
 from tests.fuzz.samples import ENCODER, FILES

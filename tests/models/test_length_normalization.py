@@ -14,7 +14,7 @@ from m3_integrations import M3Encoder
 from m3_integrations.core.errors import CheckpointError, PartNotExported
 from m3_integrations.encoders import EncoderConfig
 from m3_integrations.models.checkpoint import OWN_FILE
-from m3_integrations.models.transformer import PivotedLengthNormalization
+from m3_integrations.models.conventions import PivotedLengthNormalization
 
 TEXTS = ["the bridge", "", "the bridge over the river and the road to the old harbour " * 3, "橋はどこにある"]
 LENGTH = PivotedLengthNormalization(slope=0.4, pivot=0.3)

@@ -14,7 +14,9 @@ import torch
 from m3_integrations import M3Encoder
 from m3_integrations.core.errors import CheckpointError
 from m3_integrations.models.checkpoint import read_mini as read_checkpoint
-from m3_integrations.models.mini import lexical_weights, missing_weights, read_mini, unpack_q4, weight_file
+from m3_integrations.models.mini.backbone import read_mini
+from m3_integrations.models.mini.settings import lexical_weights
+from m3_integrations.models.mini.weight_file import missing_weights, unpack_q4, weight_file
 
 WORLD = Path(__file__).parents[2] / "examples" / "world"
 OTHER_LANGUAGES = [

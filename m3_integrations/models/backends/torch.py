@@ -12,9 +12,10 @@ from m3_integrations.models import packing
 from m3_integrations.models.backends.cpu_threads import limit_threads
 from m3_integrations.models.backends.cuda_graphs import CapturedForwards
 from m3_integrations.models.backends.states import PendingStates
+from m3_integrations.models.conventions import Pooling
 from m3_integrations.models.cpu_layers import optimize_for_cpu
 from m3_integrations.models.tokenization import TokenSequence
-from m3_integrations.models.transformer import Heads, M3Model, Pooling, States
+from m3_integrations.models.transformer import Heads, M3Model, States
 
 _BATCHES_AHEAD = 2  # one computes, one is being copied, while the host places the states of a third
 

@@ -13,8 +13,9 @@ from torch.nn import functional
 from m3_integrations.core.encoded import MODES, Mode, Modes, check_modes
 from m3_integrations.core.errors import MissingMode
 from m3_integrations.models.checkpoint import Checkpoint
+from m3_integrations.models.conventions import PivotedLengthNormalization, Pooling
 from m3_integrations.models.tokenization import TokenSequence
-from m3_integrations.models.transformer import Heads, M3Model, PivotedLengthNormalization, Pooling
+from m3_integrations.models.transformer import Heads, M3Model
 
 Part = Literal["encoder", "layers", "sparse", "token_prior", "multi_vector"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -14,7 +14,7 @@ from m3_integrations.core.errors import MissingMode, WrongDimension
 from m3_integrations.core.scoring import score, score_mode
 from m3_integrations.encoders import EncoderConfig
 from m3_integrations.models import checkpoint as checkpoints
-from m3_integrations.models.transformer import PivotedLengthNormalization
+from m3_integrations.models.conventions import PivotedLengthNormalization
 from m3_integrations.training.objective import scores as training_scores
 from m3_integrations.training.objective.losses import weighted_sum
 from m3_integrations.training.objective.model import TokenBatch, TrainableM3, length_normalized
