@@ -10,18 +10,27 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-from m3_integrations.core.encoded import MODES, Mode
-from m3_integrations.core.titles import body_of, title_of
+from m3_integrations.core.encoded import MODES
+from m3_integrations.core.titles import title_of
 from m3_integrations.core.types import Passage, SearchPlan
 from m3_integrations.data.beir import JudgedCollection, read_beir
-from m3_integrations.encoders.explain import Explanation, WordMatch
+from m3_integrations.encoders.explain import Explanation
 from m3_integrations.encoders.m3 import M3Encoder
-from m3_integrations.encoders.words import TextSpan, words_of
 from m3_integrations.evaluation.compare import default_plans, evaluate_plans
 from m3_integrations.index.base import Index
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.nudging.report.html import OutcomeRow, ReportPage, environment, language_of, name_of, write_page
 from m3_integrations.nudging.report.report import NudgeReport
+from m3_integrations.retrieval.highlighting import (
+    HighlightedText,
+    WordPair,
+    excerpt_segments,
+    shares,
+    split_at_words,
+    styled_words,
+    word_pairs,
+    word_segments,
+)
 from m3_integrations.retrieval.ingestion import IngestReport, ingest
 from m3_integrations.retrieval.retriever import Match, Retriever
 
@@ -45,10 +54,6 @@ QUESTIONS = (
 )
 METRIC_NAMES = {"accuracy@1": "right answer first", "recall@10": "answers in the first ten", "ndcg@10": "nDCG@10"}
 METRICS = tuple(METRIC_NAMES)
-HUES = 5  # colors of words on the page
-FAINT = 0.55  # of the strongest match of a question; weaker ones, such as those of function words, are shown faintly
-INVISIBLE = 0.15  # of the strongest match; weaker ones are not shown
-EXCERPT = 200  # characters of a passage
 _PASSAGE_CHARACTERS = 900
 _PASSAGES_A_TOPIC = 3
 
@@ -58,21 +63,6 @@ class HeatSegment(NamedTuple):
 
     text: str
     heat: float
-
-
-class HighlightedText(NamedTuple):
-    """A span of a text and the style of the word that it is: "" or "faint", or "m0" to "m4" for a pair of words."""
-
-    text: str
-    style: str
-
-
-class WordPair(NamedTuple):
-    """A word of the question and the word of the passage that it matched, in one style."""
-
-    asked: str
-    found: str
-    style: str
 
 
 @dataclass(frozen=True)
@@ -100,8 +90,8 @@ class Answer:
         """The question, split at its matched words."""
         if not self.explanations:
             return [HighlightedText(self.question.text, "")]
-        styles = {match.query_at: style for match, style in _styled(self.explanations[0])}
-        return _split(self.question.text, styles)
+        styles = {match.query_at: style for match, style in styled_words(self.explanations[0])}
+        return split_at_words(self.question.text, styles)
 
 
 @dataclass(frozen=True)
@@ -252,11 +242,6 @@ def _answer(encoder: M3Encoder, index: Index, plans: Mapping[str, SearchPlan], q
     )
 
 
-def shares(match: Match) -> dict[Mode, float]:
-    """Return the share of each mode in the score; the shares add up to 1."""
-    return {mode: part / match.score if match.score else 0.0 for mode, part in match.by_mode.items()}
-
-
 def segments(explanation: Explanation) -> list[HeatSegment]:
     """Split the passage where the heat changes; the joined segments are the passage."""
     text, cut, at = explanation.passage, [], 0
@@ -266,81 +251,6 @@ def segments(explanation: Explanation) -> list[HeatSegment]:
             cut += [HeatSegment(text[at:start], 0.0), HeatSegment(text[start:stop], heat)]
             at = stop
     return [segment for segment in [*cut, HeatSegment(text[at:], 0.0)] if segment.text]
-
-
-def word_pairs(explanation: Explanation) -> list[WordPair]:
-    """Return the pairs of words that matched, in the order of the question, without the faint ones."""
-    return [
-        WordPair(explanation.query[slice(*match.query_at)], explanation.passage[slice(*match.passage_at)], style)
-        for match, style in _styled(explanation)
-        if style != "faint"
-    ]
-
-
-def word_segments(match: Match, explanation: Explanation) -> list[HighlightedText]:
-    """Split the text of a passage, without its title, at the words that matched; joined they are the text."""
-    start = len(explanation.passage) - len(body_of(match.passage))
-    return _split(explanation.passage, _passage_styles(explanation), start)
-
-
-def excerpt_segments(match: Match, explanation: Explanation) -> list[HighlightedText]:
-    """Return the part of a passage's text where the strongest matches are, on about two lines."""
-    text = explanation.passage
-    start = len(text) - len(body_of(match.passage))
-    heat = [(at, stop, value) for at, stop, value in explanation.passage_heat() if at >= start]
-    starts = [start, *(_line_start(text, at, start) for at, _, _ in heat)]
-    low = max(starts, key=lambda low: (sum(v for at, stop, v in heat if low <= at and stop <= low + EXCERPT), -low))
-    high = len(text) if low + EXCERPT >= len(text) else _word_end(text, low + EXCERPT, low)
-    dots = HighlightedText("… ", "")
-    return [
-        *([dots] if low > start else []),
-        *_split(text[:high], _passage_styles(explanation), low),
-        *([HighlightedText(" …", "")] if high < len(text) else []),
-    ]
-
-
-def _line_start(text: str, at: int, least: int) -> int:
-    """Return a place a few words before a match, at the start of a sentence or word."""
-    low = max(least, at - EXCERPT // 3)
-    space = re.search(r"(?<=[.!?。])\s+|\s", text[low:at])
-    return low if low == least or not space else low + space.end()
-
-
-def _word_end(text: str, at: int, least: int) -> int:
-    space = text.rfind(" ", least, at)
-    return at if space < at - EXCERPT // 4 else space
-
-
-def _styled(explanation: Explanation) -> list[tuple[WordMatch, str]]:
-    """Return the visible matches, each with the style of its pair."""
-    words = explanation.words
-    strongest = max((match.strength for match in words), default=0.0)
-    visible = [match for match in words if match.strength > INVISIBLE * strongest]
-    bold = [match for match in visible if match.strength >= FAINT * strongest]
-    hues = {match: f"m{rank % HUES}" for rank, match in enumerate(bold)}
-    return [(match, hues.get(match, "faint")) for match in visible]
-
-
-def _passage_styles(explanation: Explanation) -> dict[TextSpan, str]:
-    """Return the style of each matched word, and of every other occurrence of it."""
-    text = explanation.passage
-    pairs = sorted(_styled(explanation), key=lambda each: each[0].strength)
-    by_word = {text[slice(*match.passage_at)].casefold(): style for match, style in pairs if style != "faint"}
-    places = {match.passage_at: style for match, style in pairs}
-    return {
-        **{span: by_word[word] for span in words_of(text) if (word := text[slice(*span)].casefold()) in by_word},
-        **places,
-    }
-
-
-def _split(text: str, styles: Mapping[TextSpan, str], start: int = 0) -> list[HighlightedText]:
-    """Split a text from `start` at the styled words."""
-    cut, at = [], start
-    for (first, stop), style in sorted(styles.items()):
-        if at <= first and stop <= len(text):
-            cut += [HighlightedText(text[at:first], ""), HighlightedText(text[first:stop], style)]
-            at = stop
-    return [segment for segment in [*cut, HighlightedText(text[at:], "")] if segment.text]
 
 
 def metric_name(metric: str) -> str:

@@ -7,20 +7,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from m3_integrations import MemoryIndex, Nudger, Passage, Query, ingest
-from m3_integrations.demo import (
-    EXCERPT,
-    Answer,
-    Demo,
-    DemoQuestion,
-    excerpt_segments,
-    python_topics,
-    segments,
-    shares,
-    word_pairs,
-    word_segments,
-    world,
-)
+from m3_integrations.demo import Answer, Demo, DemoQuestion, python_topics, segments, world
 from m3_integrations.encoders.explain import Explanation, VectorMatch
+from m3_integrations.retrieval.highlighting import EXCERPT, excerpt_segments, shares, word_pairs, word_segments
 from m3_integrations.retrieval.ingestion import IngestReport
 from m3_integrations.retrieval.retriever import Match
 from m3_integrations.testing import HashEncoder

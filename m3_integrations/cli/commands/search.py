@@ -243,7 +243,7 @@ def _describe_modes(by_mode: Mapping[Mode, float]) -> str:
 
 
 def _describe_words(explanation: Explanation) -> str:
-    from m3_integrations.demo import word_pairs
+    from m3_integrations.retrieval.highlighting import word_pairs
 
     pairs = " · ".join(f"{on_one_line(pair.asked)} = {on_one_line(pair.found)}" for pair in word_pairs(explanation))
     return f"why: {pairs}" if pairs else "no words stand out"
