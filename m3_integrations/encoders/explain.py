@@ -65,6 +65,17 @@ class MatchedSpans(NamedTuple):
     passage: list[TextMark]
 
 
+class WordHeat(NamedTuple):
+    """How strongly each word of a query matches each word of a passage, by late interaction.
+
+    query, passage: Places of the words, ascending. strengths: shape (query words, passage words), 0 to 1.
+    """
+
+    query: list[TextSpan]
+    passage: list[TextSpan]
+    strengths: Array
+
+
 @dataclass(frozen=True)
 class Explanation:
     """score is the sum of `by_mode`, each mode's score times its weight."""
@@ -175,6 +186,13 @@ class ExplainableEncoder(Protocol):
     def passage_spans(self, text: str) -> list[Span]: ...
 
 
+class EncodedPair(NamedTuple):
+    """A query and a passage as batches of one; the passage has one vector per token."""
+
+    query: Encoded
+    passage: Encoded
+
+
 def explain(
     encoder: ExplainableEncoder,
     query: str,
@@ -182,12 +200,24 @@ def explain(
     weights: Mapping[Mode, float],
     sparse_score: SparseScore,
     idf: Callable[[Ints], Array] | None = None,
+    *,
+    encoded: EncodedPair | None = None,
 ) -> Explanation:
-    """Encode both texts and say how their score comes about. Weights of modes that the encoder lacks are left out."""
-    encoded_query = encoder.encode_queries([query]).with_sparse_score(sparse_score)
+    """Say how a score comes about. Weights of modes that the encoder lacks are left out.
+
+    Args:
+        encoder: Encoder of the texts.
+        query: Query.
+        passage: Passage.
+        weights: Mode to weight.
+        sparse_score: As in `SearchPlan`.
+        idf: Inverse document frequency of tokens for `sparse_score="idf"`.
+        encoded: Both texts encoded; None encodes them.
+    """
+    query_rows, read = encoded or encode_pair(encoder, query, passage)
+    encoded_query = query_rows.with_sparse_score(sparse_score)
     if idf is not None:
         encoded_query = encoded_query.with_idf(idf)
-    read = encoder.encode_tokens([passage])
     found = _pooled(read, encoder.token_pooling)
     by_mode = {
         mode: weights[mode] * float(score_mode(mode, encoded_query, found)[0, 0])
@@ -202,6 +232,44 @@ def explain(
         lexical=_lexical(encoder, query, passage, encoded_query, found) if "sparse" in encoder.modes else (),
         late=_late(encoder, query, passage, encoded_query, found, read) if "multi_vector" in encoder.modes else (),
     )
+
+
+def encode_pair(encoder: ExplainableEncoder, query: str, passage: str) -> EncodedPair:
+    """Encode a query and a passage, the passage without token pooling."""
+    return EncodedPair(encoder.encode_queries([query]), encoder.encode_tokens([passage]))
+
+
+def word_heat(encoder: ExplainableEncoder, query: str, passage: str, *, encoded: EncodedPair | None = None) -> WordHeat:
+    """Compare every word of a query with every word of a passage.
+
+    Args:
+        encoder: Encoder with late interaction.
+        query: Query.
+        passage: Passage.
+        encoded: Both texts encoded; None encodes them.
+
+    Raises:
+        MissingMode: If the encoder has no late interaction.
+    """
+    encoded_query, read = encoded or encode_pair(encoder, query, passage)
+    similarities = encoded_query.multi_vector[0] @ read.multi_vector[0].T
+    query_spans, passage_spans = encoder.query_spans(query), encoder.passage_spans(passage)
+    importance = np.array(_importance(encoded_query, [span.id for span in query_spans]), np.float32)
+    strengths = _contrasts(similarities, similarities.mean(axis=1, keepdims=True)) * importance[:, None]
+    rows, columns = _words_of_spans(query, query_spans), _words_of_spans(passage, passage_spans)
+    by_row = np.array([strengths[tokens].max(axis=0) for tokens in rows.values()]).reshape(len(rows), -1)
+    heat = np.array([by_row[:, tokens].max(axis=1) for tokens in columns.values()]).reshape(len(columns), len(rows))
+    return WordHeat(list(rows), list(columns), heat.T)
+
+
+def _words_of_spans(text: str, spans: Sequence[Span]) -> dict[TextSpan, list[int]]:
+    """Return the words of a text in order, each with the positions of its tokens."""
+    words: dict[TextSpan, list[int]] = {}
+    for position, span in enumerate(spans):
+        word = word_at(text, span.start, span.stop)
+        if word is not None:
+            words.setdefault(word, []).append(position)
+    return dict(sorted(words.items()))
 
 
 def _lexical(
@@ -244,7 +312,7 @@ def _late(
     tokens = read.multi_vector[0]
     groups = groups_of(tokens, encoder.token_pooling)
     similarities, places = _nearest(encoded_query.multi_vector[0], found.multi_vector[0], tokens, groups)
-    contrasts = _contrasts(similarities, encoded_query.multi_vector[0], found.multi_vector[0])
+    contrasts = _contrasts(similarities, encoded_query.multi_vector[0] @ found.multi_vector[0].mean(axis=0))
     query_spans, passage_spans = encoder.query_spans(query), encoder.passage_spans(passage)
     query_tokens = encoder.tokens([span.id for span in query_spans])
     passage_tokens = encoder.tokens([span.id for span in passage_spans])
@@ -272,9 +340,8 @@ def _nearest(encoded_query: Array, found: Array, tokens: Array, groups: Groups) 
     return similarities.max(axis=1), np.argmax(within, axis=1)
 
 
-def _contrasts(similarities: Array, encoded_query: Array, found: Array) -> Array:
-    """Return how far the best similarity of each query token stands out from its mean, 0 to 1."""
-    means = encoded_query @ found.mean(axis=0)
+def _contrasts(similarities: Array, means: Array) -> Array:
+    """Return how far similarities stand out from the means of their query tokens, 0 to 1."""
     contrasts: Array = np.clip((similarities - means) / np.maximum(1.0 - means, 1e-6), 0.0, 1.0)
     return contrasts
 
