@@ -1,4 +1,5 @@
 from .api import nudge as nudge
+from .feedback import Feedback as Feedback
 from .judged import Judged as Judged
 from .nudger import Nudger as Nudger
 from .optimize.dense import Nudged as Nudged

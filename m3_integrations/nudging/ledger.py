@@ -6,6 +6,7 @@ Original vectors are recorded before the index is written, so every nudge can be
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,10 +23,13 @@ from m3_integrations.core.sqlite.connection import connect, is_read_only, read_o
 from m3_integrations.core.sqlite.rewriting import rewrite
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.index.local.ledger_file import (
+    CREATE_FEEDBACK,
     LEDGER_APPLICATION,
     LEDGER_NAME,
     LEDGER_TABLES,
+    REQUIRED_TABLES,
     damaged_ledger_error,
+    has_feedback,
     incomplete_versions,
     remove_passages,
     remove_questions,
@@ -123,6 +127,22 @@ class PendingWrite(NamedTuple):
     plan: Mapping[str, Any] | None = None
 
 
+class Judgement(NamedTuple):
+    """Whether a passage was useful for a query.
+
+    Attributes:
+        query: Text of the query; None if it was not recorded.
+        passage: Id of the passage.
+        is_useful: The judgement.
+        time: ISO 8601 in UTC.
+    """
+
+    query: str | None
+    passage: str
+    is_useful: bool
+    time: str
+
+
 class TunedPlan(NamedTuple):
     """A search plan that was tuned, and the one before; None if there was none."""
 
@@ -149,6 +169,7 @@ class Ledger:
         self._timeout = timeout
         self._process = ProcessBound("a Nudger")
         self._is_closed = False
+        self._lock = threading.RLock()  # of transactions, since threads share a ledger in memory
         with self._guarded():
             is_missing = self.path is None or (is_read_only(self.path) and not self.path.exists())
             self._database = connect(None if is_missing else self.path, timeout)
@@ -181,7 +202,7 @@ class Ledger:
 
     def _has_tables(self) -> bool:
         names = {name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return names >= LEDGER_TABLES.columns.keys()
+        return names >= REQUIRED_TABLES
 
     def _check(self, fingerprint: str) -> None:
         schema = self._parse(int, self._about("schema") or SCHEMA)
@@ -235,18 +256,19 @@ class Ledger:
     def transaction(self) -> Iterator[None]:
         """Run the block in one transaction, joining one that is open."""
         self._process.check()
-        if self._database.in_transaction:
-            yield
-            return
-        if self.path is not None and self._database.is_read_only:
-            raise read_only_error(self.path)
-        self._write("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._write("COMMIT")
-        except BaseException:
-            self._database.rollback()
-            raise
+        with self._lock:
+            if self._database.in_transaction:
+                yield
+                return
+            if self.path is not None and self._database.is_read_only:
+                raise read_only_error(self.path)
+            self._write("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._write("COMMIT")
+            except BaseException:
+                self._database.rollback()
+                raise
 
     def _about(self, name: str) -> str | None:
         found = self._one("SELECT value FROM about WHERE name = ?", name)
@@ -401,14 +423,31 @@ class Ledger:
         if "added" not in {row[1] for row in self._read("PRAGMA table_info(queries)")}:
             self._write("ALTER TABLE queries ADD COLUMN added TEXT")
 
+    def add_judgements(self, judgements: Iterable[Judgement]) -> None:
+        """Record judgements; they are on disk when the call returns."""
+        with self.transaction():
+            self._write(CREATE_FEEDBACK)
+            self._write_many(
+                "INSERT INTO feedback (query, passage, useful, time) VALUES (?, ?, ?, ?)",
+                ((query, passage, int(is_useful), time) for query, passage, is_useful, time in judgements),
+            )
+
+    def judgements(self) -> list[Judgement]:
+        """Return every judgement, oldest first."""
+        with self._guarded():
+            if not has_feedback(self._database):
+                return []
+        rows = self._read("SELECT query, passage, useful, time FROM feedback ORDER BY number")
+        return [self._parse(_judgement, *row) for row in rows]
+
     def forget_before(self, moment: str) -> int:
-        """Delete the questions recorded before a time, in every version and from every page of the file.
+        """Delete questions and judgements recorded before a time, in every version and from every page of the file.
 
         Args:
             moment: ISO 8601 in UTC, as `now` returns it.
 
         Returns:
-            The number of questions.
+            The number of questions and judgements.
         """
         with self.transaction():
             self._add_missing_column()
@@ -418,6 +457,8 @@ class Ledger:
                 moment,
             )
             count = self._parse(remove_questions, self._database, [number for (number,) in rows])
+            if has_feedback(self._database):
+                count += self._write("DELETE FROM feedback WHERE time < ?", moment)
         self._rewrite()
         return count
 
@@ -510,6 +551,12 @@ def _pending(stored: str) -> PendingWrite:
     if pending.plan is not None:
         SearchPlan.from_json(pending.plan)
     return pending._replace(version=_whole(pending.version), passages=passages, digest=_text(pending.digest))
+
+
+def _judgement(query: Any, passage: Any, useful: Any, time: Any) -> Judgement:
+    if type(useful) is not int or useful not in (0, 1):
+        raise ValueError(f"the judgement {useful!r:.80}")
+    return Judgement(None if query is None else _text(query), _text(passage), bool(useful), _text(time))
 
 
 def _query(id: Any, text: Any, relevant: Any) -> Query:

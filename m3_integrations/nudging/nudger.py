@@ -186,7 +186,7 @@ class Nudger:
         self._ledger.remove_queries(wanted)
 
     def forget_queries(self, before: date) -> int:
-        """Delete the questions that were recorded before a time, in every version.
+        """Delete the questions and judgements that were recorded before a time, in every version.
 
         When it returns, their texts and embeddings are in no file of the ledger. The vectors of the index stay as they
         are; `revert` refuses versions of which questions are gone, except for the original vectors.
@@ -195,7 +195,7 @@ class Nudger:
             before: A date or datetime, in UTC unless it states a time zone.
 
         Returns:
-            The number of questions deleted.
+            The number of questions and judgements deleted.
 
         Raises:
             WriterBusy: If another process uses the ledger for longer than a write waits.

@@ -27,13 +27,18 @@ LEDGER_TABLES = Schema(
         ),
         "originals": ("passage", "mode", "content", "places", "vectors"),
         "versions": ("number", "made", "asked", "moves", "figures"),
+        "feedback": ("number", "time", "query", "passage", "useful"),  # there since the first judgement
     }
 )
+REQUIRED_TABLES = LEDGER_TABLES.columns.keys() - {"feedback"}
+CREATE_FEEDBACK = """CREATE TABLE IF NOT EXISTS feedback (
+  number INTEGER PRIMARY KEY, time TEXT NOT NULL, query TEXT, passage TEXT NOT NULL, useful INTEGER NOT NULL
+)"""
 _INCOMPLETE = "incomplete"  # in the table about: versions that cannot be computed again, as a JSON list
 
 
 def forget_passages(path: Path, ids: Collection[str], timeout: float) -> None:
-    """Remove passages from a ledger: their original vectors, and every question that one of them answers.
+    """Remove passages from a ledger: original vectors, judgements, and every question that one of them answers.
 
     When it returns, nothing of them is left in the file, nor in SQLite's log.
 
@@ -69,13 +74,30 @@ def _forget(ledger: Connection, path: Path, ids: Collection[str]) -> None:
 
 
 def remove_passages(ledger: Connection, ids: Collection[str]) -> None:
-    """Delete the original vectors of passages and the questions that they answer, in an open transaction."""
+    """Delete original vectors and judgements of passages, and questions that they answer, in an open transaction."""
     wanted = frozenset(ids)
     with ledger.limited():
         passages = {row[0] for row in ledger.execute("SELECT passage FROM originals")} & wanted
         questions = ledger.execute("SELECT number, relevant FROM queries").fetchall()
     ledger.executemany("DELETE FROM originals WHERE passage = ?", ((passage,) for passage in passages))
     remove_questions(ledger, (number for number, relevant in questions if not wanted.isdisjoint(_answers(relevant))))
+    if has_feedback(ledger):
+        _remove_feedback(ledger, wanted)
+
+
+def has_feedback(ledger: Connection) -> bool:
+    """Return whether a ledger has the table of judgements."""
+    named = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'feedback'"
+    return ledger.execute(named).fetchone() is not None
+
+
+def _remove_feedback(ledger: Connection, passages: frozenset[str]) -> None:
+    """Delete the judgements of passages, and all of queries for which one of them is useful."""
+    with ledger.limited():
+        rows = ledger.execute("SELECT number, query, passage, useful FROM feedback").fetchall()
+    queries = {query for _, query, passage, useful in rows if passage in passages and useful} - {None}
+    numbers = [(number,) for number, query, passage, _ in rows if passage in passages or query in queries]
+    ledger.executemany("DELETE FROM feedback WHERE number = ?", numbers)
 
 
 def remove_questions(ledger: Connection, numbers: Iterable[int]) -> int:
@@ -133,7 +155,7 @@ def damaged_ledger_error(path: Path | None, problem: str) -> DamagedFolder:
 def _check_ledger(ledger: Connection, path: Path) -> None:
     (application,) = ledger.execute("PRAGMA application_id").fetchone()
     tables = {name for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if application not in (0, LEDGER_APPLICATION) or not tables >= LEDGER_TABLES.columns.keys():
+    if application not in (0, LEDGER_APPLICATION) or not tables >= REQUIRED_TABLES:
         raise IndexFolderError(f"{path} is no ledger of a Nudger; move it out of the folder, then repeat")
     fault = LEDGER_TABLES.find_fault(ledger)
     if fault:

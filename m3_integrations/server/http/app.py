@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,17 +13,22 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from m3_integrations.core.concurrency import to_thread
 from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WriterBusy, WrongEncoder
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index import Index
 from m3_integrations.server.batching import BatchingEncoder
 from m3_integrations.server.http import openapi
 from m3_integrations.server.http.encoding import EncodingEndpoints
+from m3_integrations.server.http.feedback import FeedbackEndpoints
 from m3_integrations.server.http.guard import RequestGuard
 from m3_integrations.server.http.responses import RefusedRequest, bytes_response, json_response
 from m3_integrations.server.http.schemas import (
     EmbedAllRequest,
     EmbedRequest,
+    FeedbackRequest,
+    FieldsRequest,
+    IndexRequest,
     OpenAIEmbeddingsRequest,
     PassagesRequest,
     RerankRequest,
@@ -59,6 +65,7 @@ def create_app(
     batching = BatchingEncoder(encoder, metrics)
     encoding = EncodingEndpoints(batching, settings)
     search = SearchEndpoints(batching, indexes or {}, settings)
+    feedback = FeedbackEndpoints(encoder, indexes or {})
     endpoints: list[tuple[openapi.PathItem, Handler]] = [
         _get("/health", "Whether the server answers; needs no key.", _health),
         _get("/info", "Model, dimensions, limits and fingerprint.", _without_body(encoding.info)),
@@ -71,6 +78,13 @@ def create_app(
         _get("/indexes", "Name, modes and passages of each index.", _without_body(search.list_indexes)),
         _post("/search", "Search an index.", SearchRequest, search.search),
         _post("/passages", "Passages by id.", PassagesRequest, search.passages),
+        _query("/fields", "Metadata fields and their values, for filters.", FieldsRequest, search.fields),
+        _post("/feedback", "Record whether a passage was useful for a query.", FeedbackRequest, feedback.record),
+        _query("/feedback", "Number of judgements.", IndexRequest, feedback.count),
+        _post("/learn", "Start a nudge from the feedback.", IndexRequest, feedback.learn),
+        _query("/learn", "State of the nudge.", IndexRequest, feedback.learning),
+        _query("/learn/report", "Report of the nudge as HTML.", IndexRequest, feedback.report),
+        _post("/undo", "Restore the original vectors.", IndexRequest, feedback.undo),
         _get("/metrics", "Metrics for Prometheus.", partial(_metrics, metrics)),
     ]
     paths = [path for path, _ in endpoints]
@@ -87,7 +101,14 @@ def create_app(
         metrics.count_request(path if path in labels else _OTHER, status, seconds)
 
     others = [Route(path, _wrong_method, methods=_METHODS) for path in sorted(labels)]
-    router = Router([*routes, *others], redirect_slashes=False, default=_not_found)  # errors reach the guard
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        yield
+        await to_thread(feedback.stop)
+
+    # Errors reach the guard.
+    router = Router([*routes, *others], redirect_slashes=False, default=_not_found, lifespan=lifespan)
     return RequestGuard(router, settings, on_answer=count)
 
 
@@ -101,11 +122,19 @@ def _post(
     return openapi.PathItem(path, "POST", summary, model), _handler(model, handle)
 
 
+def _query(
+    path: str, summary: str, model: type[Body], handle: Callable[[Body], Awaitable[Response]]
+) -> tuple[openapi.PathItem, Handler]:
+    return openapi.PathItem(path, "GET", summary, query=model), _handler(model, handle)
+
+
 def _handler(model: type[Body], handle: Callable[[Body], Awaitable[Response]]) -> Handler:
-    """Return a handler that validates the body, and turns expected errors into answers."""
+    """Return a handler that validates the body or the query string, and turns expected errors into answers."""
 
     async def respond(request: Request) -> Response:
         try:
+            if request.method in ("GET", "HEAD"):
+                return await handle(model.model_validate(dict(request.query_params)))
             return await handle(model.model_validate_json(await request.body()))
         except ValidationError as error:
             is_json = all(each["type"] != "json_invalid" for each in error.errors(include_url=False))

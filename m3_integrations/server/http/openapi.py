@@ -43,16 +43,24 @@ td, th { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0 }
 
 
 class PathItem(NamedTuple):
-    """An endpoint: path, method, what it does, and the model of its body."""
+    """An endpoint: path, method, what it does, and the models of its body and its query string."""
 
     path: str
     method: str
     summary: str
     body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {} if self.body is None else dict(self.body.model_fields)
+        model = self.body or self.query
+        return {} if model is None else dict(model.model_fields)
+
+    @property
+    def parameters(self) -> list[dict[str, Any]]:
+        """The fields of the query string, as OpenAPI describes them."""
+        schema = {"properties": {}} if self.query is None else self.query.model_json_schema()
+        return [{"name": name, "in": "query", "schema": field} for name, field in schema["properties"].items()]
 
 
 def describe(paths: Sequence[PathItem], *, needs_key: bool) -> dict[str, Any]:
@@ -68,6 +76,8 @@ def describe(paths: Sequence[PathItem], *, needs_key: bool) -> dict[str, Any]:
     items: dict[str, dict[str, Any]] = {}
     for path in paths:
         operation: dict[str, Any] = {"summary": path.summary, "responses": {"200": {"description": "Success."}}}
+        if path.parameters:
+            operation["parameters"] = path.parameters
         if path.body is not None:
             schema = references[path.body, "validation"]
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}

@@ -9,8 +9,18 @@ from typing import Any
 
 from starlette.responses import Response
 
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+)
 _SECURITY = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-_ERROR_TYPES = {401: "Unauthenticated", 403: "Forbidden", 413: "Validation", 422: "Validation", 503: "Overloaded"}
+_ERROR_TYPES = {
+    401: "Unauthenticated",
+    403: "Forbidden",
+    409: "Conflict",
+    413: "Validation",
+    422: "Validation",
+    503: "Overloaded",
+}
 
 
 class RefusedRequest(Exception):

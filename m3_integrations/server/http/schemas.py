@@ -80,7 +80,9 @@ class SearchRequest(BaseModel):
         default=None, description="Weights of the modes, instead of the plan's."
     )
     where: str | None = Field(default=None, description='Metadata filter, such as year >= 2020 and lang in ["de"].')
-    explain: bool = Field(default=False, description="Add the words that matched.")
+    explain: bool = Field(
+        default=False, description="Add words (query and passage words that met), spans by mode, and heat by passage."
+    )
     index: str | None = Field(default=None, description="Name of the index; needed if there are several.")
 
 
@@ -90,3 +92,26 @@ class PassagesRequest(BaseModel):
     model_config = _OWN
     ids: Annotated[list[Text], Field(min_length=1)]
     index: str | None = None
+
+
+class FeedbackRequest(BaseModel):
+    """Body of POST /feedback."""
+
+    model_config = _OWN
+    query: Text = Field(description="The query that found the passage.")
+    id: Text = Field(description="Id of the passage.")
+    useful: bool = Field(description="Whether the passage was useful.")
+    index: str | None = None
+
+
+class IndexRequest(BaseModel):
+    """An index by name."""
+
+    model_config = _OWN
+    index: str | None = Field(default=None, description="Name of the index; needed if there are several.")
+
+
+class FieldsRequest(IndexRequest):
+    """Query of GET /fields."""
+
+    values: Annotated[int, Field(ge=1, le=1000)] = Field(default=20, description="Most values of a field.")

@@ -17,8 +17,9 @@ from m3_integrations.index.filters import Where
 from m3_integrations.retrieval.retriever import Match, Retriever
 from m3_integrations.server.batching import BatchingEncoder
 from m3_integrations.server.http.encoding import INVALID
+from m3_integrations.server.http.fields import list_fields
 from m3_integrations.server.http.responses import RefusedRequest, json_response
-from m3_integrations.server.http.schemas import PassagesRequest, SearchRequest
+from m3_integrations.server.http.schemas import FieldsRequest, PassagesRequest, SearchRequest
 from m3_integrations.server.settings import ServerSettings
 
 MAX_EXPLAINED = 20  # each hit takes a forward pass
@@ -41,23 +42,28 @@ class SearchEndpoints:
     async def search(self, request: SearchRequest) -> Response:
         """Search an index."""
         self._check(request)
-        name, index = self._index(request.index)
+        name, index = choose_index(self._indexes, request.index)
         where = None if request.where is None else parse_where(request.where)
         retriever = Retriever(self._batching.encoder, index, _plan(request))
         matches = await self._retrieve(retriever, request, where)
         hits = [_hit(match) for match in matches]
         if request.explain and matches:
             for hit, explanation in zip(hits, await to_thread(_explain, retriever, request, matches), strict=True):
-                hit["words"] = _words(explanation)
+                hit |= _explanation(explanation)
         return json_response({"index": name, "query": request.query, "hits": hits})
 
     async def passages(self, request: PassagesRequest) -> Response:
         """Return passages by id."""
         if len(request.ids) > self._settings.max_k:
             raise RefusedRequest(413, f"ask for at most {self._settings.max_k} ids, got {len(request.ids):,}")
-        name, index = self._index(request.index)
+        name, index = choose_index(self._indexes, request.index)
         found, missing = await to_thread(_read, index, request.ids)
         return json_response({"index": name, "passages": found, "missing": missing})
+
+    async def fields(self, request: FieldsRequest) -> Response:
+        """List metadata fields and values."""
+        name, index = choose_index(self._indexes, request.index)
+        return json_response({"index": name, "fields": await to_thread(list_fields, index, request.values)})
 
     async def list_indexes(self) -> Response:
         """List the indexes."""
@@ -79,17 +85,6 @@ class SearchEndpoints:
         (matches,) = await to_thread(retriever.retrieve_encoded, encoded, request.k, where)
         return matches
 
-    def _index(self, name: str | None) -> tuple[str, Index]:
-        names = list(self._indexes)
-        if not names:
-            raise RefusedRequest(404, "there is no index here; start the server with: m3 serve FOLDER")
-        if name is None and len(names) > 1:
-            raise RefusedRequest(INVALID, f"there are several indexes; send one of {names} as index")
-        chosen = names[0] if name is None else name
-        if chosen not in self._indexes:
-            raise RefusedRequest(404, f"there is no index {chosen!r}; there are {names}")
-        return chosen, self._indexes[chosen]
-
     def _check(self, request: SearchRequest) -> None:
         most = MAX_EXPLAINED if request.explain else self._settings.max_k
         if request.k > most:
@@ -100,6 +95,23 @@ class SearchEndpoints:
             raise RefusedRequest(INVALID, f"one of the weights must be above 0, got {request.weights}")
         if request.explain and not hasattr(self._batching.encoder, "explain"):
             raise RefusedRequest(INVALID, f"{self._batching.encoder!r} cannot explain matches; leave explain out")
+
+
+def choose_index(indexes: Mapping[str, Index], name: str | None) -> tuple[str, Index]:
+    """Return the index of a request with its name; without a name, the only one.
+
+    Raises:
+        RefusedRequest: If there is no such index, or there are several and none is named.
+    """
+    names = list(indexes)
+    if not names:
+        raise RefusedRequest(404, "there is no index here; start the server with: m3 serve FOLDER")
+    if name is None and len(names) > 1:
+        raise RefusedRequest(INVALID, f"there are several indexes; send one of {names} as index")
+    chosen = names[0] if name is None else name
+    if chosen not in indexes:
+        raise RefusedRequest(404, f"there is no index {chosen!r}; there are {names}")
+    return chosen, indexes[chosen]
 
 
 def _plan(request: SearchRequest) -> SearchPlan | None:
@@ -133,6 +145,12 @@ def _hit(match: Match) -> dict[str, Any]:
     passage = match.passage
     scores = {"score": match.score, "by_mode": dict(match.by_mode)}
     return {"id": passage.id, **scores, "text": passage.text, "metadata": dict(passage.metadata)}
+
+
+def _explanation(explanation: Explanation) -> dict[str, Any]:
+    """Return the words that met, and by mode the spans of both texts with their strengths, the strongest 1."""
+    spans = {mode: {"query": each.query, "passage": each.passage} for mode, each in explanation.spans.items()}
+    return {"words": _words(explanation), "spans": spans, "heat": explanation.passage_heat()}
 
 
 def _words(explanation: Explanation) -> list[dict[str, Any]]:
