@@ -14,7 +14,12 @@ from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.method.variants import candidate_variants
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.nudging.selection.cross_validation import Evidence
-from m3_integrations.nudging.selection.folds import CrossFitFolds, control_answers, distinct_queries
+from m3_integrations.nudging.selection.folds import (
+    CrossFitFolds,
+    control_answers,
+    distinct_queries,
+    indiscriminate_answers,
+)
 from tests.nudging.help_desk import ENCODER, asked, everything, filled, nothing_differs
 from tests.nudging.nudging_problems import encoded_problem, metric_by_hand, unit
 
@@ -124,6 +129,25 @@ def test_a_true_log_still_teaches(seed):
 def test_what_is_true_in_a_log_is_learned_in_spite_of_what_is_not(corrupt):
     desk = Desk(0)
     assert desk.effect(*corrupt(desk, desk.vectors, desk.answers)) > 0.02
+
+
+def test_answers_named_with_no_regard_to_the_question_are_found():
+    desk = Desk(0)
+    rng = np.random.default_rng(1)
+    about_one = [{**each, 3: 1.0} if rng.random() < 0.3 else each for each in desk.answers]
+    for answers in (popular_besides(desk, desk.vectors, desk.answers)[1], about_one):
+        log = Judged.of(desk.vectors, answers).merge_copies()
+        found = indiscriminate_answers(log, log.take([]))
+        assert found.tolist() == ([3] if answers is about_one else [3, 5])
+        assert indiscriminate_answers(permuted(log, 2), log.take([])).tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_popular_answers_of_like_questions_are_kept(seed):
+    desk = Desk(seed)
+    log = Judged.of(desk.vectors, desk.answers).merge_copies()
+    assert np.bincount(log.rows).max() > 10
+    assert not len(indiscriminate_answers(log, log.take([])))
 
 
 def permuted(judged, seed):

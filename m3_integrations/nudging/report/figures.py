@@ -151,6 +151,11 @@ class NudgeFigures(FieldsDisplay):
                 f"{coverage.concentration:.0%} of the training questions name one of {FEW_POPULAR} passages; if these "
                 "were clicked because they are popular, leave such clicks out"
             )
+        if coverage.indiscriminate:
+            warnings.append(
+                f"{coverage.indiscriminate} passages are named by many questions that have nothing in common, so "
+                "these answers were left out; clicks on what is popular or comes first are no answers"
+            )
         if coverage.unknown:
             warnings.append(f"{coverage.unknown} answers name passages that are not in the index; they were ignored")
         if coverage.unanswered:

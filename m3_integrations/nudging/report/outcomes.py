@@ -18,7 +18,7 @@ from m3_integrations.nudging.optimize.dense import Curve
 from m3_integrations.nudging.optimize.hybrid import ModeUpdate, NudgeConfig
 from m3_integrations.nudging.report.replay import cluster_queries, metric_curves, replay
 from m3_integrations.nudging.report.values import FEW_POPULAR, Coverage, Evaluation, Move, Outcome, in_steps
-from m3_integrations.nudging.selection.folds import CrossFitFolds
+from m3_integrations.nudging.selection.folds import CrossFitFolds, indiscriminate_answers
 from m3_integrations.nudging.selection.gamma_sweep import sweep
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.running_top_k import RunningTopK, unmoved_blocks
@@ -162,7 +162,7 @@ def _exact_curve(corpus: IndexCorpus, train: Judged, evaluated: Judged, update: 
 
 
 def coverage_of(corpus: IndexCorpus, train: EvaluatedQueries, others: Sequence[EvaluatedQueries]) -> Coverage:
-    """Count what the training questions cover, and how they overlap with the other questions."""
+    """Count what the training questions cover, and how they overlap with the others, validation first."""
     texts = {normalize_question(query.text) for query in train.queries}
     return Coverage(
         passages=len(corpus),
@@ -172,6 +172,9 @@ def coverage_of(corpus: IndexCorpus, train: EvaluatedQueries, others: Sequence[E
         unknown=train.unknown + sum(each.unknown for each in others),
         repeated=sum(normalize_question(query.text) in texts for each in others for query in each.queries),
         concentration=_concentration(train.judged),
+        indiscriminate=len(
+            indiscriminate_answers(*(each.judged.answered().merge_copies() for each in (train, others[0])))
+        ),
     )
 
 

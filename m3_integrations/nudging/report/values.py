@@ -163,6 +163,7 @@ class Coverage(NamedTuple):
         unknown: Answers that the index does not hold.
         repeated: Validation and test questions that are training questions too.
         concentration: Fraction of the training questions that name one of the FEW_POPULAR most-named passages.
+        indiscriminate: Passages whose many questions have nothing in common; these answers are not used.
     """
 
     passages: int
@@ -172,6 +173,7 @@ class Coverage(NamedTuple):
     unknown: int
     repeated: int
     concentration: float = 0.0
+    indiscriminate: int = 0
 
     @property
     def share(self) -> float:

@@ -11,8 +11,10 @@ from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Encoded
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.selection.cross_validation import FOLDS, SEED, split
+from m3_integrations.nudging.selection.popularity import indiscriminate_passages, without_passages
 
 SIMILAR_QUERIES = 20  # training queries whose answers are candidates, as a nudge may bring them up
+SKETCH = 64  # dimensions of a random projection that keeps how alike sparse queries are
 FEW_QUERIES = 1000  # validation queries up to which training queries evaluate too
 
 
@@ -111,12 +113,34 @@ def distinct_queries(train: Judged, validation: Judged, *, cross_fitted: bool) -
     """Return the answered queries, each once, in an order that does not depend on the log.
 
     A validation query that trains too says nothing about new queries: it is left out if others remain, or if folds of
-    the training queries evaluate anyway.
+    the training queries evaluate anyway. Answers that the log names with no regard to the query are dropped, unless
+    nothing else would train.
     """
     train, validation = train.answered().merge_copies(), validation.answered().merge_copies()
+    dropped = indiscriminate_answers(train, validation)
+    kept = [without_passages(each, dropped).answered() for each in (train, validation)]
+    if len(dropped) and len(kept[0]) and (len(kept[1]) or not len(validation)):
+        train, validation = kept
     fresh = np.flatnonzero(~np.isin(validation.identities, train.identities))
     drops = len(fresh) or (cross_fitted and len(train) >= FOLDS)
     return train, validation.take(fresh) if drops else validation
+
+
+def indiscriminate_answers(train: Judged, validation: Judged) -> Ints:
+    """Return the passages that the queries of a log, each different, name with no regard to what they ask."""
+    judged = _join(train, validation)
+    return indiscriminate_passages(_vectors(judged), judged)
+
+
+def _vectors(judged: Judged) -> Floats:
+    """Return one vector of each query, of the first mode that has any, shape (queries, any)."""
+    if judged.queries.shape[1]:
+        return judged.queries
+    if "sparse" not in judged.in_modes.modes:
+        return means_of(judged)
+    sparse = judged.in_modes.sparse
+    signs = np.random.default_rng(SEED).choice(np.array([-1, 1], np.float32), (sparse.shape[1], SKETCH))
+    return np.asarray(sparse @ signs)
 
 
 def control_answers(folds: CrossFitFolds) -> Judged:
