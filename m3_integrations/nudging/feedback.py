@@ -123,6 +123,12 @@ class Feedback:
         with self._ledger() as ledger:
             return ledger.judgements()
 
+    @property
+    def version(self) -> int:
+        """Version of the nudge that the index holds; 0 for the original vectors."""
+        with self._ledger() as ledger:
+            return ledger.current
+
     def counts(self) -> FeedbackCounts:
         """Count the judgements."""
         known = self.judgements()

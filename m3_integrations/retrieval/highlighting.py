@@ -53,13 +53,13 @@ def title_segments(match: Match, explanation: Explanation) -> list[HighlightedTe
     start = text.find(title, 0, len(text) - len(body_of(match.passage)))
     if start < 0:
         return [HighlightedText(title, "")]
-    return split_at_words(text[: start + len(title)], _passage_styles(explanation), start)
+    return split_at_words(text[: start + len(title)], passage_styles(explanation), start)
 
 
 def word_segments(match: Match, explanation: Explanation) -> list[HighlightedText]:
     """Split the text of a passage, without its title, at the words that matched; joined they are the text."""
     start = len(explanation.passage) - len(body_of(match.passage))
-    return split_at_words(explanation.passage, _passage_styles(explanation), start)
+    return split_at_words(explanation.passage, passage_styles(explanation), start)
 
 
 def excerpt_segments(match: Match, explanation: Explanation) -> list[HighlightedText]:
@@ -73,7 +73,7 @@ def excerpt_segments(match: Match, explanation: Explanation) -> list[Highlighted
     dots = HighlightedText("… ", "")
     return [
         *([dots] if low > start else []),
-        *split_at_words(text[:high], _passage_styles(explanation), low),
+        *split_at_words(text[:high], passage_styles(explanation), low),
         *([HighlightedText(" …", "")] if high < len(text) else []),
     ]
 
@@ -100,7 +100,7 @@ def styled_words(explanation: Explanation) -> list[tuple[WordMatch, str]]:
     return [(match, hues.get(match, "faint")) for match in visible]
 
 
-def _passage_styles(explanation: Explanation) -> dict[TextSpan, str]:
+def passage_styles(explanation: Explanation) -> dict[TextSpan, str]:
     """Return the style of each matched word, and of every other occurrence of it."""
     text = explanation.passage
     pairs = sorted(styled_words(explanation), key=lambda each: each[0].strength)

@@ -14,7 +14,6 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from m3_integrations.core.concurrency import to_thread
-from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WriterBusy, WrongEncoder
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index import Index
 from m3_integrations.server.batching import BatchingEncoder
@@ -22,7 +21,13 @@ from m3_integrations.server.http import openapi
 from m3_integrations.server.http.encoding import EncodingEndpoints
 from m3_integrations.server.http.feedback import FeedbackEndpoints
 from m3_integrations.server.http.guard import RequestGuard
-from m3_integrations.server.http.responses import RefusedRequest, bytes_response, json_response
+from m3_integrations.server.http.page.endpoints import PageEndpoints
+from m3_integrations.server.http.responses import (
+    RefusedRequest,
+    bytes_response,
+    json_response,
+    refuse_expected_errors,
+)
 from m3_integrations.server.http.schemas import (
     EmbedAllRequest,
     EmbedRequest,
@@ -92,6 +97,7 @@ def create_app(
     routes = [Route(path.path, handler, methods=[path.method]) for path, handler in endpoints]
     routes += [
         Route("/", _handler(EmbedRequest, encoding.embed), methods=["POST"]),  # as TEI and huggingface_hub have it
+        *PageEndpoints(batching, indexes or {}, settings).routes(),
         Route("/openapi.json", partial(_document, document)),
         Route("/docs", partial(_page, openapi.render(paths))),
     ]
@@ -133,18 +139,13 @@ def _handler(model: type[Body], handle: Callable[[Body], Awaitable[Response]]) -
 
     async def respond(request: Request) -> Response:
         try:
-            if request.method in ("GET", "HEAD"):
-                return await handle(model.model_validate(dict(request.query_params)))
-            return await handle(model.model_validate_json(await request.body()))
+            with refuse_expected_errors():
+                if request.method in ("GET", "HEAD"):
+                    return await handle(model.model_validate(dict(request.query_params)))
+                return await handle(model.model_validate_json(await request.body()))
         except ValidationError as error:
             is_json = all(each["type"] != "json_invalid" for each in error.errors(include_url=False))
             raise RefusedRequest(422 if is_json else 400, _describe(error)) from None
-        except (MissingMode, UnsupportedFilter) as error:
-            raise RefusedRequest(422, str(error)) from error
-        except WriterBusy as error:
-            raise RefusedRequest(503, str(error)) from error
-        except WrongEncoder as error:
-            raise RefusedRequest(503, "the model of the index changed; restart the server") from error
 
     return respond
 

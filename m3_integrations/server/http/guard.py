@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from m3_integrations.server.http.responses import RefusedRequest, error_response
 from m3_integrations.server.settings import ServerSettings
 
-OPEN_PATHS = ("/health",)  # without a key, for load balancers
+# Without a key: for load balancers, and the page's form to enter the key with its files.
+OPEN_PATHS = ("/health", "/", "/page/style.css", "/page/script.js", "/page/icon.svg")
 CLIENT_CLOSED = 499  # nginx's status of a request whose client went away
 _JSON = "application/json"
 _log = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class RequestGuard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise RefusedRequest(HTTPStatus.FORBIDDEN, f"pages of {origin!r} may not use this server")
-        if self.settings.api_key is not None and scope["path"] not in OPEN_PATHS:
+        is_open = scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN_PATHS  # POST / is an endpoint
+        if self.settings.api_key is not None and not is_open:
             _check_key(headers.get("authorization", ""), self.settings.api_key)
         has_body = scope["method"] in ("POST", "PUT", "PATCH")
         if has_body and headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:

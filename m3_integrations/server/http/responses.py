@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import Response
+
+from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WriterBusy, WrongEncoder
 
 REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
@@ -34,6 +37,23 @@ class RefusedRequest(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+@contextmanager
+def refuse_expected_errors() -> Iterator[None]:
+    """Turn errors that a request or another process causes into answers.
+
+    Raises:
+        RefusedRequest: Instead of such an error.
+    """
+    try:
+        yield
+    except (MissingMode, UnsupportedFilter) as error:
+        raise RefusedRequest(422, str(error)) from error
+    except WriterBusy as error:
+        raise RefusedRequest(503, str(error)) from error
+    except WrongEncoder as error:
+        raise RefusedRequest(503, "the model of the index changed; restart the server") from error
 
 
 def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:

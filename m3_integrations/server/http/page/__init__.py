@@ -1,0 +1,1 @@
+"""The page of the server: search, explanations, feedback and learning, rendered on the server."""
