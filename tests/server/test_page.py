@@ -178,18 +178,18 @@ def test_the_policy_allows_files_of_the_server_alone_and_no_script_in_the_page(p
 
 def test_a_page_with_a_key_shows_nothing_before_it(hash_encoder, notes):
     settings = ServerSettings(port=0, api_key="secret")
-    with running(create_app(hash_encoder, {"notes": notes}, settings), settings) as url:
-        with httpx.Client(base_url=url, trust_env=False) as client:
-            bare = client.get("/", params={"q": "river", "id": "p1"})
-            assert bare.status_code == 200
-            assert "This server needs its key" in bare.text
-            assert "river" not in bare.text
-            assert "notes" not in bare.text
-            for path in ("/page", "/page/results", "/page/passage", "/learn", "/feedback"):
-                assert client.get(path, params={"q": "river", "id": "p1"}).status_code == 401
-            assert client.post("/", json={"inputs": "text"}).status_code == 401
-            key = {"Authorization": "Bearer secret"}
-            assert "p1" in client.get("/page", params={"q": "river"}, headers=key).text
+    app = create_app(hash_encoder, {"notes": notes}, settings)
+    with running(app, settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        bare = client.get("/", params={"q": "river", "id": "p1"})
+        assert bare.status_code == 200
+        assert "This server needs its key" in bare.text
+        assert "river" not in bare.text
+        assert "notes" not in bare.text
+        for path in ("/page", "/page/results", "/page/passage", "/learn", "/feedback"):
+            assert client.get(path, params={"q": "river", "id": "p1"}).status_code == 401
+        assert client.post("/", json={"inputs": "text"}).status_code == 401
+        key = {"Authorization": "Bearer secret"}
+        assert "p1" in client.get("/page", params={"q": "river"}, headers=key).text
 
 
 def test_a_passage_that_is_gone_is_named_and_a_neighbor_is_found_by_its_id(page):
