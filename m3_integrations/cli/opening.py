@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from m3_integrations.cli.output import terminal
 from m3_integrations.cli.progress import has_bfloat16
 
 if TYPE_CHECKING:
-    from m3_integrations import LocalIndex, M3Encoder
+    from m3_integrations import Encoder, LocalIndex, M3Encoder
     from m3_integrations.encoders.base import Dtype
     from m3_integrations.models.backends.exported import Backend
 
@@ -47,17 +47,32 @@ def load_encoder(folder: Path, model: str | None, backend: Backend = "torch") ->
     Raises:
         IndexFolderError: If the folder is not an index.
     """
-    from m3_integrations import LocalIndex, M3Encoder
+    from m3_integrations import M3Encoder
 
-    recorded = None
-    if folder.is_file() or _has_files(folder):
-        with LocalIndex.open(folder) as index:
-            recorded = model_of_index(index)
-    name = model or recorded or DEFAULT_MODEL
+    name = model or recorded_model(folder) or DEFAULT_MODEL
     if terminal.verbose:
         terminal.note(f"model: {name}")
     dtype: Dtype | None = "bfloat16" if backend == "openvino" and has_bfloat16() else None
     return M3Encoder.from_pretrained(name, backend=backend, dtype=dtype)
+
+
+def open_for_queries(folder: Path, model: str | None) -> tuple[Encoder, LocalIndex]:
+    """Open an index with an encoder of queries; that of m3-mini needs no torch.
+
+    Raises:
+        WrongEncoder: If the model named is not that of the index.
+    """
+    from m3_integrations import LocalIndex
+    from m3_integrations.core.errors import WrongEncoder
+
+    if (model or recorded_model(folder)) == DEFAULT_MODEL:
+        from m3_integrations.encoders.mini_queries import MiniQueryEncoder
+
+        encoder = MiniQueryEncoder.open_if_known()
+        with suppress(WrongEncoder):  # another model, or the hash of the complete one
+            if encoder is not None:
+                return encoder, LocalIndex.open(folder, encoder)
+    return open_index(folder, model)
 
 
 def open_index(folder: Path, model: str | None) -> tuple[M3Encoder, LocalIndex]:
@@ -99,6 +114,20 @@ def open_for_writing(folder: Path, encoder: M3Encoder) -> Iterator[LocalIndex]:
 
 def _has_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
+
+
+def recorded_model(folder: Path) -> str | None:
+    """Return the model that filled the index of a folder; None if there is no index or it does not say.
+
+    Raises:
+        IndexFolderError: If the folder is not an index.
+    """
+    from m3_integrations import LocalIndex
+
+    if not folder.is_file() and not _has_files(folder):
+        return None
+    with LocalIndex.open(folder) as index:
+        return model_of_index(index)
 
 
 def model_of_index(index: LocalIndex) -> str | None:

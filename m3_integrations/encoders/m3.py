@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,14 +20,14 @@ from m3_integrations.core.errors import MissingMode, NotPicklable, PartNotExport
 from m3_integrations.encoders.base import Dtype, EncoderConfig, WindowOverlap, check_texts, weights_of_modes
 from m3_integrations.encoders.composed import ComposedEncoder
 from m3_integrations.encoders.explain import Explanation, explain
-from m3_integrations.encoders.projection import principal_directions
 from m3_integrations.models import checkpoint as checkpoints
 from m3_integrations.models.backends.base import BatchRunner, ModelBackend
 from m3_integrations.models.backends.exported import BACKENDS, Backend, ExportedModel
 from m3_integrations.models.backends.torch import TorchBackend, best_device
-from m3_integrations.models.conventions import Pooling
+from m3_integrations.models.conventions import Pooling, hash_reading
 from m3_integrations.models.encoded_builder import EncodedBuilder
 from m3_integrations.models.heads.late_interaction import LateInteraction
+from m3_integrations.models.heads.projection import principal_directions
 from m3_integrations.models.layouts.bge_m3 import MULTI_VECTOR_HEAD, SPARSE_HEAD, TOKEN_PRIOR
 from m3_integrations.models.layouts.sparse_encoder import TERM_EXPANSION
 from m3_integrations.models.layouts.transformers_folder import count_positions
@@ -40,8 +39,6 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_SEARCH_TIME = ("weights", "pair_weights", "sparse_score")  # conventions that change no vector of a passage
-_ADDED = ("truncate_dim", "lexical_length", "max_terms", "late")  # conventions that came after the first fingerprints
 # Keys of a transformer's configuration that its forward pass does not read.
 _UNREAD = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels"}
 _LATE: tuple[Mode, ...] = ("multi_vector",)
@@ -266,16 +263,13 @@ class M3Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        reading = {key: value for key, value in asdict(self.conventions).items() if key not in _SEARCH_TIME}
-        del reading["window_overlap"]  # stated by the next line, with what the options make of it
-        reading |= {"windows": self.sequencer.window_overlap, "cls_every": self.sequencer.cls_every}
-        for option in _ADDED:
-            if reading[option] is None:
-                del reading[option]  # keeps the fingerprint of indexes from before this option
-        if self.token_pooling != 1:
-            reading["token_pooling"] = self.token_pooling
-        stated = json.dumps(reading, sort_keys=True)
-        return hashlib.sha256(f"{self.checkpoint.hash_weights()}{stated}".encode()).hexdigest()
+        return hash_reading(
+            self.checkpoint.hash_weights(),
+            self.conventions,
+            self.sequencer.window_overlap,
+            self.sequencer.cls_every,
+            self.token_pooling,
+        )
 
     def encode_queries(
         self, texts: Sequence[str], modes: Modes | None = None, *, show_progress: bool = False
@@ -465,8 +459,7 @@ class M3Encoder:
         """Return the overlap of windows by an option and the checkpoint's convention, which adapts to `max_length`."""
         if option == "truncate":
             return None
-        stated = self.conventions.window_overlap
-        return option if option is not None or stated is None else min(stated, (self.max_length - 2) // 8)
+        return self.conventions.default_overlap if option is None else option
 
     def _late_sequencers(self, late: LateInteraction) -> tuple[SequenceTokenizer, SequenceTokenizer]:
         """Return the tokenizers of passages and of queries, by the conventions of a ColBERT-like checkpoint."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy.typing as npt
@@ -19,6 +21,9 @@ Pooling = Literal["cls", "mean"]
 Norms = TypeVar("Norms", npt.NDArray, "Tensor")  # type: ignore[type-arg]  # of any float
 # The sum that BGE-M3's training distils (FlagEmbedding, encoder_only/m3/modeling.py); its compute_score has 1, 1, 1.
 BGE_M3_WEIGHTS: Mapping[Mode, float] = {"dense": 1.0, "sparse": 0.3, "multi_vector": 1.0}
+# Conventions that change no vector of a passage, and the overlap, stated by the windows that options make of it.
+_UNHASHED = ("weights", "pair_weights", "sparse_score", "window_overlap")
+_ADDED = ("truncate_dim", "lexical_length", "max_terms", "late")  # conventions that came after the first fingerprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,38 @@ class CheckpointConventions:
                 raise ValueError(f"pair_weights holds mappings of two modes to weights, got {pair!r}")
         for weights in (self.weights, *self.pair_weights):
             SearchPlan(weights=weights, sparse_score=self.sparse_score)  # raises ValueError for invalid ones
+
+    @property
+    def default_overlap(self) -> int | None:
+        """Tokens shared by windows, adapted to `max_length`; None truncates."""
+        return None if self.window_overlap is None else min(self.window_overlap, (self.max_length - 2) // 8)
+
+
+def hash_reading(
+    weights: str,
+    conventions: CheckpointConventions,
+    window_overlap: int | None,
+    mcls_interval: int | None = None,
+    token_pooling: int = 1,
+) -> str:
+    """Return the fingerprint of an encoder: 64 hex digits over everything that changes vectors.
+
+    Args:
+        weights: Hash of weights and tokenizer.
+        conventions: Conventions of the encoder.
+        window_overlap: Tokens shared by windows; None truncates.
+        mcls_interval: Tokens between cls tokens.
+        token_pooling: Tokens per vector.
+    """
+    reading = {key: value for key, value in asdict(conventions).items() if key not in _UNHASHED}
+    reading |= {"windows": window_overlap, "cls_every": mcls_interval}
+    for option in _ADDED:
+        if reading[option] is None:
+            del reading[option]  # keeps the fingerprint of indexes from before this option
+    if token_pooling != 1:
+        reading["token_pooling"] = token_pooling
+    stated = json.dumps(reading, sort_keys=True)
+    return hashlib.sha256(f"{weights}{stated}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class SequenceTokenizer:
             ValueError: If the prefix leaves no room for text.
         """
         encodings = self._encode(texts, prefix)
-        return self._sequences_of(encodings, [_prefix_tokens(each, prefix) for each in encodings])
+        return self._sequences_of(encodings, [prefix_tokens(each, prefix) for each in encodings])
 
     def _sequences_of(self, encodings: Sequence[Encoding], prefixes: Sequence[int]) -> tuple[list[TokenSequence], int]:
         found: list[TokenSequence] = []
@@ -127,7 +127,7 @@ class SequenceTokenizer:
         The final token of each sequence is included.
         """
         (encoding,) = self._encode([text], prefix)
-        leading = _prefix_tokens(encoding, prefix)
+        leading = prefix_tokens(encoding, prefix)
         tokens = list(zip(encoding.ids, encoding.offsets, strict=True))[1 + leading : -1]
         if self.vector_tokens is not None:
             return self._spans_of_vectors(encoding, len(prefix), leading, text)
@@ -204,7 +204,7 @@ class SequenceTokenizer:
         return TokenSequence(ids, row, len(prefix), cls, vectors, unattended)
 
 
-def _prefix_tokens(encoding: Encoding, prefix: str) -> int:
+def prefix_tokens(encoding: Encoding, prefix: str) -> int:
     """Return the number of tokens after the first that hold the prefix."""
     written = prefix.rstrip()
     last = encoding.char_to_token(len(written) - 1) if written else None

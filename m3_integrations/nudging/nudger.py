@@ -16,16 +16,15 @@ import numpy as np
 
 from m3_integrations.core.encoded import DENSE, MODES, Encoded, Mode, Modes, SparseScore, check_modes
 from m3_integrations.core.errors import MissingMode, PassagesChanged, StaleReport, UnknownId
-from m3_integrations.core.files import os_error
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.data.splits import normalize_question
 from m3_integrations.encoders.base import Encoder, sparse_score_of
 from m3_integrations.index.base import Index
+from m3_integrations.index.local.ledger_file import ledger_file
 from m3_integrations.index.validation import check_ids
 from m3_integrations.nudging.corpus import IndexCorpus
 from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.ledger import (
-    FILE_NAME,
     Dimensions,
     FitOptions,
     Ledger,
@@ -573,25 +572,6 @@ class _Result(NamedTuple):
     curves: Mapping[Mode, Curve]
     summary: str
     evidence: Evidence | None
-
-
-def ledger_file(folder: Path, fingerprint: str) -> Path:
-    """Return the file of the ledger for an encoder: one of its own after `reencode`, otherwise the first.
-
-    Raises:
-        IndexFolderError: If the folder cannot be read.
-    """
-    own = folder / own_ledger_name(fingerprint)
-    try:
-        return own if own.is_file() else folder / FILE_NAME
-    except OSError as error:
-        raise os_error(own, error) from error
-
-
-def own_ledger_name(fingerprint: str) -> str:
-    """Return the name of the ledger that `reencode` writes for an encoder."""
-    name, _, ending = FILE_NAME.rpartition(".")
-    return f"{name}-{fingerprint[:12]}.{ending}"
 
 
 def open_ledger(index: Index, encoder: Encoder, path: str | Path | None) -> Ledger:

@@ -20,10 +20,11 @@ from m3_integrations.index.base import Index
 from m3_integrations.index.copying import copy_index
 from m3_integrations.index.local.catalog import FILE_NAME as CATALOG
 from m3_integrations.index.local.index import LocalIndex
+from m3_integrations.index.local.ledger_file import ledger_file, own_ledger_name
 from m3_integrations.index.opening import EncoderIdentity
 from m3_integrations.index.qdrant import QdrantIndex
 from m3_integrations.nudging.ledger import FILE_NAME, Version
-from m3_integrations.nudging.nudger import Nudger, ledger_file, own_ledger_name
+from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.retrieval.ingestion import IngestReport, ingest
 from m3_integrations.retrieval.retriever import Retriever
 

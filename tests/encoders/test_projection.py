@@ -8,7 +8,7 @@ import torch
 
 from m3_integrations import M3Encoder
 from m3_integrations.core.errors import MissingMode
-from m3_integrations.encoders.projection import principal_directions, projected
+from m3_integrations.models.heads.projection import principal_directions, projected
 
 TEXTS = ["the bridge", "Die Brücke über die Wolga", "мост через реку", "what is a passage?", "橋はどこにある"]
 LATE = ("multi_vector",)

@@ -7,13 +7,13 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from m3_integrations.cli.opening import open_index, require_index
+from m3_integrations.cli.opening import open_for_queries, open_index, require_index
 from m3_integrations.cli.options import (
     Filter,
     Folder,
@@ -31,7 +31,7 @@ from m3_integrations.cli.options import (
 from m3_integrations.cli.output import CommandResult, escape_controls, on_one_line, terminal
 
 if TYPE_CHECKING:
-    from m3_integrations import LocalIndex, M3Encoder, Passage, Retriever, SearchPlan
+    from m3_integrations import Encoder, LocalIndex, M3Encoder, Passage, Retriever, SearchPlan
     from m3_integrations.core.encoded import Mode
     from m3_integrations.core.types import ScoreCalibration
     from m3_integrations.encoders.explain import Explanation, MatchedSpans
@@ -60,26 +60,24 @@ def search(
     check_question(question)
     modes, condition, least = parse_modes(mode), parse_filter(where), _parse_relevance(min_relevance)
     require_index(folder)
-    with _open_retriever(folder, modes, model) as (encoder, retriever):
+    opened = open_index(folder, model) if explain else open_for_queries(folder, model)
+    with _retriever(*opened, modes) as retriever:
         if least is not None:
             _require_calibration(folder, retriever)
         for each in read_questions(question):
             matches = _relevant(retriever, retriever.retrieve(each, k, condition), least)
-            explanations = [_explain(encoder, retriever, each, match.passage) for match in matches] if explain else None
+            explanations = [_explain(retriever, each, match.passage) for match in matches] if explain else None
             terminal.show("search", _result(folder, each, matches, explanations, retriever))
 
 
 @contextmanager
-def _open_retriever(
-    folder: Path, modes: tuple[Mode, ...] | None, model: str | None
-) -> Iterator[tuple[M3Encoder, Retriever]]:
-    """Open an index for searching by these modes, or by its own plan."""
+def _retriever(encoder: Encoder, opened: LocalIndex, modes: tuple[Mode, ...] | None) -> Iterator[Retriever]:
+    """Search an open index by these modes, or by its own plan, and close it."""
     from m3_integrations import Retriever, SearchPlan
 
-    encoder, opened = open_index(folder, model)
     with opened as index:
         own = index.plan or _plan_of_earlier_version(encoder, index)
-        yield encoder, Retriever(encoder, index, SearchPlan(propose=modes, modes=modes) if modes else own)
+        yield Retriever(encoder, index, SearchPlan(propose=modes, modes=modes) if modes else own)
 
 
 def _parse_relevance(text: str | None) -> float | Literal["auto"] | None:
@@ -110,11 +108,11 @@ def _require_calibration(folder: Path, retriever: Retriever) -> ScoreCalibration
 
 def _relevant(retriever: Retriever, matches: Sequence[Match], least: float | Literal["auto"] | None) -> Sequence[Match]:
     """Return the matches that reach a probability."""
-    from m3_integrations.retrieval import match_probabilities
-
     calibration = retriever.calibration
     if least is None or calibration is None:
         return matches
+    from m3_integrations.retrieval import match_probabilities  # it takes a while to import
+
     limit = calibration.threshold if least == "auto" else least
     found = match_probabilities(calibration, matches)
     return [match for match, probability in zip(matches, found, strict=True) if probability >= limit]
@@ -127,10 +125,10 @@ def _result(
     explanations: Sequence[Explanation] | None,
     retriever: Retriever,
 ) -> CommandResult:
-    from m3_integrations.retrieval import match_probabilities
-
     found = [match_to_json(match) for match in matches]
     if retriever.calibration is not None:
+        from m3_integrations.retrieval import match_probabilities
+
         for match, probability in zip(found, match_probabilities(retriever.calibration, matches), strict=True):
             match["relevance"] = probability
     for match, explanation in zip(found, explanations or (), strict=False):
@@ -155,7 +153,7 @@ def explain(
     require_index(folder)
     if id is not None:
         _require_passage(folder, id)
-    with _open_retriever(folder, modes, model) as (encoder, retriever):
+    with _retriever(*open_index(folder, model), modes) as retriever:
         if id is None:
             matches = retriever.retrieve(question, 1)
             if not matches:
@@ -163,7 +161,7 @@ def explain(
             passage = matches[0].passage
         else:
             (passage,) = retriever.index.passages([id])
-        explanation = _explain(encoder, retriever, question, passage)
+        explanation = _explain(retriever, question, passage)
     scores = {"score": explanation.score, "by_mode": dict(explanation.by_mode)}
     lexical = [{"token": each.token, "score": each.score} for each in explanation.lexical]
     spans = {mode: _spans_to_json(found) for mode, found in explanation.spans.items()}
@@ -182,7 +180,8 @@ def _require_passage(folder: Path, id: str) -> None:
         index.passages([id])
 
 
-def _explain(encoder: M3Encoder, retriever: Retriever, question: str, passage: Passage) -> Explanation:
+def _explain(retriever: Retriever, question: str, passage: Passage) -> Explanation:
+    encoder = cast("M3Encoder", retriever.encoder)
     idf = getattr(retriever.index, "idf", None)
     explanation = encoder.explain(question, passage.text, retriever.weights, retriever.sparse_score, idf)
     if retriever.fusion == "sum":
@@ -282,12 +281,13 @@ def _print_match(rank: int, match: Match, reason: str | None) -> None:
         terminal.print(" " * INDENT + reason)
 
 
-def _plan_of_earlier_version(encoder: M3Encoder, index: LocalIndex) -> SearchPlan | None:
+def _plan_of_earlier_version(encoder: Encoder, index: LocalIndex) -> SearchPlan | None:
     """Return the plan of an index that was nudged before plans were stored with the vectors."""
-    from m3_integrations import Nudger
-    from m3_integrations.nudging.nudger import ledger_file
+    from m3_integrations.index.local.ledger_file import ledger_file
 
     if not ledger_file(index.folder, encoder.fingerprint).is_file():  # opening a Nudger would create the ledger
         return None
+    from m3_integrations import Nudger
+
     with closing(Nudger(encoder, index)) as nudger:
         return None if nudger.stores_plans else nudger.plan

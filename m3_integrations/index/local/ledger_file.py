@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError
+from m3_integrations.core.files import os_error
 from m3_integrations.core.sqlite.connection import Connection, connect, read_only_error, translate_errors
 from m3_integrations.core.sqlite.rewriting import rewrite
 from m3_integrations.core.sqlite.schema import Schema
@@ -35,6 +36,25 @@ CREATE_FEEDBACK = """CREATE TABLE IF NOT EXISTS feedback (
   number INTEGER PRIMARY KEY, time TEXT NOT NULL, query TEXT, passage TEXT NOT NULL, useful INTEGER NOT NULL
 )"""
 _INCOMPLETE = "incomplete"  # in the table about: versions that cannot be computed again, as a JSON list
+
+
+def ledger_file(folder: Path, fingerprint: str) -> Path:
+    """Return the file of the ledger for an encoder: one of its own after `reencode`, otherwise the first.
+
+    Raises:
+        IndexFolderError: If the folder cannot be read.
+    """
+    own = folder / own_ledger_name(fingerprint)
+    try:
+        return own if own.is_file() else folder / LEDGER_NAME
+    except OSError as error:
+        raise os_error(own, error) from error
+
+
+def own_ledger_name(fingerprint: str) -> str:
+    """Return the name of the ledger that `reencode` writes for an encoder."""
+    name, _, ending = LEDGER_NAME.rpartition(".")
+    return f"{name}-{fingerprint[:12]}.{ending}"
 
 
 def forget_passages(path: Path, ids: Collection[str], timeout: float) -> None:

