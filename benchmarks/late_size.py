@@ -24,9 +24,9 @@ from timing import timed
 from m3_integrations import Encoded, LocalIndex, M3Encoder, Passage
 from m3_integrations.core import MultiVectors
 from m3_integrations.data import JudgedCollection, read_beir
-from m3_integrations.models.heads.projection import Directions, principal_directions, projected
 from m3_integrations.errors import TextsTruncated
 from m3_integrations.index.quantization import PRECISIONS, Precision
+from m3_integrations.models.heads.projection import Directions, principal_directions, projected
 from m3_integrations.models.token_pooling import pool_tokens
 
 SAMPLE = 500

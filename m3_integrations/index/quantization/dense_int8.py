@@ -11,14 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import faiss as typed_faiss
 import numpy as np
 import numpy.typing as npt
 
 from m3_integrations.core.encoded import Array, Arrays
 from m3_integrations.index.quantization.int8_matmul import MAX_DIM as MAX_DIM  # FAISS counts up to 2**31 too
-
-faiss: Any = typed_faiss  # its type hints lack what SWIG generates
 
 DENSE_INT8_ARRAYS = {"copy": ("|u1", 2), "steps": ("<f4", 1), "left_out": ("<f8", 1), "reach": ("<f8", 1)}
 _MAX_LEVEL = 127
@@ -131,6 +128,13 @@ def find_candidates(
     return BoundedCandidates(rows[found], approximate - error_bound, approximate + error_bound, others_upper)
 
 
+def load_faiss() -> Any:
+    """Import FAISS at its first use, which takes 0.1 s; untyped, because its type hints lack what SWIG generates."""
+    import faiss
+
+    return faiss
+
+
 def _scan(copy: npt.NDArray[np.uint8], query: Array, scores: Array) -> Longs:
     """Return the rows with inner products above `scores`, and write these products to it.
 
@@ -138,7 +142,7 @@ def _scan(copy: npt.NDArray[np.uint8], query: Array, scores: Array) -> Longs:
     of FAISS's loops accept no others; its floating-point loops give the same result up to 1,040 dimensions, and differ
     by rounding beyond.
     """
-    padded = np.zeros(copy.shape[1], np.float32)
+    faiss, padded = load_faiss(), np.zeros(copy.shape[1], np.float32)
     padded[: len(query)] = query
     rows = np.full(len(scores), -1, np.int64)
     quantizer = faiss.ScalarQuantizer(len(padded), faiss.ScalarQuantizer.QT_8bit_direct_signed)

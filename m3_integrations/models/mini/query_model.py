@@ -17,7 +17,7 @@ from m3_integrations.models.conventions import CheckpointConventions
 from m3_integrations.models.mini.low_rank import merged
 from m3_integrations.models.mini.settings import HEADS, lexical_weights
 from m3_integrations.models.mini.tokenizer import encode_text, special_tokens
-from m3_integrations.models.mini.weight_file import WeightFile
+from m3_integrations.models.mini.weight_file import WeightFile, bert_name
 from m3_integrations.models.tokenization import prefix_tokens
 
 _HALF_ROOT = np.float32(np.sqrt(0.5))
@@ -85,7 +85,7 @@ class MiniQueryModel:
     """m3-mini for one short query at a time; its numbers are those of the PyTorch model up to rounding.
 
     Args:
-        file: Weight file, which stays open.
+        file: Weight file.
         conventions: Conventions of m3-mini.
     """
 
@@ -172,8 +172,8 @@ class MiniQueryModel:
     def _layer(self, number: int) -> TransformerLayer:
         def linear(name: str) -> LinearMap:
             path = f"l{number}.{name}"
-            bias = self._file.tensor(f"{path}.b")
-            return LinearMap(merged(f"{path}.w", self._file.tensor(f"{path}.w")).reshape(len(bias), -1), bias)
+            weight, bias = (self._file.tensor(f"{path}.{part}") for part in "wb")
+            return LinearMap(merged(bert_name(f"{path}.w"), weight).reshape(len(bias), -1), bias)
 
         def norm(name: str) -> LayerNorm:
             path = f"l{number}.{name}"

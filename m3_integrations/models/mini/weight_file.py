@@ -6,7 +6,7 @@ import mmap
 import platform
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,18 @@ _FLOAT32, _Q4 = 0, 1
 _BLOCK = 32
 _BLOCK_BYTES = 18  # a float16 scale and 32 nibbles
 _BLOCKS_AT_ONCE = 1 << 13  # 1 MB of float32
-_TENSORS, _LAYER_TENSORS = 5, 16  # outside of the layers, and of each
+_LAYER = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "aln": "attention.output.LayerNorm",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+    "oln": "output.LayerNorm",
+}
+_PART = {"w": "weight", "b": "bias"}
+_TENSORS, _LAYER_TENSORS = 5, 2 * len(_LAYER)  # outside of the layers, and of each
 
 
 def weight_file() -> Path:
@@ -69,13 +80,11 @@ class WeightFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._at = 0
+        self._path, self._at = path, 0
         try:
-            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as self._map:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as self._map:
                 self._read_header()
         except (struct.error, ValueError, OverflowError, OSError) as error:
-            self.close()
             raise incomplete(path) from error
 
     def _read_header(self) -> None:
@@ -147,10 +156,9 @@ class WeightFile:
     def tensor(self, name: str) -> Array:
         """Return a tensor, flat, as float32."""
         kind, count, offset = self._directory[name]
-        self._file.seek(offset)
         if kind == _FLOAT32:
-            return np.fromfile(self._file, "<f4", count)
-        return self._read_q4(count // _BLOCK).ravel()
+            return np.fromfile(self._path, "<f4", count, offset=offset)
+        return self._read_q4(offset, count // _BLOCK).ravel()
 
     def rows(self, name: str, rows: Sequence[int], width: int) -> Array:
         """Return rows of a table, shape (rows, width); of 4-bit weights, the other rows are not read.
@@ -164,28 +172,17 @@ class WeightFile:
         if kind == _FLOAT32:
             return self.tensor(name).reshape(-1, width)[list(rows)]
         blocks = width // _BLOCK
-        values = np.empty((len(rows), blocks, _BLOCK), np.float32)
-        for row, out in zip(rows, values, strict=True):
-            self._file.seek(offset + row * blocks * _BLOCK_BYTES)
-            unpack_q4(np.fromfile(self._file, np.uint8, blocks * _BLOCK_BYTES).reshape(-1, _BLOCK_BYTES), out)
-        return values.reshape(len(rows), width)
+        values = [self._read_q4(offset + row * blocks * _BLOCK_BYTES, blocks) for row in rows]
+        return np.concatenate(values).reshape(len(rows), width)
 
-    def _read_q4(self, blocks: int) -> Array:
+    def _read_q4(self, offset: int, blocks: int) -> Array:
         # Unpacking in blocks that fit the processor's cache is five times as fast and needs no second copy.
         values = np.empty((blocks, _BLOCK), np.float32)
         for start in range(0, blocks, _BLOCKS_AT_ONCE):
             out = values[start : start + _BLOCKS_AT_ONCE]
-            unpack_q4(np.fromfile(self._file, np.uint8, len(out) * _BLOCK_BYTES).reshape(-1, _BLOCK_BYTES), out)
+            packed = np.fromfile(self._path, np.uint8, len(out) * _BLOCK_BYTES, offset=offset + start * _BLOCK_BYTES)
+            unpack_q4(packed.reshape(-1, _BLOCK_BYTES), out)
         return values
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> WeightFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def unpack_q4(blocks: npt.NDArray[np.uint8], out: Array) -> None:
@@ -200,3 +197,19 @@ def unpack_q4(blocks: npt.NDArray[np.uint8], out: Array) -> None:
     np.subtract(nibbles & 15, 8, out=out[:, :16], dtype=np.float32)
     np.subtract(nibbles >> 4, 8, out=out[:, 16:], dtype=np.float32)
     out *= np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+
+
+def bert_name(name: str) -> str:
+    """Return the name that BertModel has for a tensor: `encoder.layer.3.attention.self.query.weight` for `l3.q.w`."""
+    path, _, part = name.rpartition(".")
+    embeddings: Mapping[str, str] = {
+        "emb.word": "embeddings.word_embeddings.weight",
+        "emb.pos": "embeddings.position_embeddings.weight",
+        "emb.type": "embeddings.token_type_embeddings.weight",
+    }
+    if name in embeddings:
+        return embeddings[name]
+    if path == "emb.ln":
+        return f"embeddings.LayerNorm.{_PART[part]}"
+    layer, _, inner = path.partition(".")
+    return f"encoder.layer.{layer[1:]}.{_LAYER[inner]}.{_PART[part]}"

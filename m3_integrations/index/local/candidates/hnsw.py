@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss as typed_faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -26,8 +25,8 @@ from m3_integrations.index.local.array_file import map_arrays, write_arrays
 from m3_integrations.index.local.search import generate_candidates
 from m3_integrations.index.local.segments import Longs
 from m3_integrations.index.local.snapshot import Snapshot
+from m3_integrations.index.quantization.dense_int8 import load_faiss
 
-faiss: Any = typed_faiss  # its type hints lack what SWIG generates: search parameters, vectors, downcast indexes
 GRAPH_NAME = re.compile(r"dense-([0-9]{8,19})-([0-9a-f]{64})\.graph", re.ASCII)
 UNFINISHED_NAME = re.compile(r"dense-[0-9a-f]{16}\.graph\.unfinished", re.ASCII)
 _M = 16
@@ -63,7 +62,7 @@ class HnswGraph(NamedTuple):
         Returns:
             Nodes, shape (queries, k); -1 where fewer were found.
         """
-        bitmap = np.packbits(allowed, bitorder="little")
+        faiss, bitmap = load_faiss(), np.packbits(allowed, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bitmap))
         ef = max(_EF_SEARCH, 2 * k) * len(allowed) / max(1, int(np.count_nonzero(allowed)))
         search = faiss.SearchParametersHNSW(sel=selector, efSearch=max(2 * k, min(_MAX_EF_SEARCH, int(ef))))
@@ -226,11 +225,12 @@ def saved_graphs(folder: Path) -> Iterator[tuple[Path, int, str]]:
 
 def _empty_index(dim: int) -> Any:
     # bfloat16 has the range of float32: nudged vectors may have any norm.
+    faiss = load_faiss()
     return faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_bf16, _M, faiss.METRIC_INNER_PRODUCT)
 
 
 def _to_arrays(graph: HnswGraph) -> Arrays:
-    hnsw = graph.index.hnsw
+    faiss, hnsw = load_faiss(), graph.index.hnsw
     return {
         "slots": graph.slots,
         "levels": faiss.vector_to_array(hnsw.levels),
@@ -245,7 +245,7 @@ def _from_arrays(generation: int, arrays: Mapping[str, npt.NDArray[Any]], dim: i
     types = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
     if types != _TYPES:
         raise ValueError(f"arrays of {types}")
-    index = _empty_index(dim)
+    faiss, index = load_faiss(), _empty_index(dim)
     hnsw = index.hnsw
     storage = faiss.downcast_index(index.storage)
     slots, levels, neighbors, codes = (arrays[name] for name in ("slots", "levels", "neighbours", "codes"))
@@ -286,4 +286,4 @@ def _offsets(levels: Longs, starts: Longs) -> Longs:
 
 def _fill_vector(vector: Any, values: npt.NDArray[Any]) -> None:
     vector.resize(len(values))
-    faiss.rev_swig_ptr(vector.data(), len(values))[:] = values
+    load_faiss().rev_swig_ptr(vector.data(), len(values))[:] = values
