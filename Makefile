@@ -25,9 +25,11 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The documentation, in site/, which works from a folder without a server; open site/index.html. Warnings are errors.
+# The documentation, in site/, which works from a folder without a server; open site/index.html. Warnings are errors,
+# and its code blocks are run.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python -m pytest tests/docs -n 2 --dist loadfile
 
 # The demo's pages in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
 browser: .venv/.browser

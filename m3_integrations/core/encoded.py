@@ -14,14 +14,18 @@ import scipy.sparse
 from m3_integrations.core.errors import MissingMode, NonFiniteVector, WrongDimension
 
 Mode = Literal["dense", "sparse", "multi_vector"]
+"""A mode of embeddings: "dense", "sparse" or "multi_vector"."""
 MODES: tuple[Mode, ...] = get_args(Mode)
+"""All modes, in the order in which they are reported."""
 Modes: TypeAlias = Sequence[Mode] | Set[Mode]  # mypy rejects ("dense",) as a Modes
+"""Several modes, as a sequence or a set."""
 SparseScore = Literal["sum", "mean", "idf"]
 SPARSE_SCORES: tuple[SparseScore, ...] = get_args(SparseScore)
 Fusion = Literal["sum", "rrf"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 DENSE: tuple[Mode, ...] = ("dense",)
 Array: TypeAlias = npt.NDArray[np.float32]
+"""An array of numbers."""
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 Rows: TypeAlias = "Sequence[int] | Ints"
 
@@ -58,6 +62,9 @@ class MultiVectors:
             vectors: Arrays of shape (tokens, dim).
             width: Dimension, needed only if there are no texts.
 
+        Returns:
+            The vectors, text by text.
+
         Raises:
             WrongDimension: If arrays have other shapes.
         """
@@ -78,7 +85,11 @@ class MultiVectors:
         return np.diff(self.offsets)
 
     def counts_of(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Return the number of vectors of each of these texts, shape (rows,)."""
+        """Return the number of vectors of each of these texts, shape (rows,).
+
+        Args:
+            rows: Row numbers.
+        """
         begins = np.asarray(rows, np.int64)
         return self.offsets[begins + 1] - self.offsets[begins]
 
@@ -93,6 +104,11 @@ class MultiVectors:
         return (self.values[begin:end] for begin, end in pairwise(self.offsets.tolist()))
 
     def take(self, rows: Rows) -> MultiVectors:
+        """Return these texts in this order; rows may repeat.
+
+        Args:
+            rows: Row numbers.
+        """
         chosen = np.asarray(rows, dtype=np.int64)
         counts = self.counts[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -191,13 +207,20 @@ class Encoded:
         return row_count(next(iter(self._parts.values())))
 
     def take(self, rows: Rows) -> Encoded:
-        """Return these rows in this order; rows may repeat."""
+        """Return these rows in this order; rows may repeat.
+
+        Args:
+            rows: Row numbers.
+        """
         chosen = np.asarray(rows, dtype=np.int64)
         parts = {mode: _take(part, chosen) for mode, part in self._parts.items()}
         return Encoded._from_parts(parts, self.sparse_score, self._idf)
 
     def only(self, modes: Modes) -> Encoded:
         """Return the same texts in these modes only.
+
+        Args:
+            modes: Modes to keep.
 
         Raises:
             MissingMode: If a mode is absent.
@@ -209,6 +232,9 @@ class Encoded:
 
     def join(self, *others: Encoded) -> Encoded:
         """Return these texts followed by those of the others.
+
+        Args:
+            others: Batches with the same modes and dimensions.
 
         Raises:
             MissingMode: If modes differ.
@@ -232,6 +258,9 @@ class Encoded:
 
         Dense and sparse rows are averaged; all vectors of the multi-vectors are kept. An index applies idf to the mean.
 
+        Returns:
+            One query.
+
         Raises:
             ValueError: If there is no text.
         """
@@ -249,15 +278,27 @@ class Encoded:
         return Encoded._from_parts(parts, "idf" if self.sparse_score == "idf" and self._idf is None else "sum")
 
     def with_dense(self, dense: npt.ArrayLike) -> Encoded:
-        """Return the same texts with other dense vectors."""
+        """Return the same texts with other dense vectors.
+
+        Args:
+            dense: Vectors, shape (n, dim).
+        """
         return self._with(dense=dense)
 
     def with_sparse(self, sparse: scipy.sparse.csr_array) -> Encoded:
-        """Return the same texts with other sparse rows, which are not divided."""
+        """Return the same texts with other sparse rows, which are not divided.
+
+        Args:
+            sparse: Rows, shape (n, vocabulary).
+        """
         return Encoded(**{**self._named(), "sparse": sparse})
 
     def with_multi_vector(self, multi_vector: MultiVectors) -> Encoded:
-        """Return the same texts with other multi-vectors."""
+        """Return the same texts with other multi-vectors.
+
+        Args:
+            multi_vector: Vectors of the n texts.
+        """
         return self._with(multi_vector=multi_vector)
 
     def with_sparse_score(self, sparse_score: SparseScore) -> Encoded:

@@ -113,6 +113,11 @@ def score(queries: Encoded, passages: Encoded, weights: Mapping[Mode, float]) ->
 def score_mode(mode: Mode, queries: Encoded, passages: Encoded) -> Array:
     """Return exact scores of one mode, shape (queries, passages).
 
+    Args:
+        mode: The mode to score by.
+        queries: Encoded queries.
+        passages: Encoded passages.
+
     Raises:
         MissingMode: If the mode is unknown, or either side lacks it.
     """

@@ -193,6 +193,12 @@ class SearchPlan:
 
         Weights that were stored before plans had a `sparse_score` are for sums.
 
+        Args:
+            stored: Fields of a plan by name.
+
+        Returns:
+            The plan.
+
         Raises:
             TypeError, ValueError, M3Error: If it is no plan.
         """

@@ -107,7 +107,16 @@ def _held(root: Path) -> str:
 
 
 def read_judged(folder: str | os.PathLike[str], split: str = "train", qrels: str = "qrels") -> list[Query]:
-    """Read the queries judged in one split of a BEIR folder; see `read_beir`."""
+    """Read the queries judged in one split of a BEIR folder; see `read_beir`.
+
+    Args:
+        folder: The BEIR folder.
+        split: Name of the split.
+        qrels: Name of the folder of judgements.
+
+    Returns:
+        The queries with their relevant passages.
+    """
     return read_beir(folder, split, qrels).queries
 
 

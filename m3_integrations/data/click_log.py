@@ -36,6 +36,9 @@ def read_clicks(path: str | os.PathLike[str]) -> list[Click]:
             semicolons or tabs, as the first line shows. Weights are above 0, 1 by default; times are ISO 8601 (UTC
             without a zone) or seconds since 1970.
 
+    Returns:
+        The clicks, in the order of the file.
+
     Raises:
         ValueError: If a line is not a click; the message begins with `path:line`.
     """

@@ -35,6 +35,9 @@ def load_judged_queries(paths: Sequence[Path], *, seed: int = 0, half_life: floa
         seed: Seed of the split by text of all but folders, in which no question is in two parts.
         half_life: Half-life of clicks in days.
 
+    Returns:
+        The queries by split.
+
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If a path is none of these, or a line cannot be read.
@@ -51,6 +54,9 @@ def load_queries(paths: Sequence[Path], split: str = "test") -> list[Query]:
     Args:
         paths: As for `load_judged_queries`.
         split: Split of a BEIR folder; files have none.
+
+    Returns:
+        The queries.
 
     Raises:
         FileNotFoundError: If a path does not exist.

@@ -29,6 +29,9 @@ def read_passages(path: str | os.PathLike[str]) -> Iterator[Passage]:
             metadata; numbers, true and false in tables are read as such. Rows of a table without a column of ids are
             numbered after its name.
 
+    Returns:
+        The passages, in the order of the file.
+
     Raises:
         ValueError: If a line or row is not a passage; the message begins with its location.
         MissingExtra: If the file is Parquet and pyarrow is not installed.

@@ -30,6 +30,12 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Sequence[Hit]], ta
 def read_run(path: str | os.PathLike[str]) -> dict[str, list[Hit]]:
     """Read each query's hits from a TREC run file, plain or .gz, by descending score, ties by id.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The hits by id of the query.
+
     Raises:
         ValueError: If a line is not `query Q0 passage rank score tag`; the message begins with `path:line`.
     """

@@ -89,7 +89,14 @@ def encode_corpus(
 
 
 def read_corpus(folder: str | PathLike[str]) -> Iterator[CorpusPart]:
-    """Read a folder written by `encode_corpus`, one file at a time."""
+    """Read a folder written by `encode_corpus`, one file at a time.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Passages with their embeddings, file by file.
+    """
     for file in sorted(Path(folder).glob("part-*.parquet")):
         yield CorpusPart(*read_part(file))
 

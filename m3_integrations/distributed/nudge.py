@@ -50,11 +50,19 @@ class NudgedShards:
     nudged: Nudged
 
     def of_shard(self, number: int) -> tuple[Ints, Floats]:
-        """Return the rows of one shard that moved, relative to it, ascending, and their vectors (moved, dim)."""
+        """Return the rows of one shard that moved, relative to it, ascending, and their vectors (moved, dim).
+
+        Args:
+            number: Number of the shard.
+        """
         return self.move.run(self.shards.shards[number])
 
     def each_shard(self, workers: Executor | None = None) -> Iterator[tuple[Ints, Floats]]:
-        """Yield `of_shard` of every shard in order, moved by workers."""
+        """Yield `of_shard` of every shard in order, moved by workers.
+
+        Args:
+            workers: Executor that moves the vectors.
+        """
         return self.shards.run(self.move, workers or InProcess())
 
     @property

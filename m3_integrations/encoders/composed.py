@@ -165,7 +165,14 @@ class ComposedEncoder:
         return [any(each) for each in zip(*found, strict=True)]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Return the tokens of sparse columns."""
+        """Return the tokens of sparse columns.
+
+        Args:
+            ids: Columns of the sparse mode.
+
+        Raises:
+            MissingMode: If no checkpoint has a sparse mode.
+        """
         if "sparse" not in self.parts:
             raise MissingMode(f"mode='sparse' is not available: {self!r} has {sorted(self.modes)}")
         return self.parts["sparse"].tokens(ids)

@@ -125,7 +125,11 @@ class Explanation:
         return html_table(("score", f"{self.score:.3f}"), rows) + texts
 
     def passage_heat(self) -> list[tuple[int, int, float]]:
-        """(start, stop, heat) of the passage's words that matched, ascending; the strongest heat is 1."""
+        """(start, stop, heat) of the passage's words that matched, ascending; the strongest heat is 1.
+
+        Returns:
+            Start, stop and heat of each word, ascending.
+        """
         heat: dict[tuple[int, int], float] = {}
         for place, strength in self._places():
             heat[place] = max(heat.get(place, 0.0), strength)

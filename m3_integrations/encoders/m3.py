@@ -123,6 +123,9 @@ class M3Encoder:
 
         The options are those of `EncoderConfig`, which describes them.
 
+        Returns:
+            The encoder.
+
         Raises:
             CheckpointError: If there is no such checkpoint, it needs more options, or `export_dir` holds another model.
             MissingExtra: If the library of the backend is not installed.
@@ -151,6 +154,12 @@ class M3Encoder:
     @classmethod
     def from_config(cls, config: EncoderConfig) -> M3Encoder:
         """Load an encoder as `from_pretrained` does, and keep its options as `config`.
+
+        Args:
+            config: The options.
+
+        Returns:
+            The encoder.
 
         Raises:
             ValueError: If the config names a server, whose encoder is a RemoteEncoder.
@@ -184,6 +193,9 @@ class M3Encoder:
             weights: Recommended weights of the modes; None weighs each by 1.
             device: Device of checkpoints that are loaded.
             dtype: Precision of checkpoints that are loaded.
+
+        Returns:
+            The composed encoder, with a fingerprint of its own.
 
         Raises:
             ValueError: If there is no mode, or weights are invalid.
@@ -314,7 +326,15 @@ class M3Encoder:
         )
 
     def encode_tokens(self, texts: Sequence[str], modes: Modes | None = None) -> Encoded:
-        """Encode passages without token pooling: one vector per token of `passage_spans`."""
+        """Encode passages without token pooling: one vector per token of `passage_spans`.
+
+        Args:
+            texts: Passages.
+            modes: Modes to compute; None computes all available ones.
+
+        Returns:
+            One row per passage, in the order of `texts`.
+        """
         return self._encode(texts, self._check_modes(modes), self.conventions.passage_prefix, show_progress=False)
 
     def iter_encode(self, texts: Iterable[str], modes: Modes | None = None, *, chunk: int = 1024) -> Iterator[Encoded]:
@@ -324,6 +344,9 @@ class M3Encoder:
             texts: Passages.
             modes: Modes to compute; None computes all.
             chunk: Texts per chunk.
+
+        Returns:
+            The chunks, in the order of the stream.
 
         Raises:
             ValueError: If `chunk` is below 1.
@@ -335,11 +358,19 @@ class M3Encoder:
             yield self.encode_passages(texts_of_chunk, modes)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Return the tokens of these ids (or sparse columns), as the tokenizer writes them."""
+        """Return the tokens of these ids (or sparse columns), as the tokenizer writes them.
+
+        Args:
+            ids: Token ids.
+        """
         return [self.checkpoint.tokenizer.id_to_token(int(id)) or "" for id in ids]
 
     def token_count(self, texts: Sequence[str]) -> list[int]:
-        """Return each passage's number of tokens before truncation, special tokens included."""
+        """Return each passage's number of tokens before truncation, special tokens included.
+
+        Args:
+            texts: Passages.
+        """
         return self.sequencer.count(check_texts(texts), self.conventions.passage_prefix)
 
     @cached_property
@@ -348,17 +379,28 @@ class M3Encoder:
         return self.token_count([""])[0]
 
     def has_content(self, texts: Sequence[str]) -> list[bool]:
-        """Return whether each text has a token other than special ones and spaces."""
+        """Return whether each text has a token other than special ones and spaces.
+
+        Args:
+            texts: Texts.
+        """
         return self.sequencer.has_content(check_texts(texts))
 
     def query_spans(self, text: str) -> list[Span]:
-        """Return the tokens of a query in the order of its multi-vectors."""
+        """Return the tokens of a query in the order of its multi-vectors.
+
+        Args:
+            text: The query.
+        """
         return self.query_sequencer.spans(text, self.conventions.query_prefix)
 
     def passage_spans(self, text: str) -> list[Span]:
         """Return the tokens of a passage in the order of the vectors of `encode_tokens`.
 
         With token pooling, a vector of `encode_passages` represents several of them; `explain` shows which.
+
+        Args:
+            text: The passage.
         """
         return self.sequencer.spans(text, self.conventions.passage_prefix)
 
@@ -378,6 +420,9 @@ class M3Encoder:
             weights: Mode to weight; None takes the recommended weights.
             sparse_score: As in `SearchPlan`; None is the checkpoint's convention.
             idf: Inverse document frequency of tokens for `sparse_score="idf"`: `index.idf`.
+
+        Returns:
+            The matches of tokens and words, and the score of each mode.
         """
         weights = self.weights if weights is None else weights
         return explain(self, query, passage, weights, sparse_score or self.sparse_score, idf)
@@ -425,6 +470,9 @@ class M3Encoder:
         Warns:
             PartNotExported: If lexical weights use a token prior or length normalization, which FlagEmbedding does not
                 read.
+
+        Args:
+            folder: Folder to write; it is created if missing.
         """
         conventions = replace(self.conventions, window_overlap=self.sequencer.window_overlap)
         checkpoints.save(self.checkpoint, Path(folder), conventions)

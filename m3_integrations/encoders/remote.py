@@ -97,6 +97,12 @@ class RemoteEncoder:
     def from_config(cls, config: EncoderConfig) -> RemoteEncoder:
         """Connect to the server of a config; the server has the other options.
 
+        Args:
+            config: Options with the URL of the server.
+
+        Returns:
+            The encoder.
+
         Raises:
             ValueError: If the config has an option of the server.
             WrongEncoder: If the config names another model than the server's.

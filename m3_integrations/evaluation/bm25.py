@@ -43,6 +43,9 @@ class BM25:
         Args:
             query: The query.
             k: Number of passages, at least 1.
+
+        Returns:
+            At most k hits, best first.
         """
         terms = terms_of(query)
         if not self._has_terms or not terms:

@@ -74,6 +74,9 @@ def run_plans(
         queries: Queries.
         plans: Plans by name.
         k: Number of passages per query.
+
+    Returns:
+        The run of each plan, by its name.
     """
     encoded = encoder.encode_queries([query.text for query in queries])
     return {name: _run(Retriever(encoder, index, plan), queries, encoded, k) for name, plan in plans.items()}

@@ -16,7 +16,11 @@ PASSAGES_AT_ONCE = 256
 
 
 def stated_language(passage: Passage) -> str | None:
-    """Return the language that the metadata of a passage states in "language" or "lang"."""
+    """Return the language that the metadata of a passage states in "language" or "lang".
+
+    Args:
+        passage: The passage.
+    """
     for field in FIELDS:
         if isinstance(stated := passage.metadata.get(field), str):
             return stated

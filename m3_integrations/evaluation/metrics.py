@@ -52,6 +52,12 @@ class Metric:
     def parse(cls, text: str) -> Self:
         """Parse a name such as "ndcg@10".
 
+        Args:
+            text: The name.
+
+        Returns:
+            The metric.
+
         Raises:
             ValueError: If it names no metric.
         """
@@ -95,7 +101,16 @@ def evaluate(
 
 
 def values_by_query(run: Mapping[str, Sequence[str]], queries: Sequence[Query], metric: str) -> Gains:
-    """Return a metric of each query with a relevant passage, in order; see `evaluate`."""
+    """Return a metric of each query with a relevant passage, in order; see `evaluate`.
+
+    Args:
+        run: Ids of the ranked passages, by id of the query.
+        queries: Queries with relevant passages.
+        metric: Name of the metric.
+
+    Raises:
+        ValueError: If no query has a relevant passage, or the metric is unknown.
+    """
     parsed = Metric.parse(metric)
     judged = [query for query in queries if any(grade > 0 for grade in query.relevant.values())]
     if not judged:

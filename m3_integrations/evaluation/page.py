@@ -108,7 +108,12 @@ class EvaluationPage(FieldsDisplay):
         return [each for each in reversed(self.outcomes) if each.gain < 0]
 
     def passages(self, outcome: QueryOutcome, ids: Sequence[str]) -> list[FoundPassage]:
-        """Return the best passages of a query."""
+        """Return the best passages of a query.
+
+        Args:
+            outcome: Outcome of a query.
+            ids: Ids of the passages.
+        """
         relevant = outcome.query.relevant
         return [FoundPassage(id, self.texts.get(id, ""), relevant.get(id, 0) > 0) for id in ids]
 
@@ -127,7 +132,12 @@ class EvaluationPage(FieldsDisplay):
 
 
 def texts_of(index: Index, found: Sequence[QueryOutcome]) -> dict[str, str]:
-    """Return the beginnings of the passages of the queries that gained or lost."""
+    """Return the beginnings of the passages of the queries that gained or lost.
+
+    Args:
+        index: The index of the passages.
+        found: Outcomes of the queries.
+    """
     ids = {id for each in found if each.gain for id in (*each.best_before, *each.best_after)}
     known = index.passages(sorted(index.content_hashes(ids)))
     return {passage.id: first_words(passage.text, EXCERPT) for passage in known}

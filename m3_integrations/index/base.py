@@ -120,6 +120,9 @@ class Index(Protocol):
     def passages(self, ids: Sequence[str] | None = None) -> list[Passage]:
         """Return passages in the order of `ids`, or all of them ordered by id.
 
+        Args:
+            ids: Passage ids; None returns all passages.
+
         Raises:
             UnknownId: If a passage is not in the index.
         """
@@ -172,10 +175,18 @@ class Index(Protocol):
         """
 
     def content_hashes(self, ids: Collection[str] | None = None) -> dict[str, str]:
-        """Return the `content_hash` of passages by id; None returns all, unknown ids are ignored."""
+        """Return the `content_hash` of passages by id; None returns all, unknown ids are ignored.
+
+        Args:
+            ids: Passage ids; None returns all hashes.
+        """
 
     def ids(self, where: Where | None = None) -> list[str]:
-        """Return the ids of the passages matching the filter, or all ids, ascending."""
+        """Return the ids of the passages matching the filter, or all ids, ascending.
+
+        Args:
+            where: Metadata filter; None returns all ids.
+        """
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -259,7 +270,12 @@ class HybridIndex(Protocol):
     """
 
     def supports_hybrid(self, queries: Encoded, request: HybridRequest) -> bool:
-        """Return whether `search_hybrid` gives the same hits as one search per mode does."""
+        """Return whether `search_hybrid` gives the same hits as one search per mode does.
+
+        Args:
+            queries: Encoded queries.
+            request: Candidates and weights per mode.
+        """
 
     def search_hybrid(
         self, queries: Encoded, request: HybridRequest, k: int, where: Where | None = None

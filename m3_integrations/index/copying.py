@@ -41,6 +41,9 @@ def copy_index(source: Index, target: Index) -> CopyReport:
         source: Index to read.
         target: Index to write; ids that it holds are replaced.
 
+    Returns:
+        Counts of passages, and the checksum.
+
     Raises:
         CopyDiffers: If passages read back differ from those written.
     """

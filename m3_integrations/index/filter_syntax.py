@@ -30,6 +30,12 @@ def parse_where(text: str) -> Where:
     `contains(title, "tea")` and `icontains(title, "tea")`, combined by `and`, `or`, `not` and parentheses. Values are
     numbers, quoted strings, true, false and null. See `Field` for their meaning.
 
+    Args:
+        text: The expression, such as 'year >= 2020 and lang in ["de", "en"]'.
+
+    Returns:
+        The filter.
+
     Raises:
         UnsupportedFilter: If the text is not such a filter.
     """

@@ -61,11 +61,19 @@ class Field:
             raise UnsupportedFilter(f"'exists' takes True or False, got {self.value!r}")
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Return whether metadata satisfies the condition."""
+        """Return whether metadata satisfies the condition.
+
+        Args:
+            metadata: Metadata of a passage.
+        """
         return self.matches_value(look_up(metadata, self.name))
 
     def matches_value(self, value: Any) -> bool:
-        """Return whether a value satisfies the condition; ABSENT if the field is missing."""
+        """Return whether a value satisfies the condition; ABSENT if the field is missing.
+
+        Args:
+            value: Value of the field.
+        """
         return _TESTS[self.operator](value, self.value)
 
     def fields(self) -> frozenset[str]:
@@ -120,20 +128,42 @@ class NoneOf(_Combination):
 
 
 Where: TypeAlias = Field | AllOf | AnyOf | NoneOf
+"""A metadata filter: a `Field`, or a combination of filters."""
 
 
 def all_of(*parts: Where) -> AllOf:
-    """Match if every part matches; without parts, match everything."""
+    """Match if every part matches; without parts, match everything.
+
+    Args:
+        parts: Filters.
+
+    Returns:
+        The combined filter.
+    """
     return AllOf(parts)
 
 
 def any_of(*parts: Where) -> AnyOf:
-    """Match if at least one part matches; without parts, match nothing."""
+    """Match if at least one part matches; without parts, match nothing.
+
+    Args:
+        parts: Filters.
+
+    Returns:
+        The combined filter.
+    """
     return AnyOf(parts)
 
 
 def none_of(*parts: Where) -> NoneOf:
-    """Match if no part matches; without parts, match everything."""
+    """Match if no part matches; without parts, match everything.
+
+    Args:
+        parts: Filters.
+
+    Returns:
+        The combined filter.
+    """
     return NoneOf(parts)
 
 

@@ -38,6 +38,9 @@ def open_index(
         encoder: The encoder of its vectors; None: not checked.
         api_key: API key of the Qdrant server.
 
+    Returns:
+        The index; close it, or use it in a `with` block.
+
     Raises:
         WrongCollection: If a Qdrant location has no collection, or the collection was not made by QdrantIndex.
         WrongEncoder: If another encoder filled the index.
@@ -60,6 +63,9 @@ def copy_location(source: str, target: str, api_key: str | None = None) -> CopyR
         source: Location of the index to read.
         target: Location of the index to write, created if missing.
         api_key: API key of the Qdrant server.
+
+    Returns:
+        Counts of passages, and the checksum.
 
     Raises:
         FileNotFoundError: If the source does not exist or holds no passages.

@@ -74,10 +74,26 @@ class M3Embeddings(LangChainEncoderSettings, Embeddings):
         return count_tokens(self.encoder, text)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed passages.
+
+        Args:
+            texts: The passages.
+
+        Returns:
+            Their dense vectors.
+        """
         vectors: list[list[float]] = self.encoder.encode_passages(texts, modes=DENSE).dense.tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
+        """Embed a query.
+
+        Args:
+            text: The query.
+
+        Returns:
+            Its dense vector.
+        """
         return self._embed_queries([text])[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:

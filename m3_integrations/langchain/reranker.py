@@ -107,6 +107,9 @@ class M3Reranker(EncoderSettings, BaseDocumentCompressor, RunnableSerializable[M
             config: Configuration of the run.
             **kwargs: Passed to LangChain.
 
+        Returns:
+            The best documents, best first.
+
         Raises:
             ValueError: If the input has another form.
         """

@@ -71,6 +71,9 @@ class M3Retriever(BaseRetriever):
             encoder: The encoder; default m3-mini.
             folder: Folder of a LocalIndex, created if missing; None keeps the documents in memory.
             **options: `k`, `plan` and `filter`.
+
+        Returns:
+            The retriever.
         """
         encoder = encoder or get_encoder()
         index = MemoryIndex() if folder is None else LocalIndex.open(folder, encoder)
@@ -85,6 +88,9 @@ class M3Retriever(BaseRetriever):
             folder: Folder of the index.
             encoder: The encoder that filled it; default m3-mini.
             **options: `k`, `plan` and `filter`.
+
+        Returns:
+            The retriever.
 
         Raises:
             WrongEncoder: If another encoder filled the folder.

@@ -58,10 +58,24 @@ class M3Translator(Visitor):
     allowed_operators = tuple(_OPERATORS)
 
     def visit_operation(self, operation: Operation) -> Where:
+        """Translate a combination of conditions.
+
+        Args:
+            operation: The combination.
+
+        Returns:
+            The filter.
+        """
         return _OPERATORS[operation.operator](*map(self._visit, operation.arguments))
 
     def visit_comparison(self, comparison: Comparison) -> Where:
         """Translate a comparison.
+
+        Args:
+            comparison: The condition.
+
+        Returns:
+            The filter.
 
         Raises:
             UnsupportedFilter: If the comparator does not take the value.
@@ -76,8 +90,14 @@ class M3Translator(Visitor):
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
         """Translate a structured query.
 
+        Args:
+            structured_query: The query.
+
         Returns:
             The query, and the search arguments: `filter` if there is one.
+
+        Raises:
+            UnsupportedFilter: If the filter is nested too deep.
         """
         filter = structured_query.filter
         try:

@@ -39,14 +39,35 @@ class M3SparseEmbeddings(LangChainEncoderSettings):
     """
 
     def model_post_init(self, context: Any, /) -> None:
+        """Make these embeddings known to langchain-milvus, once the fields are validated.
+
+        Args:
+            context: Context of pydantic's validation.
+        """
         super().model_post_init(context)
         _register_for_milvus()
 
     def embed_documents(self, texts: list[str]) -> list[SparseRow]:
+        """Embed passages.
+
+        Args:
+            texts: The passages.
+
+        Returns:
+            Their weighted tokens.
+        """
         _register_for_milvus()  # the package may have been imported since
         return _to_rows(self.encoder.encode_passages(texts, modes=_SPARSE))
 
     def embed_query(self, text: str) -> SparseRow:
+        """Embed a query.
+
+        Args:
+            text: The query.
+
+        Returns:
+            Its weighted tokens.
+        """
         return self._embed_queries([text])[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseRow]:

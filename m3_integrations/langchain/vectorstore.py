@@ -90,6 +90,9 @@ class M3VectorStore(VectorStore):
             metadatas: See `add_texts`.
             ids: See `add_texts`.
             **kwargs: Other arguments of the constructor, such as `folder="my-index"`, which keeps the texts on disk.
+
+        Returns:
+            The store.
         """
         store = cls(embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
@@ -103,6 +106,9 @@ class M3VectorStore(VectorStore):
             folder: Folder of the index.
             embedding: See the class.
             **kwargs: Other arguments of the constructor.
+
+        Returns:
+            The store.
 
         Raises:
             WrongEncoder: At the first use, if other embeddings filled the folder.
@@ -174,6 +180,9 @@ class M3VectorStore(VectorStore):
         Args:
             ids: Ids of the documents; None deletes every document.
             **kwargs: `purge=True` removes the documents from every file too, as `Index.delete` does.
+
+        Returns:
+            True.
         """
         purge = bool(kwargs.pop("purge", False))
         _reject_unknown("delete", kwargs, "ids and purge")
@@ -181,7 +190,11 @@ class M3VectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Return documents in the order of their ids, without duplicates; unknown ids are ignored."""
+        """Return documents in the order of their ids, without duplicates; unknown ids are ignored.
+
+        Args:
+            ids: Ids of documents.
+        """
         present = self.index.content_hashes(list(ids))
         return [to_document(each) for each in self.index.passages([id for id in dict.fromkeys(ids) if id in present])]
 
@@ -277,6 +290,9 @@ class M3VectorStore(VectorStore):
             filter: See the class.
             mode: See the class.
             **kwargs: None is supported.
+
+        Returns:
+            The documents, in the order of selection.
         """
         matches = self._find(query, max(k, fetch_k), filter, mode, kwargs)
         return to_documents(self._diversify(matches, k, lambda_mult, mode))
@@ -312,6 +328,9 @@ class M3VectorStore(VectorStore):
             lambda_mult: Weight of relevance against diversity.
             filter: See the class.
             **kwargs: None is supported.
+
+        Returns:
+            The documents, in the order of selection.
         """
         matches = self._find_by_vector(embedding, max(k, fetch_k), filter, kwargs)
         return to_documents(self._diversify(matches, k, lambda_mult, "dense"))

@@ -40,6 +40,7 @@ class M3Embedding(LlamaIndexEncoderSettings, BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
+        """Return the name by which LlamaIndex serializes the component."""
         return "M3Embedding"
 
     def node_parser(
@@ -112,14 +113,23 @@ class M3SparseEmbedding(LlamaIndexEncoderSettings, BaseSparseEmbedding):  # type
 
     @classmethod
     def class_name(cls) -> str:
+        """Return the name by which LlamaIndex serializes the component."""
         return "M3SparseEmbedding"
 
     def sparse_doc_fn(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
-        """Return the token ids and the weights of each passage, as LlamaIndex's Qdrant store takes them."""
+        """Return the token ids and the weights of each passage, as LlamaIndex's Qdrant store takes them.
+
+        Args:
+            texts: Passages.
+        """
         return _columns(self._get_text_embeddings(texts))
 
     def sparse_query_fn(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
-        """Return the token ids and the weights of each query."""
+        """Return the token ids and the weights of each query.
+
+        Args:
+            texts: Queries.
+        """
         return _columns(self._get_query_embeddings(texts))
 
     def for_milvus(self) -> Any:

@@ -145,6 +145,9 @@ class M3Index(BaseIndex[IndexDict]):
             encoder: A loaded encoder; required if the index was built with one.
             index: Index that stores the vectors; required if they are neither in memory nor in a LocalIndex.
 
+        Returns:
+            The index, with its model and weights.
+
         Raises:
             IndexFolderError: If the folder holds no index, or several and `index_name` is not given.
             WrongEncoder: If another model filled the index.
@@ -167,7 +170,11 @@ class M3Index(BaseIndex[IndexDict]):
         return cls(index_struct=_find_struct(context, index_name), storage_context=context)
 
     def persist(self, persist_dir: str) -> None:
-        """Write the index for `load_from_disk`; unrelated files of the folder are kept."""
+        """Write the index for `load_from_disk`; unrelated files of the folder are kept.
+
+        Args:
+            persist_dir: Folder to write.
+        """
         self._storage_context.persist(persist_dir=persist_dir)
 
     @property
@@ -237,7 +244,15 @@ class M3Index(BaseIndex[IndexDict]):
         return None if plan == (self.store.index.plan or SearchPlan()) else plan
 
     def query(self, query_str: str, top_k: int = 10) -> list[NodeWithScore]:
-        """Retrieve the `top_k` best nodes, as `BGEM3Index.query` does."""
+        """Retrieve the `top_k` best nodes, as `BGEM3Index.query` does.
+
+        Args:
+            query_str: The question.
+            top_k: Number of nodes.
+
+        Returns:
+            The nodes with their scores, best first.
+        """
         return self.as_retriever(similarity_top_k=top_k).retrieve(query_str)
 
     def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
@@ -256,6 +271,12 @@ class M3Index(BaseIndex[IndexDict]):
         self._storage_context.index_store.add_index_struct(self._index_struct)
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Async form of `insert_nodes`.
+
+        Args:
+            nodes: Nodes to add.
+            **insert_kwargs: Passed on to `insert_nodes`.
+        """
         await to_thread(self.insert_nodes, nodes, **insert_kwargs)
 
     async def adelete_nodes(

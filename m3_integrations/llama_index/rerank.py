@@ -62,6 +62,7 @@ class M3Rerank(EncoderSettings, BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
+        """Return the name by which LlamaIndex serializes the component."""
         return "M3Rerank"
 
     def _postprocess_nodes(

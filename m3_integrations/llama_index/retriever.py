@@ -91,6 +91,9 @@ class M3Retriever(BaseRetriever):
             plan: See the class.
             filters: See the class.
             show_progress: Show a progress bar while encoding.
+
+        Returns:
+            The retriever.
         """
         encoder, index = encoder or get_encoder(), MemoryIndex()
         ingest(encoder, index, map(to_passage, nodes), show_progress=show_progress)
@@ -114,6 +117,9 @@ class M3Retriever(BaseRetriever):
             similarity_top_k: See the class.
             plan: See the class.
             filters: See the class.
+
+        Returns:
+            The retriever.
 
         Raises:
             WrongEncoder: If another encoder filled the folder.

@@ -115,6 +115,7 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
+        """Return the name by which LlamaIndex serializes the component."""
         return "M3VectorStore"
 
     @classmethod
@@ -137,6 +138,9 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
             encoder: See `from_persist_path`.
             index: See `from_persist_path`.
             **overrides: See `from_persist_path`.
+
+        Returns:
+            The store.
         """
         path = f"{persist_dir}/{namespace}__{DEFAULT_PERSIST_FNAME}"
         return cls.from_persist_path(path, fs, encoder=encoder, index=index, **overrides)
@@ -159,6 +163,9 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
             encoder: Required if the store was made with a loaded encoder.
             index: Required if the nodes are neither in memory nor in a LocalIndex.
             **overrides: Fields that replace the persisted ones.
+
+        Returns:
+            The store.
 
         Raises:
             IndexFolderError: If there is no such store.
@@ -245,6 +252,10 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Return nodes by id, by filters, or by both; unknown ids are ignored.
 
+        Args:
+            node_ids: Ids of nodes; None does not restrict them.
+            filters: Metadata filters; None does not restrict the nodes.
+
         Returns:
             The nodes with their embeddings, in the order of `node_ids`, or of their ids if `node_ids` is None.
         """
@@ -288,6 +299,9 @@ class M3VectorStore(LlamaIndexEncoderSettings, BasePydanticVectorStore):
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return the settings, including the folder of the nodes.
+
+        Args:
+            **kwargs: Ignored.
 
         Raises:
             ValueError: If the nodes are not in a folder.

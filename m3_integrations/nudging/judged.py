@@ -60,6 +60,9 @@ class Judged(FieldsDisplay):
             texts: Texts of the queries; a nudge counts equal ones as copies of one query. None: queries with equal
                 vectors are copies.
 
+        Returns:
+            The queries with their answers.
+
         Raises:
             WrongDimension: If shapes do not match.
             NonFiniteVector: If a query holds NaN or infinity.
@@ -101,7 +104,11 @@ class Judged(FieldsDisplay):
         return len(self.queries)
 
     def take(self, queries: npt.ArrayLike) -> Judged:
-        """Return these queries, in this order."""
+        """Return these queries, in this order.
+
+        Args:
+            queries: Positions of the queries.
+        """
         chosen = np.asarray(queries, dtype=np.int64)
         counts = self.counts[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -147,6 +154,9 @@ class Judged(FieldsDisplay):
 
     def require_rows(self, n: int) -> None:
         """Check that every answer is a row of n passages.
+
+        Args:
+            n: Number of passages.
 
         Raises:
             WrongDimension: If one is not.

@@ -214,7 +214,11 @@ class Nudger:
         self._ledger.forget_passages(check_ids(ids, "forget_passages"))
 
     def queries(self, role: Role = "train") -> list[Query]:
-        """Return the questions that count in the next `refit`."""
+        """Return the questions that count in the next `refit`.
+
+        Args:
+            role: "train" or "validation".
+        """
         return self._ledger.queries(role)
 
     def versions(self) -> list[Version]:

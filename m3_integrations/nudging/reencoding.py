@@ -164,6 +164,9 @@ def reencode_collection(
         force: Switch although the metric falls.
         on_progress: Called with the counts of encoded passages so far.
 
+    Returns:
+        Metrics before and after, and whether the alias was switched.
+
     Raises:
         WrongCollection: If both are the same collection, or a folder.
     """

@@ -68,7 +68,17 @@ class PlanTuning(FieldsDisplay):
 
 
 def choose_plan(encoder: Encoder, index: Index, queries: Sequence[Query], *, metric: str = "ndcg@10") -> PlanTuning:
-    """Choose mode weights and the number of candidates by cross-validation; see `tune`."""
+    """Choose mode weights and the number of candidates by cross-validation; see `tune`.
+
+    Args:
+        encoder: The encoder of the index.
+        index: The index; it does not change.
+        queries: Queries with relevant passages.
+        metric: Metric to improve.
+
+    Returns:
+        The plan, with its cross-validated gain.
+    """
     rank_metric = RankMetric.of(metric)
     present = _PresentPlan.of(encoder, index)
     judged, ids = _judge(encoder, index, queries)

@@ -71,6 +71,9 @@ class Calibration(FieldsDisplay):
     def of(self, match: Match) -> float:
         """Return the probability that a match is relevant.
 
+        Args:
+            match: A match.
+
         Raises:
             ValueError: If the match was scored by other modes.
         """
@@ -102,6 +105,9 @@ class Threshold:
     def filter(self, matches: Sequence[Match]) -> list[Match]:
         """Return the matches that reach the threshold, in order.
 
+        Args:
+            matches: Matches of one question.
+
         Raises:
             ValueError: If a match was scored by other modes.
         """
@@ -120,6 +126,9 @@ def calibrate(
         found: Matches of each question.
         method: "logistic" (Platt, 1999) for tens of judgements and more, "isotonic" (Zadrozny and Elkan, KDD 2002) for
             thousands.
+
+    Returns:
+        The fitted probabilities.
 
     Raises:
         ValueError: If no match is relevant, or all are.
@@ -148,6 +157,9 @@ def fit_threshold(
         queries: Judged questions.
         found: Matches of each question.
         precision: Minimum precision; None for the best F1.
+
+    Returns:
+        The threshold, with its precision and recall.
 
     Raises:
         ValueError: If no match is relevant, or no score reaches the precision.

@@ -55,6 +55,9 @@ def calibrate_plan(
         precision: Least precision of the matches kept by the threshold; None for the best F1.
         k: Number of matches per query to learn from.
 
+    Returns:
+        The stored probabilities and threshold.
+
     Raises:
         ValueError: If no match is relevant, all are, or no threshold reaches the precision.
     """

@@ -112,6 +112,9 @@ class Retriever:
             k: Number of passages, at least 1.
             where: Metadata filter.
 
+        Returns:
+            At most k matches, best first.
+
         Raises:
             ValueError: If k is below 1.
             MissingMode: If the encoder and the index have no mode of the plan.
@@ -119,7 +122,16 @@ class Retriever:
         return self.retrieve_many([query], k, where)[0]
 
     def retrieve_many(self, queries: Sequence[str], k: int = 10, where: Where | None = None) -> list[list[Match]]:
-        """Find the best k passages for each question with one call of the encoder; see `retrieve`."""
+        """Find the best k passages for each question with one call of the encoder; see `retrieve`.
+
+        Args:
+            queries: Questions.
+            k: Number of passages per question, at least 1.
+            where: Metadata filter; None searches all passages.
+
+        Returns:
+            The matches of each question, in the order of `queries`.
+        """
         positive_integer("k", k)
         matches: list[list[Match]] = [[] for _ in queries]
         if self._index_is_empty():
@@ -139,7 +151,14 @@ class Retriever:
         return matches[0]
 
     async def aencode(self, query: str) -> Encoded:
-        """Encode a question in the modes of the plan, in one pass with concurrent ones."""
+        """Encode a question in the modes of the plan, in one pass with concurrent ones.
+
+        Args:
+            query: The question.
+
+        Returns:
+            A batch of one text.
+        """
         return await micro_batched(self._encode_each, query)
 
     def _encode_each(self, queries: Sequence[str]) -> list[Encoded]:
@@ -156,7 +175,14 @@ class Retriever:
         return self.encoder.modes if self._index_is_empty() else self._effective_plan(self.plan).modes
 
     def encode(self, queries: Sequence[str]) -> Encoded:
-        """Encode questions in the modes of the plan; for an empty index in all modes of the encoder."""
+        """Encode questions in the modes of the plan; for an empty index in all modes of the encoder.
+
+        Args:
+            queries: Questions.
+
+        Returns:
+            One row per question.
+        """
         if self._index_is_empty():
             return self.encoder.encode_queries(queries)
         plan = self._effective_plan(self.plan)
@@ -172,6 +198,9 @@ class Retriever:
             k: Number of passages, at least 1.
             where: Metadata filter.
             candidates: Number of candidates by mode, instead of the plan's (or k, if that is higher).
+
+        Returns:
+            The matches of each question.
         """
         positive_integer("k", k)
         if self._index_is_empty():

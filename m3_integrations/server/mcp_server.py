@@ -141,6 +141,9 @@ def create_mcp_app(server: MCPServer, settings: ServerSettings) -> ASGIApp:
     Args:
         server: Server of `create_mcp_server`.
         settings: Key, names and limits, checked as those of `create_app`.
+
+    Returns:
+        An ASGI application.
     """
     unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the guard checks hosts and origins
     app = server.streamable_http_app(

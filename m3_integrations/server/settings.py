@@ -60,6 +60,9 @@ class ServerSettings:
 
         A web page that a foreign name resolves to this server (DNS rebinding) sends that name. IP addresses cannot be
         rebound, so a server on all addresses accepts each of them.
+
+        Args:
+            header: Value of the header.
         """
         name = host_of(header)
         if name in {each.lower() for each in (self.host, *self.allowed_hosts)}:

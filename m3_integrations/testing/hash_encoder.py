@@ -51,7 +51,11 @@ class HashEncoder:
         self._direction = lru_cache(maxsize=65536)(self._hash_direction)
 
     def weights_for(self, modes: Modes) -> Mapping[Mode, float]:
-        """Return the recommended weights of a sum of these modes."""
+        """Return the recommended weights of a sum of these modes.
+
+        Args:
+            modes: The modes.
+        """
         return weights_of_modes(self.modes & frozenset(modes), self.weights)
 
     @cached_property

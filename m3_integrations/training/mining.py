@@ -54,7 +54,14 @@ class Margin:
             raise ValueError(f"margins must be at least 0, got absolute={self.absolute} and relative={self.relative}")
 
     def max_score(self, positive_scores: Sequence[float]) -> float:
-        """Compute a negative's maximum score: the lowest positive's score less the margin."""
+        """Compute a negative's maximum score: the lowest positive's score less the margin.
+
+        Args:
+            positive_scores: Scores of the positives.
+
+        Returns:
+            The largest score that a negative may have.
+        """
         lowest = min(positive_scores)
         return lowest - max(self.absolute, self.relative * abs(lowest))
 
@@ -119,7 +126,14 @@ class MiningReport:
 
     @classmethod
     def from_shortfalls(cls, shortfalls: Iterable[tuple[int, Reason | None]]) -> MiningReport:
-        """Summarize the `Mined.shortfall` of each query."""
+        """Summarize the `Mined.shortfall` of each query.
+
+        Args:
+            shortfalls: Number of negatives of each query, and the reason if there are too few.
+
+        Returns:
+            The report.
+        """
         pairs = list(shortfalls)
         counts = [count for count, _ in pairs]
         reasons = dict(Counter(why for _, why in pairs if why is not None))

@@ -100,6 +100,9 @@ def warm_up(sources: Sources, **options: Any) -> Stage:
     Args:
         sources: Examples by name of their source.
         options: Further options of `Stage`; they override the preset.
+
+    Returns:
+        The stage.
     """
     return Stage(sources, **{"parts": ("sparse", "multi_vector"), **options})
 
@@ -110,6 +113,9 @@ def contrastive(sources: Sources, **options: Any) -> Stage:
     Args:
         sources: Examples by name of their source.
         options: Further options of `Stage`; they override the preset.
+
+    Returns:
+        The stage.
     """
     sampling = Sampling(negatives=0)
     return Stage(
@@ -124,5 +130,8 @@ def unified(sources: Sources, **options: Any) -> Stage:
     Args:
         sources: Examples by name of their source.
         options: Further options of `Stage`.
+
+    Returns:
+        The stage.
     """
     return Stage(sources, **options)

@@ -68,7 +68,17 @@ class TrainConfig:
         return self.device == "cpu" or not torch.accelerator.is_available()
 
     def to_training_arguments(self, stage: Stage, steps: int, folder: Path, *, validated: bool) -> TrainingArguments:
-        """Convert to the arguments of transformers' Trainer for a stage of `steps` steps."""
+        """Convert to the arguments of transformers' Trainer for a stage of `steps` steps.
+
+        Args:
+            stage: The stage.
+            steps: Number of optimizer steps.
+            folder: Folder for checkpoints.
+            validated: Whether the stage is evaluated on validation queries.
+
+        Returns:
+            The arguments.
+        """
         interval = self.evaluate_every or max(1, -(-steps // 10))
         return TrainingArguments(
             output_dir=str(folder),

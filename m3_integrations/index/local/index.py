@@ -85,6 +85,9 @@ class LocalIndex(ClosableIndex):
                 saves it in the folder.
             write_timeout: Seconds that a write waits for the write of another process.
 
+        Returns:
+            The index; close it, or use it in a `with` block.
+
         Raises:
             WrongEncoder: If the index was filled by another encoder.
             IndexFolderError: If the folder contains something else, or has another precision.

@@ -126,6 +126,9 @@ class QdrantIndex(ClosableIndex):
             grpc: Use gRPC on the next port (6334), which is faster.
             timeout: Timeout of a request in seconds.
 
+        Returns:
+            The index; close it, or use it in a `with` block.
+
         Raises:
             QdrantUnreachable: If no server answers or it refuses the key.
             WrongEncoder: If another encoder filled the collection.
@@ -158,6 +161,9 @@ class QdrantIndex(ClosableIndex):
             encoder: As in `open`.
             layout: As in `open`.
             exact_below: As in `open`.
+
+        Returns:
+            The index.
         """
         options = client.init_options
         location = options.get("url") or options.get("host") or options.get("location") or options.get("path")
@@ -387,6 +393,9 @@ class QdrantIndex(ClosableIndex):
 
     def snapshot(self) -> str:
         """Let the server write a snapshot and return its name.
+
+        Returns:
+            Name of the snapshot on the server.
 
         Raises:
             WrongCollection: If the index is a folder.

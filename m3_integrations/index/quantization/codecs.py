@@ -20,8 +20,10 @@ from m3_integrations.core.encoded import MODES, Array, Mode
 from m3_integrations.core.errors import MissingMode
 
 Precision = Literal["float32", "int8", "int4"]
+"""Precision of stored multi-vectors."""
 DEFAULT_PRECISION: Precision = "float32"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Every precision, from the largest to the smallest."""
 Scales = npt.NDArray[np.uint16]
 _BLOCK_ROWS = 512
 # A scale is stored as the upper half of a float32, truncated after multiplication by this margin. Rounding reduces the

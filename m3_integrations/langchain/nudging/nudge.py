@@ -47,7 +47,12 @@ class HoldsVectors(Protocol):
         """Return the ids of all documents and their vectors, in the same order."""
 
     def write_vectors(self, ids: Sequence[str], vectors: Vectors) -> None:
-        """Replace the vectors of these documents."""
+        """Replace the vectors of these documents.
+
+        Args:
+            ids: Ids of the documents.
+            vectors: Their vectors, shape (n, dim).
+        """
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,9 @@ class M3FinetuneEngine:
 
         Args:
             **train_kwargs: None is supported.
+
+        Raises:
+            ValueError: If there are any.
         """
         if train_kwargs:
             raise ValueError(
@@ -103,6 +106,9 @@ class M3FinetuneEngine:
 
         Args:
             **model_kwargs: Fields of M3Embedding.
+
+        Returns:
+            The embedding model.
 
         Raises:
             FileNotFoundError: If `finetune` was not called.

@@ -40,11 +40,11 @@ class RerankRequest(BaseModel):
     """Body of POST /rerank, as text-embeddings-inference takes it."""
 
     model_config = _FOREIGN
-    query: Text
-    texts: Annotated[list[str], Field(min_length=1)]
+    query: Text = Field(description="The query.")
+    texts: Annotated[list[str], Field(min_length=1, description="Texts to rank.")]
     raw_scores: bool = Field(default=False, description="Accepted; scores are weighted sums in any case.")
-    return_text: bool = False
-    truncate: bool = True
+    return_text: bool = Field(default=False, description="Add the texts to the answer.")
+    truncate: bool = Field(default=True, description="Accepted; long texts are read as the model's conventions state.")
 
 
 class OpenAIEmbeddingsRequest(BaseModel):
@@ -53,7 +53,7 @@ class OpenAIEmbeddingsRequest(BaseModel):
     model_config = _FOREIGN
     input: str | list[Any] = Field(description="A text or a list of texts; tokens are not accepted.")
     model: str | None = Field(default=None, description="Accepted; the answer names the model served.")
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] = Field(default="float", description="base64: float32 in base64.")
     dimensions: int | None = Field(default=None, description="Must be the dimension of the encoder.")
     input_type: Role = Field(default="passage", description="An addition to OpenAI's API, as NVIDIA NIM has it.")
 
@@ -62,10 +62,10 @@ class EmbedAllRequest(BaseModel):
     """Body of POST /embed_all."""
 
     model_config = _OWN
-    inputs: Texts
-    input_type: Role = "passage"
+    inputs: Texts = Field(description="A text or a list of texts.")
+    input_type: Role = Field(default="passage", description="Whether the texts are queries or passages.")
     modes: Annotated[list[Mode], Field(min_length=1)] | None = Field(default=None, description="All by default.")
-    dtype: WireDtype = "float32"
+    dtype: WireDtype = Field(default="float32", description="float16 halves the size and rounds.")
     format: Literal["json", "npz"] = Field(default="json", description="npz: an archive that numpy.load reads.")
 
 
@@ -73,8 +73,8 @@ class SearchRequest(BaseModel):
     """Body of POST /search."""
 
     model_config = _OWN
-    query: str
-    k: Annotated[int, Field(ge=1)] = 10
+    query: str = Field(description="The question.")
+    k: Annotated[int, Field(ge=1, description="Number of hits.")] = 10
     mode: Mode | Literal["hybrid"] = Field(default="hybrid", description="hybrid is the plan of the index.")
     weights: dict[Mode, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         default=None, description="Weights of the modes, instead of the plan's."
@@ -90,8 +90,8 @@ class PassagesRequest(BaseModel):
     """Body of POST /passages."""
 
     model_config = _OWN
-    ids: Annotated[list[Text], Field(min_length=1)]
-    index: str | None = None
+    ids: Annotated[list[Text], Field(min_length=1, description="Ids of passages.")]
+    index: str | None = Field(default=None, description="Name of the index; needed if there are several.")
 
 
 class FeedbackRequest(BaseModel):
@@ -101,7 +101,7 @@ class FeedbackRequest(BaseModel):
     query: Text = Field(description="The query that found the passage.")
     id: Text = Field(description="Id of the passage.")
     useful: bool = Field(description="Whether the passage was useful.")
-    index: str | None = None
+    index: str | None = Field(default=None, description="Name of the index; needed if there are several.")
 
 
 class IndexRequest(BaseModel):

@@ -66,7 +66,11 @@ class Example:
                 object.__setattr__(self, name, _check_scores(name, getattr(self, name), len(passages)))
 
     def drop_false_negatives(self) -> Example:
-        """Drop negatives identical to a positive or to the query."""
+        """Drop negatives identical to a positive or to the query.
+
+        Returns:
+            The example without them.
+        """
         known = {self.query, *self.positives}
         remaining = [i for i, text in enumerate(self.negatives) if text not in known]
         if len(remaining) == len(self.negatives):
@@ -90,7 +94,9 @@ def read_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
 
     Yields:
         Examples in the order of the file.
-    Raises ValueError, naming file and line, for a line that is no example.
+
+    Raises:
+        InvalidFile: If a line is no example; the message names file and line.
     """
     for location, line in read_lines(Path(path)):
         fields = parse_object(location, line, _LINE_FORMAT)

@@ -58,7 +58,14 @@ class Sampling:
             raise ValueError(f"alpha must be finite, got {self.alpha}; 0 draws sources uniformly, 1 by size")
 
     def max_lengths(self, limit: int) -> tuple[int, int]:
-        """Maximum tokens read of a query and of a passage by a model limited to `limit` tokens."""
+        """Maximum tokens read of a query and of a passage by a model limited to `limit` tokens.
+
+        Args:
+            limit: Maximum tokens of the model.
+
+        Returns:
+            Tokens of a query, and of a passage.
+        """
         return min(self.longest_query or limit, limit), min(self.longest_passage or limit, limit)
 
     @property

@@ -61,6 +61,9 @@ def repair_index(
         encoder: Encoder of the index, to encode again passages whose text is intact and whose vectors are not; or a
             function that loads it, given the repr that the index recorded. None lists these passages.
 
+    Returns:
+        What was saved and what is left.
+
     Raises:
         FileNotFoundError: If there is no index.
         IndexFolderError: If the target is not empty, or nothing of the catalog can be read.

@@ -1,0 +1,44 @@
+"""Every code block of the documentation runs as written and prints the output shown below it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.blocks import NOT_RUN, ROOT, blocks_of, checkout, run
+
+# These pages show single calls and commands, and have tests of their own: tests/cli, tests/server, tests/models.
+ELSEWHERE = {"capacity.md", "cli.md", "indexes.md", "models.md", "nudging.md", "qdrant.md", "serving.md"}
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
+CODE = re.compile(r"^ *```(?:python|console|sh|bash)$", flags=re.MULTILINE)
+RUN = [name for name, path in PAGES.items() if name not in ELSEWHERE and [*blocks_of(path.read_text("utf-8"))]]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_blocks_of_a_page_print_the_outputs_shown(name):
+    with checkout():
+        names: dict[str, Any] = {"__name__": "__main__"}
+        for block in blocks_of(PAGES[name].read_text(encoding="utf-8")):
+            assert run(block, names) == block.output, block.code
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ELSEWHERE])
+def test_a_page_gives_a_reason_for_each_block_that_is_not_run(name):
+    text = PAGES[name].read_text(encoding="utf-8")
+    fences = len(CODE.findall(text))
+    run_fences = len(re.findall(r"^ *```(?:python|console)$", text, flags=re.MULTILINE)) - len(
+        re.findall(rf"^{NOT_RUN}.+ -->\n+ *```(?:python|console)$", text, flags=re.MULTILINE)
+    )
+    assert fences == run_fences + text.count(NOT_RUN)
+
+
+def test_a_block_whose_output_differs_is_found():
+    (block,) = blocks_of("```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n")
+    assert run(block, {}) == "2\n"
+    assert block.output == "3\n"
+    assert [*blocks_of(f"{NOT_RUN}it needs a server -->\n```python\nprint(1)\n```\n")] == []
+    assert Path.cwd() != ROOT / "docs"
