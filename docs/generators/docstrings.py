@@ -5,6 +5,7 @@ A method without a docstring gets the whole one; of one with a docstring, the se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,9 +86,18 @@ def _complete(method: Any, source: Any) -> None:
     if not own_head:
         is_async = "async" in method.labels and "async" not in source.labels
         own_head = f"Async form of `{source.name}`. {head}" if is_async else head
+    if "Args:" in sections:
+        sections["Args:"] = _arguments_of(method, sections["Args:"])
     merged = {name: own.get(name) or sections.get(name) for name in _SECTIONS}
     text = "\n\n".join([own_head, *(f"{name}\n{body}" for name, body in merged.items() if body)])
     method.docstring = griffe.Docstring(text, parent=method, parser=griffe.Parser.google)
+
+
+def _arguments_of(method: Any, arguments: str) -> str:
+    """The entries of arguments that a method has."""
+    entries = re.split(r"\n(?=    \S)", arguments)
+    names = {each.name for each in method.parameters}
+    return "\n".join(entry for entry in entries if entry.split(":")[0].strip(" *") in names)
 
 
 def split_sections(text: str) -> tuple[str, dict[str, str]]:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from mkdocs.structure.files import File, Files  # noqa: E402
 
-from docs.generators import api, command_line, http_api, machines  # noqa: E402
+from docs.generators import api, command_line, http_api, machines, notebooks  # noqa: E402
 
 # Pages whose text is elsewhere in the repository.
 COPIED = {
@@ -32,6 +32,7 @@ def generated_pages() -> dict[str, str]:
     copied = {page: (ROOT / source).read_text(encoding="utf-8") for page, source in COPIED.items()}
     return {
         **copied,
+        **{f"notebooks/{each.stem}.md": notebooks.to_markdown(each) for each in notebooks.FOLDER.glob("*.ipynb")},
         **dict(api.pages()),
         "reference/command_line.md": command_line.page(),
         "reference/http.md": http_api.page(),

@@ -1,6 +1,6 @@
 """Code blocks of Markdown pages, run in the order of the page, and their outputs.
 
-python -m tests.docs.blocks [PAGE...] writes the outputs of today into pages.
+python -m tests.docs.blocks FILE... writes the outputs of today into pages and notebooks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from unittest import mock
 
 from typer.testing import CliRunner
 
+from docs.generators.notebooks import from_markdown, to_markdown
 from m3_integrations import M3Encoder, cli
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +64,8 @@ def blocks_of(page: str) -> Iterator[Block]:
 
 @contextlib.contextmanager
 def checkout() -> Iterator[Path]:
-    """A temporary working directory with the examples, and LlamaIndex's settings restored afterwards."""
-    from llama_index.core import Settings
-
-    before, settings = Path.cwd(), {name: getattr(Settings, name) for name in _GLOBALS}
+    """A temporary working directory with the examples, and the settings of LlamaIndex reset afterwards."""
+    before = Path.cwd()
     loading = mock.patch.object(M3Encoder, "from_config", _load_once)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TERMINAL), loading:
         (Path(folder) / "examples").symlink_to(ROOT / "examples")
@@ -75,8 +74,9 @@ def checkout() -> Iterator[Path]:
             yield Path(folder)
         finally:
             os.chdir(before)
-            for name, value in settings.items():
-                setattr(Settings, name, value)
+            if core := sys.modules.get("llama_index.core"):
+                for name in _GLOBALS:
+                    setattr(core.Settings, name, None)
 
 
 def run(block: Block, names: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def _run_command(command: str) -> str:
     command, _, wanted = command.partition("  # exit status ")
     program, _, words = command.partition(" ")
     if program == "m3" and "|" not in words and ">" not in words.split("'")[0]:
-        result = CliRunner().invoke(cli.app, shlex.split(words, comments=True))
+        result = CliRunner().invoke(cli.app, shlex.split(re.sub(r"  +# .*$", "", words)))
         assert result.exit_code == int(wanted or 0), (command, result.output, result.exception)
         return result.stdout
     done = subprocess.run(["bash", "-c", command], capture_output=True, encoding="utf-8", check=False)
@@ -110,9 +110,14 @@ def _run_command(command: str) -> str:
     return done.stdout
 
 
+def read_page(page: Path) -> str:
+    """Return the Markdown of a page or a notebook."""
+    return to_markdown(page) if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
+
+
 def write_outputs(page: Path) -> None:
-    """Write what the blocks of a page print into it."""
-    text = page.read_text(encoding="utf-8")
+    """Write what the blocks of a page or a notebook print into it."""
+    text = read_page(page)
     edits = []
     with checkout():
         names: dict[str, Any] = {"__name__": "__main__"}
@@ -125,9 +130,9 @@ def write_outputs(page: Path) -> None:
                 edits.append((block.begin, block.end, shown))
     for begin, end, printed in reversed(edits):
         text = text[:begin] + printed + text[end:]
-    page.write_text(text, encoding="utf-8")
+    page.write_text(from_markdown(text) if page.suffix == ".ipynb" else text, encoding="utf-8")
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        write_outputs(Path(name))
+        write_outputs(Path(name).resolve())

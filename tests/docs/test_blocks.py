@@ -8,27 +8,29 @@ from typing import Any
 
 import pytest
 
-from tests.docs.blocks import NOT_RUN, ROOT, blocks_of, checkout, run
+from docs.generators.notebooks import FOLDER
+from tests.docs.blocks import NOT_RUN, ROOT, blocks_of, checkout, read_page, run
 
 # These pages show single calls and commands, and have tests of their own: tests/cli, tests/server, tests/models.
 ELSEWHERE = {"capacity.md", "cli.md", "indexes.md", "models.md", "nudging.md", "qdrant.md", "serving.md"}
 DOCS = ROOT / "docs"
-PAGES = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
+FILES = [*sorted(DOCS.rglob("*.md")), *sorted(FOLDER.glob("*.ipynb"))]
+PAGES = {path.relative_to(ROOT).as_posix().removeprefix("docs/"): read_page(path) for path in FILES}
 CODE = re.compile(r"^ *```(?:python|console|sh|bash)$", flags=re.MULTILINE)
-RUN = [name for name, path in PAGES.items() if name not in ELSEWHERE and [*blocks_of(path.read_text("utf-8"))]]
+RUN = [name for name, text in PAGES.items() if name not in ELSEWHERE and [*blocks_of(text)]]
 
 
 @pytest.mark.parametrize("name", RUN)
 def test_the_blocks_of_a_page_print_the_outputs_shown(name):
     with checkout():
         names: dict[str, Any] = {"__name__": "__main__"}
-        for block in blocks_of(PAGES[name].read_text(encoding="utf-8")):
+        for block in blocks_of(PAGES[name]):
             assert run(block, names) == block.output, block.code
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in ELSEWHERE])
 def test_a_page_gives_a_reason_for_each_block_that_is_not_run(name):
-    text = PAGES[name].read_text(encoding="utf-8")
+    text = PAGES[name]
     fences = len(CODE.findall(text))
     run_fences = len(re.findall(r"^ *```(?:python|console)$", text, flags=re.MULTILINE)) - len(
         re.findall(rf"^{NOT_RUN}.+ -->\n+ *```(?:python|console)$", text, flags=re.MULTILINE)
