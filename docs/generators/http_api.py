@@ -33,20 +33,34 @@ def page() -> str:
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             lines += [f"## {method.upper()} {path}", "", operation["summary"], ""]
-            lines += _body(operation, description["components"]["schemas"])
+            lines += _fields(operation, description["components"]["schemas"])
             lines += [_answers(operation), ""]
     return "\n".join(lines)
 
 
-def _body(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+def fields_of(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the fields of an operation's query and body by name.
+
+    Args:
+        operation: The operation.
+        schemas: The schemas of the description.
+    """
+    query = {each["name"]: each["schema"] for each in operation.get("parameters", ())}
     if "requestBody" not in operation:
-        yield from ("No body.", "")
-        return
+        return query
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-    schema = schemas[reference.rsplit("/", 1)[1]]
-    yield from ("| field | type | default | meaning |", "|---|---|---|---|")
-    for name, field in schema["properties"].items():
-        default = "required" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
+    return {**query, **schemas[reference.rsplit("/", 1)[1]]["properties"]}
+
+
+def _fields(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    fields = fields_of(operation, schemas)
+    if not fields:
+        yield from ("No fields.", "")
+        return
+    yield "Fields of the JSON body:" if "requestBody" in operation else "Fields of the query:"
+    yield from ("", "| field | type | default | meaning |", "|---|---|---|---|")
+    for name, field in fields.items():
+        default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
         yield f"| `{name}` | {_type(field)} | {default} | {field.get('description', '')} |"
     yield ""
 

@@ -130,7 +130,7 @@ class Feedback:
             return ledger.current
 
     def counts(self) -> FeedbackCounts:
-        """Count the judgements."""
+        """Return the numbers of judgements."""
         known = self.judgements()
         judged = [each.is_useful for each in known if each.query is None]
         grades = _grades(known)
@@ -167,6 +167,9 @@ class Feedback:
             method: Method for dense vectors, as in `Nudger.fit`.
             seed: Seed of the split.
             on_progress: As in `Nudger.fit`.
+
+        Returns:
+            What happened, and the report of the nudge.
 
         Raises:
             PassagesChanged: If another process changed passages in the meantime; call it again.
