@@ -24,6 +24,7 @@ _QUIET = 0.0005
 
 class _Request(NamedTuple):
     item: Any
+    size: int
     result: Future[Any]
 
 
@@ -34,19 +35,21 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_queues.clear)  # their threads and callers are the parent's
 
 
-async def micro_batched(call: Call[Item, T], item: Item) -> T:
+async def micro_batched(call: Call[Item, T], item: Item, size: int = 1) -> T:
     """Return `call([item])[0]`, computed together with the items of concurrent calls.
 
     An item, such as a text, waits half a millisecond for others, at most `LONGEST_WAIT` (2 ms); items that arrive while
-    the call runs form the next batch of at most `MAX_BATCH` (64). If a call fails, halves of its batch are tried, so
-    that an error reaches only the item that causes it. Items whose task was cancelled before the call are skipped.
+    the call runs form the next batch, whose sizes add up to at most `MAX_BATCH` (64). If a call fails, halves of its
+    batch are tried, so that an error reaches only the item that causes it. Items whose task was cancelled before the
+    call are skipped.
 
     Args:
         call: Function from items to results in their order; it runs on a thread. Equal functions share batches: a bound
             method of one object does, a lambda does not.
         item: The item.
+        size: Number of texts in the item; one above `MAX_BATCH` has a batch of its own.
     """
-    request = _Request(item, Future())
+    request = _Request(item, size, Future())
     _enqueue(call, request)
     result: T = await asyncio.wrap_future(request.result)
     return result
@@ -71,14 +74,19 @@ def _serve(call: Call[Any, Any]) -> None:
 
 
 def _next(call: Call[Any, Any]) -> list[_Request]:
-    """Return up to `MAX_BATCH` requests; an empty queue is removed."""
+    """Return requests of together at most `MAX_BATCH`, or one; an empty queue is removed."""
     with _lock:
         queue = _queues[call]
     _wait_for_more(queue)
     with _lock:
         if not queue:
             del _queues[call]
-        return [queue.popleft() for _ in range(min(MAX_BATCH, len(queue)))]
+        batch: list[_Request] = []
+        size = 0
+        while queue and (not batch or size + queue[0].size <= MAX_BATCH):
+            size += queue[0].size
+            batch.append(queue.popleft())
+        return batch
 
 
 def _wait_for_more(queue: deque[_Request]) -> None:

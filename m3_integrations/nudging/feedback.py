@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ from m3_integrations.data.load import SHARES
 from m3_integrations.data.splits import normalize_question, split_by_text
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index.base import Index
-from m3_integrations.nudging.ledger import Judgement, Ledger, now
+from m3_integrations.nudging.ledger import Judgement, Ledger, now, to_stored_time
 from m3_integrations.nudging.method.variants import MethodChoice
-from m3_integrations.nudging.nudger import Nudger, open_ledger
+from m3_integrations.nudging.nudger import Nudger, ledger_file, open_ledger
 from m3_integrations.nudging.progress import OnProgress
 from m3_integrations.nudging.report.report import NudgeReport
 from m3_integrations.retrieval.retriever import Retriever
@@ -114,12 +115,18 @@ class Feedback:
             raise ValueError("the query is empty; give the query that found the passage")
         if passage not in self.index.content_hashes([passage]):
             raise UnknownId(f"the index has no passage {passage!r}; give the id of a result")
-        judgement = Judgement(query if self.keeps_queries else None, passage, is_useful, now())
-        with self._ledger() as ledger:
-            ledger.add_judgements([judgement])
+        self.extend([Judgement(query if self.keeps_queries else None, passage, is_useful, now())])
+
+    def extend(self, judgements: Sequence[Judgement]) -> None:
+        """Record judgements of another ledger with their times."""
+        if judgements:
+            with self._ledger() as ledger:
+                ledger.add_judgements(judgements)
 
     def judgements(self) -> list[Judgement]:
         """Return every judgement, oldest first."""
+        if not self._exists():
+            return []
         with self._ledger() as ledger:
             return ledger.judgements()
 
@@ -137,6 +144,20 @@ class Feedback:
         judged += [is_useful for of_query in grades.values() for is_useful in of_query.values()]
         questions = sum(any(of_query.values()) for of_query in grades.values())
         return FeedbackCounts(len(judged), sum(judged), len(judged) - sum(judged), questions)
+
+    def forget_before(self, moment: datetime) -> int:
+        """Delete judgements and questions recorded before a time, as `Nudger.forget_queries` does."""
+        if not self._exists():
+            return 0
+        with self._ledger() as ledger:
+            return ledger.forget_before(to_stored_time(moment))
+
+    def _exists(self) -> bool:
+        """Return whether there may be a ledger; opening one would create it."""
+        folder: Path | None = getattr(self.index, "folder", None)
+        if self._path is not None or folder is None:
+            return True
+        return ledger_file(folder, self.encoder.fingerprint).is_file()
 
     @contextmanager
     def _ledger(self) -> Iterator[Ledger]:

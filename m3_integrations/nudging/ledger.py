@@ -529,6 +529,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def to_stored_time(moment: datetime) -> str:
+    """Return a time, in UTC unless it states a time zone, as `now` does."""
+    moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.isoformat(timespec="seconds")
+
+
 def _text(stored: Any) -> str:
     if not isinstance(stored, str):
         raise TypeError(f"{stored!r:.80} is not a text")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from m3_integrations.nudging.ledger import (
     from_stored,
     now,
     to_stored,
+    to_stored_time,
 )
 from m3_integrations.nudging.ledger_vectors import digest, pack, unpack, vector_updates
 from m3_integrations.nudging.method.propagation import Propagation
@@ -200,8 +201,7 @@ class Nudger:
             WriterBusy: If another process uses the ledger for longer than a write waits.
         """
         moment = before if isinstance(before, datetime) else datetime.combine(before, datetime.min.time())
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return self._ledger.forget_before(moment.isoformat(timespec="seconds"))
+        return self._ledger.forget_before(to_stored_time(moment))
 
     def forget_passages(self, ids: Collection[str]) -> None:
         """Delete the original vectors of passages and every question that one of them answers, in every version.

@@ -1,4 +1,4 @@
-"""One call of the encoder per micro-batch, across clients and endpoints."""
+"""One call of the encoder, and one search, per micro-batch, across clients and endpoints."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from m3_integrations.core.concurrency import micro_batched
 from m3_integrations.core.encoded import Encoded, Mode, Modes, check_modes
-from m3_integrations.encoders.base import Encoder
+from m3_integrations.encoders.base import Encoder, has_content
 from m3_integrations.encoders.remote import Role
+from m3_integrations.index.filters import Where
+from m3_integrations.retrieval.retriever import Match, Retriever
 from m3_integrations.server.metrics import ServerMetrics
 
-TEXTS_AT_ONCE = 64  # of one request; a longer one takes turns with others
+TEXTS_AT_ONCE = 32  # of one request; a longer one takes turns with others
 
 
 class EncodeJob(NamedTuple):
@@ -52,7 +54,7 @@ class BatchingEncoder:
         parts = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             job = EncodeJob(role, tuple(texts[start : start + TEXTS_AT_ONCE]), wanted)
-            parts.append(await micro_batched(self._encode_jobs, job))
+            parts.append(await micro_batched(self._encode_jobs, job, len(job.texts)))
         return parts[0].join(*parts[1:])
 
     def _encode_jobs(self, jobs: list[EncodeJob]) -> list[Encoded]:
@@ -73,3 +75,38 @@ class BatchingEncoder:
             found.append(batch.take(range(start, start + len(job.texts))).only(job.modes))
             start += len(job.texts)
         return found
+
+
+class SearchJob(NamedTuple):
+    """A search of one request.
+
+    Attributes:
+        key: Name of the index and the plan; searches of the same key, k and filter run together.
+        retriever: Retriever of the index with the plan.
+        text: Text of the query.
+        query: The encoded query, one row.
+        k: Number of hits.
+        where: Metadata filter.
+    """
+
+    key: tuple[object, ...]
+    retriever: Retriever
+    text: str
+    query: Encoded
+    k: int
+    where: Where | None
+
+
+def search_jobs(jobs: list[SearchJob]) -> list[list[Match]]:
+    """Search for each job, those of one key, k and filter in one call; a query without content finds nothing."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, job in enumerate(jobs):
+        if has_content(job.retriever.encoder, [job.text])[0]:
+            groups.setdefault((job.key, frozenset(job.query.modes), job.k, repr(job.where)), []).append(place)
+    found: list[list[Match]] = [[] for _ in jobs]
+    for places in groups.values():
+        first, *rest = (jobs[place] for place in places)
+        queries = first.query.join(*(job.query for job in rest))
+        for place, matches in zip(places, first.retriever.retrieve_encoded(queries, first.k, first.where), strict=True):
+            found[place] = matches
+    return found

@@ -59,10 +59,11 @@ class Learner:
     Args:
         encoder: The encoder that filled the index.
         index: The index.
+        feedback: Its feedback.
     """
 
-    def __init__(self, encoder: Encoder, index: Index) -> None:
-        self._encoder, self._index = encoder, index
+    def __init__(self, encoder: Encoder, index: Index, feedback: Feedback) -> None:
+        self._encoder, self._index, self._feedback = encoder, index, feedback
         self._lock = threading.Lock()
         self._status = LearningStatus()
         self._is_stopped = False
@@ -102,7 +103,7 @@ class Learner:
 
     def _run(self) -> None:
         try:
-            learned = Feedback(self._encoder, self._index).learn(on_progress=self._report_progress)
+            learned = self._feedback.learn(on_progress=self._report_progress)
             self._status = self._finished(learned)
         except _Stopped:
             self._status = LearningStatus(message="Learning was stopped.")

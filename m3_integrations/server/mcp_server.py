@@ -1,10 +1,10 @@
-"""MCP server over one index: search and fetch, and with write access remember and forget."""
+"""MCP server over one index: search and fetch, and with write access remember, forget and feedback."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -21,14 +21,17 @@ from m3_integrations.core.titles import first_words, title_of
 from m3_integrations.core.types import Passage, is_blank
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index import Index
+from m3_integrations.nudging.feedback import Feedback
 from m3_integrations.retrieval.ingestion import ingest
-from m3_integrations.retrieval.retriever import Retriever
+from m3_integrations.retrieval.retriever import Match, Retriever
 from m3_integrations.server.http.guard import RequestGuard
 from m3_integrations.server.settings import ServerSettings
 
 EXCERPT = 500  # characters of a text in the results of a search
 PATH = "/mcp"
+REMEMBERED = 10_000  # passages whose last query is known, for feedback
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_APPENDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
@@ -50,6 +53,8 @@ class IndexTools:
         self._name = name
         self._k = k
         self._retriever = Retriever(encoder, index)
+        self._feedback = Feedback(encoder, index)
+        self._found_by: dict[str, str] = {}  # last query by passage, oldest first
 
     async def search(self, query: str) -> str:
         """Search by meaning and by words, in any language of the model.
@@ -57,6 +62,7 @@ class IndexTools:
         Returns the best passages as {"results": [{"id", "title", "url", "text"}]}; fetch returns the whole text.
         """
         matches = await self._retriever.aretrieve(query, self._k)
+        self._remember_query(query, matches)
         results = [{**self._head(each.passage), "text": first_words(each.passage.text, EXCERPT)} for each in matches]
         return _to_json({"results": results})
 
@@ -81,6 +87,30 @@ class IndexTools:
         passage = await to_thread(self._read, id)
         await to_thread(self._delete, passage.id)
         return _to_json({"deleted": passage.id})
+
+    async def feedback(self, id: str, useful: bool, query: str | None = None) -> str:
+        """Say whether a passage was useful, so that later searches learn from it.
+
+        The query is the one that found it; without it, the last search that returned the passage.
+        """
+        asked = query or self._found_by.get(id)
+        if asked is None or is_blank(asked):
+            raise ToolError(f"no search returned {id!r} lately; send the query that found it")
+        await to_thread(self._judge, asked, id, useful)
+        return _to_json({"id": id, "query": asked, "useful": useful})
+
+    def _remember_query(self, query: str, matches: Sequence[Match]) -> None:
+        for match in matches:
+            self._found_by.pop(match.passage.id, None)
+            self._found_by[match.passage.id] = query
+        while len(self._found_by) > REMEMBERED:
+            del self._found_by[next(iter(self._found_by))]
+
+    def _judge(self, query: str, id: str, is_useful: bool) -> None:
+        try:
+            self._feedback.add(query, id, is_useful)
+        except M3Error as error:
+            raise ToolError(str(error)) from error
 
     def _read(self, id: str) -> Passage:
         try:
@@ -118,7 +148,7 @@ def create_mcp_server(
         index: The index.
         name: Name of the index, which assistants see.
         k: Number of results of a search.
-        can_write: Whether there are the tools `remember` and `forget` too.
+        can_write: Whether there are the tools `remember`, `forget` and `feedback` too.
 
     Returns:
         The server; `run("stdio")` serves one assistant, `create_mcp_app` any number over HTTP.
@@ -128,10 +158,11 @@ def create_mcp_server(
     server = MCPServer(
         f"m3 {name}", version=__version__, instructions=f"{access} the passages of {name!r}.", log_level="WARNING"
     )
-    reads: list[Callable[..., Any]] = [tools.search, tools.fetch]
-    writes: list[Callable[..., Any]] = [tools.remember, tools.forget] if can_write else []
-    for tool in (*reads, *writes):
-        server.add_tool(tool, annotations=_READS if tool in reads else _WRITES, structured_output=False)
+    offered: list[tuple[Callable[..., Any], ToolAnnotations]] = [(tools.search, _READS), (tools.fetch, _READS)]
+    if can_write:
+        offered += [(tools.remember, _WRITES), (tools.forget, _WRITES), (tools.feedback, _APPENDS)]
+    for tool, hints in offered:
+        server.add_tool(tool, annotations=hints, structured_output=False)
     return server
 
 

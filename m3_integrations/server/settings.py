@@ -7,6 +7,8 @@ from ipaddress import ip_address
 
 _POSITIVE = ("max_body", "max_texts", "max_k", "max_requests", "body_timeout", "request_timeout", "shutdown_timeout")
 
+LONGEST_MEMORY = 100_000  # days
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -24,6 +26,8 @@ class ServerSettings:
         body_timeout: Seconds in which a request body must arrive.
         request_timeout: Seconds in which a request is answered.
         shutdown_timeout: Seconds that a shutdown waits for requests in progress.
+        keeps_queries: Whether feedback is recorded with the texts of queries, which learning needs.
+        forget_after: Days after which feedback and the questions learned from are deleted; None keeps them.
 
     Raises:
         ValueError: If the host is not loopback and there is no key, or a value is invalid.
@@ -40,6 +44,8 @@ class ServerSettings:
     body_timeout: float = 30.0
     request_timeout: float = 60.0
     shutdown_timeout: float = 30.0
+    keeps_queries: bool = True
+    forget_after: float | None = None
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
@@ -54,6 +60,8 @@ class ServerSettings:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.forget_after is not None and not 0 < self.forget_after < LONGEST_MEMORY:
+            raise ValueError(f"forget_after is a number of days above 0, got {self.forget_after}")
 
     def accepts_host(self, header: str) -> bool:
         """Return whether a request with this Host header is meant for this server.

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient
 
 from m3_integrations import LocalIndex, MemoryIndex, Nudger, Passage, QdrantIndex, Query, SearchPlan
 from m3_integrations.core.errors import WrongCollection, WrongEncoder
-from m3_integrations.nudging import reencode, reencode_collection, undo_reencode
+from m3_integrations.nudging import Feedback, reencode, reencode_collection, undo_reencode
 from m3_integrations.testing import HashEncoder
 from m3_integrations.testing.sample_data import same_vectors
 
@@ -56,6 +56,15 @@ def state_of(folder, encoder):
 def assert_same(state, other):
     assert state[0] == other[0]
     assert same_vectors(state[1], other[1])
+
+
+def test_feedback_moves_to_the_ledger_of_the_new_model(folder):
+    with LocalIndex.open(folder, OLD) as index:
+        Feedback(OLD, index).add("alpha1 nick1", "p01", True)
+        judged = Feedback(OLD, index).judgements()
+    assert reencode(folder, OLD, NEW, force=True).is_switched
+    with LocalIndex.open(folder, NEW) as index:
+        assert Feedback(NEW, index).judgements() == judged
 
 
 def test_an_index_gets_the_embeddings_of_the_new_encoder_and_its_nudge_is_fitted_again(folder, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 
 import httpx
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 
 from m3_integrations import LocalIndex, Passage
-from m3_integrations.nudging.feedback import LEAST_QUESTIONS, Feedback
-from m3_integrations.nudging.ledger import FILE_NAME
+from m3_integrations.nudging.feedback import LEAST_QUESTIONS, Feedback, Learned
+from m3_integrations.nudging.ledger import FILE_NAME, Judgement
 from m3_integrations.server import ServerSettings, create_app
+from m3_integrations.server.http.feedback import FeedbackEndpoints
+from m3_integrations.server.http.schemas import FeedbackRequest
+from m3_integrations.server.learning import Learner
 from m3_integrations.testing import HashEncoder
 from tests.server.conftest import running
 
@@ -113,6 +118,41 @@ def test_learning_moves_vectors_with_a_report_and_undo_restores_them(served):
     assert not np.array_equal(index.vectors(ids).dense, ENCODER.encode_passages(TEXTS).dense)
     assert post(client, "/undo")["message"] == "The original vectors are restored."
     assert np.array_equal(index.vectors(ids).dense, ENCODER.encode_passages(TEXTS).dense)
+
+
+async def test_old_judgements_are_forgotten_when_a_server_starts_and_texts_can_be_left_out(tmp_path):
+    settings = ServerSettings(keeps_queries=False, forget_after=30)
+    with LocalIndex.open(tmp_path / "notes", ENCODER) as index:
+        index.add([Passage("p0", "topic0")], ENCODER.encode_passages(["topic0"]))
+        feedback = Feedback(ENCODER, index)
+        feedback.extend([Judgement("old", "p0", True, "2020-01-01T00:00:00+00:00")])
+        feedback.add("new", "p0", True)
+        endpoints = FeedbackEndpoints(ENCODER, {"notes": index}, settings)
+        async with endpoints.running():
+            while [each.query for each in feedback.judgements()] != ["new"]:
+                await asyncio.sleep(0.01)
+            await endpoints.record(FeedbackRequest(query="a secret", id="p0", useful=True))
+        assert [each.query for each in feedback.judgements()] == ["new", None]
+
+
+def test_a_second_run_and_an_undo_wait_for_the_first_run(served):
+    index, _ = served
+
+    class Learning(Feedback):
+        def learn(self, **options):
+            entered.set()
+            assert go_on.wait(60)
+            return Learned("done", None, None)
+
+    entered, go_on = threading.Event(), threading.Event()
+    learner = Learner(ENCODER, index, Learning(ENCODER, index))
+    assert learner.start()
+    assert entered.wait(60)
+    assert not learner.start()
+    assert not learner.undo()
+    go_on.set()
+    learner.stop()
+    assert learner.status.state == "done"
 
 
 def test_fields_are_listed_with_their_values_for_filters(client):

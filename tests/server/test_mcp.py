@@ -11,6 +11,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from m3_integrations import LocalIndex, M3Encoder, MemoryIndex, ingest
+from m3_integrations.nudging import Feedback
 from m3_integrations.server import ServerSettings, create_mcp_app, create_mcp_server
 from tests.server.conftest import PASSAGES, running
 
@@ -64,7 +65,7 @@ async def test_with_write_access_texts_are_remembered_once_and_forgotten(hash_en
     index = MemoryIndex()
     async with connected(hash_encoder, index, can_write=True) as client:
         tools = {tool.name: tool.annotations.read_only_hint for tool in (await client.list_tools()).tools}
-        assert tools == {"search": True, "fetch": True, "remember": False, "forget": False}
+        assert tools == {"search": True, "fetch": True, "remember": False, "forget": False, "feedback": False}
         first = await call(client, "remember", text="the heron nests", title="Heron", metadata={"year": 2020})
         assert await call(client, "remember", text="the heron nests", title="Heron", metadata={"year": 2020}) == first
         await call(client, "remember", text="other words", id="mine")
@@ -73,14 +74,32 @@ async def test_with_write_access_texts_are_remembered_once_and_forgotten(hash_en
         assert (found["id"], found["title"]) == (first["id"], "Heron")
         await call(client, "forget", id=first["id"])
         assert index.ids() == ["mine"]
-        for tool, arguments in (("remember", {"text": " "}), ("forget", {"id": "none"})):
+        refused = [
+            ("remember", {"text": " "}),
+            ("forget", {"id": "none"}),
+            ("feedback", {"id": "none", "useful": True}),
+        ]
+        for tool, arguments in [*refused, ("feedback", {"id": "none", "useful": True, "query": "heron"})]:
             assert (await client.call_tool(tool, arguments)).is_error
+
+
+async def test_feedback_is_recorded_with_the_last_query_that_found_the_passage(hash_encoder, tmp_path):
+    with LocalIndex.open(tmp_path / "notes", hash_encoder) as index:
+        ingest(hash_encoder, index, PASSAGES)
+        async with connected(hash_encoder, index, can_write=True) as client:
+            await call(client, "search", query="green trees")
+            await call(client, "search", query="old bridge")
+            answer = await call(client, "feedback", id="bridge", useful=True)
+            assert answer == {"id": "bridge", "query": "old bridge", "useful": True}
+            await call(client, "feedback", id="house", useful=False, query="tall trees")
+        judged = [each[:3] for each in Feedback(hash_encoder, index).judgements()]
+        assert judged == [("old bridge", "bridge", True), ("tall trees", "house", False)]
 
 
 @pytest.mark.parametrize("key", [None, "secret"])
 async def test_the_official_client_searches_over_http(hash_encoder, index, key):
     settings = ServerSettings(port=0, api_key=key)
-    app = create_mcp_app(create_mcp_server(hash_encoder, index), settings)
+    app = create_mcp_app(create_mcp_server(hash_encoder, index, can_write=True), settings)
     with running(app, settings) as url:
         for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
             assert httpx.post(f"{url}/mcp", json={}, headers=headers).status_code == 403
@@ -88,7 +107,9 @@ async def test_the_official_client_searches_over_http(hash_encoder, index, key):
             assert httpx.post(f"{url}/mcp", json={}).status_code == 401
             return
         async with Client(f"{url}/mcp") as client:
+            assert "feedback" in [tool.name for tool in (await client.list_tools()).tools]
             assert (await call(client, "search", query="old bridge"))["results"][0]["id"] == "bridge"
+            assert (await call(client, "feedback", id="bridge", useful=True))["query"] == "old bridge"
 
 
 async def test_the_command_serves_a_folder_over_stdin_and_stdout(bge_m3, tmp_path):
@@ -100,5 +121,7 @@ async def test_the_command_serves_a_folder_over_stdin_and_stdout(bge_m3, tmp_pat
         assert (await call(client, "fetch", id="heron"))["text"] == "herons nest in tall trees"
         assert len((await call(client, "search", query="bridge"))["results"]) == 3
         await call(client, "remember", text="the tide turns", id="tide")
+        await call(client, "feedback", id="bridge", useful=True)
     with LocalIndex.open(tmp_path / "notes", encoder) as index:
+        assert Feedback(encoder, index).counts().useful == 1
         assert index.ids() == ["bridge", "heron", "house", "tide"]

@@ -37,6 +37,9 @@ JudgedFiles: TypeAlias = Annotated[
 def nudge(
     folder: Folder,
     judged: JudgedFiles = None,
+    from_feedback: Annotated[
+        bool, typer.Option("--from-feedback", help="Learn from the feedback recorded by m3 serve and m3 mcp.")
+    ] = False,
     modes: Annotated[str, typer.Option(help="Modes to nudge, such as dense,multi_vector; all by default.")] = "",
     metric: Annotated[str, typer.Option(help="ndcg@k, recall@k, mrr@k, precision@k or accuracy@k.")] = "ndcg@10",
     method: Annotated[
@@ -52,7 +55,7 @@ def nudge(
     versions: Annotated[bool, typer.Option("--versions", help="List the versions.")] = False,
     forget_before: Annotated[
         str | None,
-        typer.Option(help="Delete the questions recorded before this date from every version, such as 2026-01-31."),
+        typer.Option(help="Delete the questions and feedback recorded before this date, such as 2026-01-31."),
     ] = None,
     half_life: Annotated[float | None, typer.Option(help="Days after which the weight of a click halves.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split into training, validation and test.")] = 0,
@@ -63,31 +66,37 @@ def nudge(
     from m3_integrations.data import load_judged_queries
 
     moment = _parse_date(forget_before)
-    _require_one_task(judged, revert=revert, to=to, versions=versions, forget=moment is not None)
+    tasks = [bool(judged), from_feedback, revert, to is not None, versions, moment is not None]
+    _require_one_task(sum(tasks))
     _check_fit(metric, method)
     nudged = parse_modes(modes)
     require_index(folder)
     queries = load_judged_queries(judged, seed=seed, half_life=half_life) if judged else None
     encoder = load_encoder(folder, model)
-    fitted, tables, forgotten = None, None, None
+    report, message, fitted, tables, forgotten = None, None, None, None, None
     with TemporaryDirectory() as temporary:
         location = copytree(folder, Path(temporary) / "index") if dry_run else folder
         with LocalIndex.open(location, encoder) as index, closing(Nudger(encoder, index)) as nudger:
-            if queries is not None:
+            if from_feedback:
+                report, message = _learn(nudger, nudged, metric, method, seed)
+            elif queries is not None:
                 report = _fit(nudger, queries, nudged, metric, method)
-                fitted, tables = _report_to_json(report), report.__rich__()  # its outcomes come from the open index
-                fitted["warnings"] += _warn_of_few(sum(map(len, queries)))
-                if out is not None:
-                    report.render(out, index)
             elif moment is not None:
                 forgotten = nudger.forget_queries(moment)
             elif not versions:
                 nudger.revert(to)
+            if report is not None:
+                fitted, tables = _report_to_json(report), report.__rich__()  # its outcomes come from the open index
+                fitted["warnings"] += _warn_of_few(sum(map(len, queries))) if queries else []
+                if out is not None:
+                    report.render(out, index)
             known, version = nudger.versions(), nudger.version
 
     def show() -> None:
         if tables is not None:
             terminal.print(tables)
+        if message is not None:
+            terminal.print(message)
         if fitted is not None and out is not None:
             terminal.print("Report with charts: ", (str(out), "bold"))
         if forgotten is not None:
@@ -97,17 +106,16 @@ def nudge(
             terminal.print("Dry run: the index itself is unchanged.")
 
     data = {"version": version, "versions": [_version_to_json(each) for each in known], "dry_run": dry_run}
-    return CommandResult({"index": str(folder), **data, "forgotten": forgotten, "report": fitted}, show)
+    return CommandResult(
+        {"index": str(folder), **data, "forgotten": forgotten, "report": fitted, "message": message}, show
+    )
 
 
-def _require_one_task(
-    judged: Sequence[Path] | None, *, revert: bool, to: int | None, versions: bool, forget: bool
-) -> None:
-    tasks = [bool(judged), revert, to is not None, versions, forget]
-    if sum(tasks) != 1:
+def _require_one_task(given: int) -> None:
+    if given != 1:
         raise UsageError(
-            f"give exactly one task, got {sum(tasks)}: m3 nudge INDEX JUDGED... to nudge, --revert or --to N to "
-            "switch versions, --versions to list them, --forget-before DATE to delete questions"
+            f"give exactly one task, got {given}: m3 nudge INDEX JUDGED... or --from-feedback to nudge, --revert or "
+            "--to N to switch versions, --versions to list them, --forget-before DATE to delete questions"
         )
 
 
@@ -129,6 +137,18 @@ def _fit(nudger: Nudger, queries: QuerySplits, modes: Sequence[Mode] | None, met
     nudged = modes or nudger.encoder.modes & nudger.index.modes
     named_method: Any = method
     return nudger.fit(train, validation, test=test, modes=nudged, metric=metric, method=named_method)
+
+
+def _learn(
+    nudger: Nudger, modes: Sequence[Mode] | None, metric: str, method: str, seed: int
+) -> tuple[NudgeReport | None, str]:
+    """Nudge by the feedback of the index; return the report, None if there is too little, and what happened."""
+    from m3_integrations.nudging import Feedback
+
+    named_method: Any = method
+    feedback = Feedback(nudger.encoder, nudger.index)
+    learned = feedback.learn(modes=modes, metric=metric, method=named_method, seed=seed)
+    return learned.report, learned.message
 
 
 def _warn_of_few(count: int) -> list[str]:

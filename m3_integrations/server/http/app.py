@@ -13,7 +13,6 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from m3_integrations.core.concurrency import to_thread
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index import Index
 from m3_integrations.server.batching import BatchingEncoder
@@ -70,7 +69,7 @@ def create_app(
     batching = BatchingEncoder(encoder, metrics)
     encoding = EncodingEndpoints(batching, settings)
     search = SearchEndpoints(batching, indexes or {}, settings)
-    feedback = FeedbackEndpoints(encoder, indexes or {})
+    feedback = FeedbackEndpoints(encoder, indexes or {}, settings)
     endpoints: list[tuple[openapi.PathItem, Handler]] = [
         _get("/health", "Whether the server answers; needs no key.", _health),
         _get("/info", "Model, dimensions, limits and fingerprint.", _without_body(encoding.info)),
@@ -110,8 +109,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        yield
-        await to_thread(feedback.stop)
+        async with feedback.running():
+            yield
 
     # Errors reach the guard.
     router = Router([*routes, *others], redirect_slashes=False, default=_not_found, lifespan=lifespan)

@@ -7,15 +7,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from m3_integrations.core.concurrency import to_thread
-from m3_integrations.core.encoded import Encoded
-from m3_integrations.core.types import SearchPlan
-from m3_integrations.encoders.base import has_content
+from m3_integrations.core.concurrency import micro_batched, to_thread
+from m3_integrations.core.encoded import Mode
+from m3_integrations.core.types import SearchPlan, is_blank
 from m3_integrations.encoders.explain import Explanation
 from m3_integrations.index import Index, parse_where
-from m3_integrations.index.filters import Where
 from m3_integrations.retrieval.retriever import Match, Retriever
-from m3_integrations.server.batching import BatchingEncoder
+from m3_integrations.server.batching import BatchingEncoder, SearchJob, search_jobs
 from m3_integrations.server.http.encoding import INVALID
 from m3_integrations.server.http.fields import list_fields
 from m3_integrations.server.http.responses import RefusedRequest, json_response
@@ -43,9 +41,8 @@ class SearchEndpoints:
         """Search an index."""
         self._check(request)
         name, index = choose_index(self._indexes, request.index)
-        where = None if request.where is None else parse_where(request.where)
         retriever = Retriever(self._batching.encoder, index, _plan(request))
-        matches = await self._retrieve(retriever, request, where)
+        matches = await self._retrieve(retriever, request, name)
         hits = [_hit(match) for match in matches]
         if request.explain and matches:
             for hit, explanation in zip(hits, await to_thread(_explain, retriever, request, matches), strict=True):
@@ -76,14 +73,16 @@ class SearchEndpoints:
             for name, index in self._indexes.items()
         ]
 
-    async def _retrieve(self, retriever: Retriever, request: SearchRequest, where: Where | None) -> list[Match]:
-        """Search with a query that is encoded together with the texts of other requests."""
-        modes = await to_thread(_modes, retriever, request.query)
-        if modes is None:
+    async def _retrieve(self, retriever: Retriever, request: SearchRequest, name: str) -> list[Match]:
+        """Encode the query together with texts of other requests, and search together with other requests."""
+        where = None if request.where is None else parse_where(request.where)
+        modes = await to_thread(_modes, retriever)
+        if modes is None or is_blank(request.query):
             return []
-        encoded: Encoded = await self._batching.encode("query", [request.query], modes)
-        (matches,) = await to_thread(retriever.retrieve_encoded, encoded, request.k, where)
-        return matches
+        encoded = await self._batching.encode("query", [request.query], modes)
+        key = (name, request.mode, None if request.weights is None else tuple(sorted(request.weights.items())))
+        job = SearchJob(key, retriever, request.query, encoded, request.k, where)
+        return await micro_batched(search_jobs, job)
 
     def _check(self, request: SearchRequest) -> None:
         most = MAX_EXPLAINED if request.explain else self._settings.max_k
@@ -121,11 +120,9 @@ def _plan(request: SearchRequest) -> SearchPlan | None:
     return None if request.weights is None else SearchPlan(weights=request.weights)
 
 
-def _modes(retriever: Retriever, query: str) -> frozenset[Any] | None:
-    """Return the modes that a query needs; None if it finds nothing."""
-    if not retriever.index.modes or not has_content(retriever.encoder, [query])[0]:
-        return None
-    return retriever.modes
+def _modes(retriever: Retriever) -> frozenset[Mode] | None:
+    """Return the modes that a query needs; None if the index never held a passage."""
+    return retriever.modes if retriever.index.modes else None
 
 
 def _read(index: Index, ids: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from m3_integrations import LocalIndex
+from m3_integrations import LocalIndex, M3Encoder
+from m3_integrations.nudging import Feedback
 from m3_integrations.testing.sample_data import same_vectors
 from tests.cli.conftest import write_lines
 
@@ -145,3 +146,22 @@ def test_old_questions_are_forgotten_and_their_version_is_refused(run, run_json,
     assert result.exit_code == 1
     assert "some of its questions were forgotten" in result.stderr
     assert run("nudge", folder, "--revert").exit_code == 0
+
+
+def test_a_nudge_from_feedback_needs_evidence(run, run_json, bge_m3, office):
+    folder, _ = office
+    encoder = M3Encoder.from_pretrained(str(bge_m3()))
+    before = vectors_of(folder)
+    with LocalIndex.open(folder, encoder) as index:
+        feedback = Feedback(encoder, index)
+        feedback.add("nick 1", "passage-1", True)
+        few = run_json("nudge", folder, "--from-feedback", "--model", bge_m3())
+        assert few["message"].startswith("Not enough evidence yet, nothing moved: 1 question has a useful passage.")
+        assert few["report"] is None
+        for i in range(36):
+            feedback.add(f"nick {i % 12} {i}", f"passage-{i % 12}", True)
+    assert same_vectors(vectors_of(folder), before)
+    done = run_json("nudge", folder, "--from-feedback", *NUDGE, "--model", bge_m3())
+    assert done["version"] == 1
+    assert done["report"]["moved"]
+    assert run("nudge", folder, "--from-feedback", "--revert", "--model", bge_m3()).exit_code == 2

@@ -21,7 +21,8 @@ from m3_integrations.cli.output import CommandResult, terminal
 def mcp(
     folder: Folder,
     write: Annotated[
-        bool, typer.Option("--write", help="Let the assistant add and delete passages (remember, forget).")
+        bool,
+        typer.Option("--write", help="Let the assistant add, delete and judge passages (remember, forget, feedback)."),
     ] = False,
     http: Annotated[
         bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdin and stdout.")

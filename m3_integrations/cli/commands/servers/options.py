@@ -37,7 +37,7 @@ AllowedHosts = Annotated[
 
 
 def server_settings(
-    host: str, port: int, api_key: str | None, allowed_hosts: Sequence[str] | None, **limits: float
+    host: str, port: int, api_key: str | None, allowed_hosts: Sequence[str] | None, **limits: float | None
 ) -> ServerSettings:
     """Return the settings of a server.
 

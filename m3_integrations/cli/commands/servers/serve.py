@@ -31,11 +31,18 @@ def serve(
     max_texts: Annotated[int, typer.Option("--max-texts", help="Most texts of a request.")] = 256,
     max_body: Annotated[int, typer.Option("--max-body", help="Most bytes of a request.")] = 2 << 20,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds in which a request is answered.")] = 60.0,
+    keep_queries: Annotated[
+        bool, typer.Option(help="Record feedback with the texts of queries; without them, nothing is learned from it.")
+    ] = True,
+    forget_after: Annotated[
+        float | None,
+        typer.Option(help="Days after which feedback and the questions learned from are deleted; by default never."),
+    ] = None,
 ) -> None:
     """Serve a model and indexes over HTTP. Other processes encode and search with it, until Ctrl-C."""
-    settings = server_settings(
-        host, port, api_key, allowed_hosts, max_texts=max_texts, max_body=max_body, request_timeout=timeout
-    )
+    limits = {"max_texts": max_texts, "max_body": max_body, "request_timeout": timeout}
+    memory = {"keeps_queries": keep_queries, "forget_after": forget_after}
+    settings = server_settings(host, port, api_key, allowed_hosts, **limits, **memory)
     from m3_integrations.server import create_app, serve
 
     with open_indexes(folders or [], model) as (encoder, indexes):

@@ -1,0 +1,119 @@
+"""Throughput and latency of `m3 serve` under concurrent clients that embed and search, over loopback.
+
+python benchmarks/serving.py --seconds 60 --clients 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+WORDS = ("river", "bridge", "heron", "tide", "green", "house", "stone", "winter", "market", "train", "song", "letter")
+
+
+def sentence(choice: random.Random, words: int) -> str:
+    return " ".join(choice.choices(WORDS, k=words))
+
+
+class ClientThread(threading.Thread):
+    """A client that sends one request after the other until a time: an embedding, then a search."""
+
+    def __init__(self, url: str, until: float, seed: int) -> None:
+        super().__init__()
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
+        self._until, self._choice = until, random.Random(seed)
+        self.seconds: dict[str, list[float]] = {"/embed": [], "/search": []}
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        while time.monotonic() < self._until:
+            self._send("/embed", {"inputs": sentence(self._choice, 30)})
+            self._send("/search", {"query": sentence(self._choice, 5), "k": 10})
+        self._connection.close()
+
+    def _send(self, path: str, body: dict[str, object]) -> None:
+        start = time.perf_counter()
+        try:
+            self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            answer = self._connection.getresponse()
+            text = answer.read()
+        except OSError as error:
+            self.errors.append(f"{path}: {error!r}")
+            self._connection.close()
+            return
+        if answer.status != 200:
+            self.errors.append(f"{path}: {answer.status} {text[:200]!r}")
+        self.seconds[path].append(time.perf_counter() - start)
+
+
+def load(url: str, clients: int, seconds: float) -> float:
+    """Run clients for some seconds, print a row of figures, and return the requests a second."""
+    start = time.monotonic()
+    threads = [ClientThread(url, start + seconds, seed) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    passed = time.monotonic() - start
+    errors = [error for thread in threads for error in thread.errors]
+    rate = 0.0
+    for path in ("/embed", "/search"):
+        taken = np.array([second for thread in threads for second in thread.seconds[path]])
+        p50, p99 = 1000 * np.quantile(taken, (0.5, 0.99))
+        rate += len(taken) / passed
+        print(f"| {clients} | {path} | {len(taken) / passed:.1f} | {p50:.0f} | {p99:.0f} | {len(errors)} |", flush=True)
+    for error in errors[:5]:
+        print(f"  {error}")
+    return rate
+
+
+def texts_a_call(url: str) -> float:
+    """Mean number of texts per call of the encoder since the server started."""
+    connection = http.client.HTTPConnection(str(urlsplit(url).hostname), urlsplit(url).port, timeout=60)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    values = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("m3_batch_texts_sum")]
+    calls = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("m3_batch_texts_count")]
+    return sum(values) / sum(calls)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--passages", type=int, default=1000)
+    parser.add_argument("--model", default="m3-mini")
+    options = parser.parse_args()
+    choice = random.Random(0)
+    m3 = [sys.executable, "-m", "m3_integrations.cli"]
+    with tempfile.TemporaryDirectory() as place:
+        lines = [{"_id": str(i), "text": sentence(choice, 30)} for i in range(options.passages)]
+        corpus, folder = Path(place, "corpus.jsonl"), Path(place, "index")
+        corpus.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        subprocess.run([*m3, "index", folder, corpus, "--model", options.model], check=True, stdout=subprocess.DEVNULL)
+        command = [*m3, "serve", str(folder), "--model", options.model, "--port", "0", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            url = json.loads(server.stdout.readline())["url"]
+            load(url, 1, 3)  # warm up
+            print("| clients | endpoint | requests/s | p50 ms | p99 ms | errors |\n|---|---|---|---|---|---|")
+            alone = load(url, 1, min(options.seconds, 20))
+            together = load(url, options.clients, options.seconds)
+            print(f"{together / alone:.1f} times the throughput of one client; {texts_a_call(url):.1f} texts a call")
+            server.terminate()
+
+
+if __name__ == "__main__":
+    main()
