@@ -143,7 +143,7 @@ def _learn(
     nudger: Nudger, modes: Sequence[Mode] | None, metric: str, method: str, seed: int
 ) -> tuple[NudgeReport | None, str]:
     """Nudge by the feedback of the index; return the report, None if there is too little, and what happened."""
-    from m3_integrations.nudging import Feedback
+    from m3_integrations.nudging.feedback import Feedback
 
     named_method: Any = method
     feedback = Feedback(nudger.encoder, nudger.index)
