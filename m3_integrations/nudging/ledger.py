@@ -435,9 +435,8 @@ class Ledger:
     def judgements(self) -> list[Judgement]:
         """Return every judgement, oldest first."""
         with self._guarded():
-            if not has_feedback(self._database):
-                return []
-        rows = self._read("SELECT query, passage, useful, time FROM feedback ORDER BY number")
+            exists = has_feedback(self._database)
+        rows = self._read("SELECT query, passage, useful, time FROM feedback ORDER BY number") if exists else []
         return [self._parse(_judgement, *row) for row in rows]
 
     def forget_before(self, moment: str) -> int:
@@ -560,9 +559,8 @@ def _pending(stored: str) -> PendingWrite:
 
 
 def _judgement(query: Any, passage: Any, useful: Any, time: Any) -> Judgement:
-    if type(useful) is not int or useful not in (0, 1):
-        raise ValueError(f"the judgement {useful!r:.80}")
-    return Judgement(None if query is None else _text(query), _text(passage), bool(useful), _text(time))
+    is_useful = {0: False, 1: True}[useful]
+    return Judgement(None if query is None else _text(query), _text(passage), is_useful, _text(time))
 
 
 def _query(id: Any, text: Any, relevant: Any) -> Query:

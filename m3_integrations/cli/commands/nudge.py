@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
@@ -77,10 +78,8 @@ def nudge(
     with TemporaryDirectory() as temporary:
         location = copytree(folder, Path(temporary) / "index") if dry_run else folder
         with LocalIndex.open(location, encoder) as index, closing(Nudger(encoder, index)) as nudger:
-            if from_feedback:
-                report, message = _learn(nudger, nudged, metric, method, seed)
-            elif queries is not None:
-                report = _fit(nudger, queries, nudged, metric, method)
+            if from_feedback or queries is not None:
+                report, message = _learn(nudger, queries, nudged, metric, method, seed)
             elif moment is not None:
                 forgotten = nudger.forget_queries(moment)
             elif not versions:
@@ -92,23 +91,12 @@ def nudge(
                     report.render(out, index)
             known, version = nudger.versions(), nudger.version
 
-    def show() -> None:
-        if tables is not None:
-            terminal.print(tables)
-        if message is not None:
-            terminal.print(message)
-        if fitted is not None and out is not None:
-            terminal.print("Report with charts: ", (str(out), "bold"))
-        if forgotten is not None:
-            terminal.print(f"{forgotten:,} questions forgotten.")
-        _print_versions(known, version)
-        if dry_run:
-            terminal.print("Dry run: the index itself is unchanged.")
-
     data = {"version": version, "versions": [_version_to_json(each) for each in known], "dry_run": dry_run}
-    return CommandResult(
-        {"index": str(folder), **data, "forgotten": forgotten, "report": fitted, "message": message}, show
-    )
+    told = {"forgotten": forgotten, "report": fitted, "message": message}
+    note = "Dry run: the index itself is unchanged." if dry_run else None
+    texts = [each for each in (tables, message, note) if each is not None]
+    show = partial(_print, texts, out if fitted else None, forgotten, known, version)
+    return CommandResult({"index": str(folder), **data, **told}, show)
 
 
 def _require_one_task(given: int) -> None:
@@ -132,23 +120,20 @@ def _check_fit(metric: str, method: str) -> None:
     check_rank_metric(metric)
 
 
-def _fit(nudger: Nudger, queries: QuerySplits, modes: Sequence[Mode] | None, metric: str, method: str) -> NudgeReport:
-    train, validation, test = queries
-    nudged = modes or nudger.encoder.modes & nudger.index.modes
-    named_method: Any = method
-    return nudger.fit(train, validation, test=test, modes=nudged, metric=metric, method=named_method)
-
-
 def _learn(
-    nudger: Nudger, modes: Sequence[Mode] | None, metric: str, method: str, seed: int
-) -> tuple[NudgeReport | None, str]:
-    """Nudge by the feedback of the index; return the report, None if there is too little, and what happened."""
+    nudger: Nudger, queries: QuerySplits | None, modes: Sequence[Mode] | None, metric: str, method: str, seed: int
+) -> tuple[NudgeReport | None, str | None]:
+    """Nudge by queries, or by the feedback of the index; return the report, None if there is too little, and a text."""
     from m3_integrations.nudging.feedback import Feedback
 
+    nudged = modes or nudger.encoder.modes & nudger.index.modes
     named_method: Any = method
-    feedback = Feedback(nudger.encoder, nudger.index)
-    learned = feedback.learn(modes=modes, metric=metric, method=named_method, seed=seed)
-    return learned.report, learned.message
+    if queries is None:
+        feedback = Feedback(nudger.encoder, nudger.index)
+        learned = feedback.learn(modes=nudged, metric=metric, method=named_method, seed=seed)
+        return learned.report, learned.message
+    train, validation, test = queries
+    return nudger.fit(train, validation, test=test, modes=nudged, metric=metric, method=named_method), None
 
 
 def _warn_of_few(count: int) -> list[str]:
@@ -173,6 +158,18 @@ def _report_to_json(report: NudgeReport) -> dict[str, Any]:
     outcomes = [row._asdict() for row in outcome_rows(report)]
     moves = {mode: move.moved for mode, move in report.moves.items()}
     return {**figures, "outcomes": outcomes, "moved": moves, "warnings": list(report.warnings)}
+
+
+def _print(
+    texts: Sequence[Any], out: Path | None, forgotten: int | None, versions: Sequence[Version], current: int
+) -> None:
+    for text in texts:
+        terminal.print(text)
+    if out is not None:
+        terminal.print("Report with charts: ", (str(out), "bold"))
+    if forgotten is not None:
+        terminal.print(f"{forgotten:,} questions and judgements forgotten.")
+    _print_versions(versions, current)
 
 
 def _print_versions(versions: Sequence[Version], current: int) -> None:
