@@ -11,7 +11,7 @@ LOWEST := .venv-lowest/bin
 WHEEL := .venv-wheel/bin
 WHEELS := .venv-wheels/bin
 
-.PHONY: demo test check browser faults soak bench parity docs dist wheels lowest clean
+.PHONY: demo test check browser screenshots faults soak bench parity docs dist wheels lowest clean
 
 demo: .venv/.run
 	$(BIN)/m3 demo
@@ -34,6 +34,10 @@ docs: .venv/.docs
 # The demo's pages in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
 browser: .venv/.browser
 	$(BIN)/python -m pytest tests/browser
+
+# The pictures of docs/serving.md, taken by the tests of the served page.
+screenshots: .venv/.browser
+	M3_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_serve_page.py
 
 # Power cuts and failing disks: file calls are recorded, and made to fail, by a library that cc compiles (on Debian:
 # apt-get install gcc libc6-dev).

@@ -7,7 +7,7 @@ const TYPING = 150; // ms without a key press before a search
 const RESTING = 400; // ms without a change before words are compared by the model
 const POLLING = 300; // ms between two looks at the progress of learning
 const SHOWN = 10; // results; the others wait for the sliders or "Show more"
-const WORK_PER_QUESTION = 1.5; // of learning, in searches
+const WORK_PER_QUESTION = 2.5; // of learning, in searches
 
 /** @template {Element} T @param {string} selector @returns {T} */
 const one = (selector) => /** @type {T} */ (/** @type {unknown} */ (document.querySelector(selector)));
@@ -53,7 +53,8 @@ async function post(path, body = {}) {
 /** @param {string} path @param {RequestInit} [options] */
 async function fetchDocument(path, options) {
   const text = await (await request(path, options)).text();
-  return new DOMParser().parseFromString(text, "text/html");
+  const unstyled = text.replace(/<style>[^]*?<\/style>/, ""); // of a report, which looks like this page
+  return new DOMParser().parseFromString(unstyled, "text/html");
 }
 
 /** The index as a field of bodies and query strings, if there are several. @returns {{index?: string}} */
@@ -231,7 +232,7 @@ async function judge(thumb) {
 /** @param {Counts} counts @param {string} [note] */
 function showCounts(counts, note = "") {
   const { judged, useful, not_useful, questions } = counts;
-  const some = `Questions judged so far: ${questions} (${useful} useful, ${not_useful} not useful results)`;
+  const some = `Questions judged so far: ${questions} (${useful} results useful, ${not_useful} not)`;
   one("#judged").textContent = note + (judged ? some : "Mark results as useful or not, and the index learns from it.");
   const seconds = Math.max(1, Math.round((WORK_PER_QUESTION * questions * Math.max(milliseconds, 20)) / 1000));
   one("#estimate").textContent = judged ? `takes about ${duration(seconds)}` : "";

@@ -35,7 +35,7 @@ def browser():
     """The system's Chromium or Chrome, or else that of Playwright."""
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-lcd-text"])
         yield browser
         browser.close()
 

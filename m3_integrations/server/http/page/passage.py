@@ -26,7 +26,7 @@ ROWS = 10  # words of the question in the heat map, at most
 COLUMNS = 10  # words of the passage
 NEIGHBORS = 5
 LEVELS = 6  # of heat, 0 to 5
-_COLD = 0.12  # words that match more weakly have no row or column
+_COLD = 0.15  # words that match more weakly have no row or column
 
 
 class HeatCell(NamedTuple):
