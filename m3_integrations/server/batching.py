@@ -81,7 +81,7 @@ class SearchJob(NamedTuple):
     """A search of one request.
 
     Attributes:
-        key: Name of the index and the plan; searches of the same key, k and filter run together.
+        key: Index, encoder and plan; searches of the same key, k and filter run together.
         retriever: Retriever of the index with the plan.
         text: Text of the query.
         query: The encoded query, one row.

@@ -17,10 +17,12 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from m3_integrations import M3Encoder
+from m3_integrations import M3Encoder, RemoteEncoder
 from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import CheckpointError, HeadsMissing, MissingMode, NonFiniteVector, TextsTruncated
+from m3_integrations.server import ServerSettings, create_app
 from tests.checkpoints import WORDS, TinyCheckpoint, write_backbone, write_bge_m3, write_sentence_transformers
+from tests.server.conftest import running
 
 TEXTS = [
     "the bridge",
@@ -43,6 +45,17 @@ def load(folder, **options):
 @pytest.fixture(scope="module")
 def encoder(bge_m3):
     return load(bge_m3())
+
+
+@pytest.fixture(scope="module", params=["in this process", "on a server"])
+def each_encoder(request, encoder):
+    """The encoder, and a RemoteEncoder of a server that has it."""
+    if request.param == "in this process":
+        yield encoder
+        return
+    settings = ServerSettings(port=0, max_texts=5)
+    with running(create_app(encoder, settings=settings), settings) as url, RemoteEncoder(url) as remote:
+        yield remote
 
 
 @pytest.fixture
@@ -122,10 +135,10 @@ def assert_is(encoded, dense, lexical, vectors, **tolerance):
 # Order and batches
 
 
-def test_a_texts_vectors_do_not_depend_on_its_batch(encoder):
-    together = encoder.encode_passages(TEXTS)
+def test_a_texts_vectors_do_not_depend_on_its_batch(each_encoder):
+    together = each_encoder.encode_passages(TEXTS)
     for i, text in enumerate(TEXTS):
-        assert_same(encoder.encode_passages([text]), together.take([i]), **CLOSE)
+        assert_same(each_encoder.encode_passages([text]), together.take([i]), **CLOSE)
 
 
 def test_the_callers_order_is_kept_whatever_the_batches(bge_m3, encoder):
@@ -136,28 +149,28 @@ def test_the_callers_order_is_kept_whatever_the_batches(bge_m3, encoder):
     )
 
 
-def test_one_text_is_read_as_bge_m3_reads_it(bge_m3, encoder):
+def test_one_text_is_read_as_bge_m3_reads_it(bge_m3, each_encoder):
     plain = Plain(bge_m3())
     ids = [CLS, *plain.ids("the bridge мост"), EOS]
     hidden = plain.hidden(ids)
-    encoded = encoder.encode_passages(["the bridge мост"])
+    encoded = each_encoder.encode_passages(["the bridge мост"])
     assert_is(encoded, hidden[0], plain.lexical(ids, hidden), plain.vectors(hidden[1:]), **CLOSE)
 
 
-def test_no_texts_give_an_encoded_of_length_0(encoder):
-    nothing = encoder.encode_passages([])
+def test_no_texts_give_an_encoded_of_length_0(each_encoder):
+    nothing = each_encoder.encode_passages([])
     assert (len(nothing), nothing.modes) == (0, frozenset(MODES))
-    assert nothing.dense.shape == (0, encoder.dense_dim)
-    assert nothing.sparse.shape == (0, encoder.vocab_size)
-    assert nothing.multi_vector.width == encoder.multi_vector_dim
+    assert nothing.dense.shape == (0, each_encoder.dense_dim)
+    assert nothing.sparse.shape == (0, each_encoder.vocab_size)
+    assert nothing.multi_vector.width == each_encoder.multi_vector_dim
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u3000"])
-def test_an_empty_text_has_a_defined_vector_and_an_empty_sparse_row(encoder, text):
-    encoded = encoder.encode_passages(["the bridge", text])
+def test_an_empty_text_has_a_defined_vector_and_an_empty_sparse_row(each_encoder, text):
+    encoded = each_encoder.encode_passages(["the bridge", text])
     assert np.linalg.norm(encoded.dense[1]) == pytest.approx(1)
     assert encoded.sparse[[1]].nnz == 0
-    assert_same(encoded.take([1]), encoder.encode_passages([""]), **CLOSE)
+    assert_same(encoded.take([1]), each_encoder.encode_passages([""]), **CLOSE)
 
 
 def test_a_stream_is_encoded_chunk_by_chunk(encoder):
@@ -169,28 +182,28 @@ def test_a_stream_is_encoded_chunk_by_chunk(encoder):
     assert_same(first.join(*chunks), encoder.encode_passages(TEXTS), **CLOSE)
 
 
-def test_threads_give_the_same_vectors(encoder):
-    expected = encoder.encode_passages(TEXTS)
+def test_threads_give_the_same_vectors(each_encoder):
+    expected = each_encoder.encode_passages(TEXTS)
     with ThreadPoolExecutor(4) as pool:
-        for encoded in pool.map(encoder.encode_passages, [TEXTS] * 12):
+        for encoded in pool.map(each_encoder.encode_passages, [TEXTS] * 12):
             assert_same(encoded, expected, **CLOSE)
 
 
-def test_what_is_no_text_is_named_by_position(encoder):
+def test_what_is_no_text_is_named_by_position(each_encoder):
     with pytest.raises(TypeError, match="position 1 is None, not a string; an empty text is ''"):
-        encoder.encode_passages(["a", None])
+        each_encoder.encode_passages(["a", None])
     with pytest.raises(TypeError, match=r"got one text; write \['the bridge'\]"):
-        encoder.encode_passages("the bridge")
+        each_encoder.encode_passages("the bridge")
 
 
 # Modes
 
 
 @pytest.mark.parametrize("modes", [("dense",), ("sparse",), ("multi_vector",), ("dense", "sparse"), MODES])
-def test_the_modes_asked_are_those_that_come(encoder, modes):
-    encoded = encoder.encode_passages(TEXTS, modes)
+def test_the_modes_asked_are_those_that_come(each_encoder, modes):
+    encoded = each_encoder.encode_passages(TEXTS, modes)
     assert encoded.modes == set(modes)
-    assert_same(encoded, encoder.encode_passages(TEXTS).only(modes), **CLOSE)
+    assert_same(encoded, each_encoder.encode_passages(TEXTS).only(modes), **CLOSE)
 
 
 def test_a_head_that_is_not_asked_for_is_not_run(copied):

@@ -1,4 +1,4 @@
-"""Eight processes over one folder, as agents use it: they ingest, search, nudge, watch and purge, and are killed.
+"""Eight processes over one folder, as agents use it: MCP servers, indexing, nudges, searches, purges; they are killed.
 
 python -m tests.soak.processes --seconds 300
 """
@@ -6,6 +6,7 @@ python -m tests.soak.processes --seconds 300
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import signal
@@ -27,6 +28,7 @@ from m3_integrations.core.types import Passage, Query
 from m3_integrations.index.base import HybridRequest
 from m3_integrations.index.filters import Field
 from m3_integrations.index.local.index import LocalIndex
+from m3_integrations.nudging.feedback import Feedback
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
@@ -34,7 +36,8 @@ from m3_integrations.testing import HashEncoder
 ROOT = Path(__file__).parents[2]
 ENCODER = HashEncoder(8, 4, 64)
 WORDS = ("red", "blue", "green", "cat", "dog", "bird")
-ROLES = ("ingest-0", "ingest-1", "watch", "nudge", "purge", "search-0", "search-1", "search-2")
+WRITERS = ("mcp-0", "mcp-1", "ingest", "purge")
+ROLES = (*WRITERS, "nudge", "search-0", "search-1", "search-2")
 WAIT = 300.0  # seconds for another writer: many processes share few processors
 QUERIES = [Query(f"q{i}", f"{WORDS[i % 6]} ask{i % 3}", {f"fixed-{i % 6}": 1.0}) for i in range(18)]
 
@@ -82,6 +85,40 @@ def writes(index: LocalIndex, place: Path, role: str) -> None:
         number += 1
 
 
+async def serve_agent(index: LocalIndex, place: Path, role: str) -> None:
+    """Remember, forget and judge passages of this role as the official client of an MCP server over the folder."""
+    from mcp import Client  # slow to import, and the other roles start often
+
+    from m3_integrations.server import create_mcp_server
+
+    journal, judged = Journal(place, role), Journal(place, f"{role}-feedback")
+    number = 1 + max((entry[1] for entry in journal.entries), default=-1)
+    async with Client(create_mcp_server(ENCODER, index, name="soak", can_write=True)) as client:
+
+        async def call(tool: str, **arguments: object) -> None:
+            result = await client.call_tool(tool, arguments)
+            if result.is_error and tool != "forget":  # of a passage that is not there
+                raise AssertionError(f"{tool}: {result.content}")
+
+        while True:
+            ids, is_deletion = [f"{role}-{random.Random(number).randrange(30)}"], number % 4 == 3
+            journal.write("begin", number, is_deletion, ids)
+            if is_deletion:
+                await call("forget", id=ids[0])
+            else:
+                await call("remember", text=text_of(role, number), id=ids[0])
+            journal.write("done", number, is_deletion, ids)
+            if not is_deletion:
+                await call("search", query=text_of(role, number))
+                await call("feedback", id=ids[0], useful=True, query=f"{role} question {number}")
+                judged.write(f"{role} question {number}")
+            number += 1
+
+
+def agents(index: LocalIndex, place: Path, role: str) -> None:
+    asyncio.run(serve_agent(index, place, role))
+
+
 def nudges(index: LocalIndex, place: Path, role: str) -> None:
     """Fit, revert and forget, over passages that do not change."""
     fixed = [Passage(f"fixed-{i}", f"{WORDS[i]} fixed", {"n": i}) for i in range(6)]
@@ -111,8 +148,8 @@ def searches(index: LocalIndex, place: Path, role: str) -> None:
 
 
 WORK: dict[str, Callable[[LocalIndex, Path, str], None]] = {
+    "mcp": agents,
     "ingest": writes,
-    "watch": writes,
     "purge": writes,
     "nudge": nudges,
     "search": searches,
@@ -132,7 +169,7 @@ def faults_of(place: Path) -> list[str]:
     with LocalIndex.open(place / "index", ENCODER) as index:
         index.verify()
         passages = {passage.id: passage for passage in index.passages()}
-        for role in ("ingest-0", "ingest-1", "watch", "purge"):
+        for role in WRITERS:
             last: dict[str, tuple[str | None, ...]] = {}
             for event, number, is_deletion, ids in Journal(place, role).entries:
                 text = None if is_deletion else text_of(role, number)
@@ -144,6 +181,9 @@ def faults_of(place: Path) -> list[str]:
                     found.append(f"{id} holds {held!r}, and not one of {texts}")
             extra = {id for id in passages if id.startswith(role)} - last.keys()
             found += [f"{id} was never written" for id in sorted(extra)]
+        recorded = {judgement.query for judgement in Feedback(ENCODER, index).judgements()}
+        acknowledged = {entry[0] for role in WRITERS for entry in Journal(place, f"{role}-feedback").entries}
+        found += [f"the judgement of {query!r} is lost" for query in sorted(acknowledged - recorded)]
         with closing(Nudger(ENCODER, index)) as nudger:
             nudger.revert()
         ids = index.ids()
@@ -192,8 +232,8 @@ def run(place: Path, seconds: float, seed: int, kills: int | None = None) -> tup
         process.kill()
         process.communicate()
     for role in ROLES:
-        with suppress(FileNotFoundError):
-            counts["journal entries"] += len(Journal(place, role).entries)
+        counts["journal entries"] += len(Journal(place, role).entries)
+        counts["judgements"] += len(Journal(place, f"{role}-feedback").entries)
     return counts, [*faults, *faults_of(place)]
 
 

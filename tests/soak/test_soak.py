@@ -26,8 +26,8 @@ def test_processes_that_are_killed_at_random_leave_all_that_was_acknowledged(tmp
 
 def test_what_was_acknowledged_and_is_missing_is_found(tmp_path):
     LocalIndex.open(tmp_path / "index", ENCODER).close()
-    journal = Journal(tmp_path, "ingest-0")
-    journal.write("begin", 0, False, ["ingest-0-a"])
+    journal = Journal(tmp_path, "ingest")
+    journal.write("begin", 0, False, ["ingest-a"])
     assert faults_of(tmp_path) == []
-    journal.write("done", 0, False, ["ingest-0-a"])
-    assert [fault.partition(",")[0] for fault in faults_of(tmp_path)] == ["ingest-0-a holds None"]
+    journal.write("done", 0, False, ["ingest-a"])
+    assert [fault.partition(",")[0] for fault in faults_of(tmp_path)] == ["ingest-a holds None"]

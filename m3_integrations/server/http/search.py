@@ -42,7 +42,7 @@ class SearchEndpoints:
         self._check(request)
         name, index = choose_index(self._indexes, request.index)
         retriever = Retriever(self._batching.encoder, index, _plan(request))
-        matches = await self._retrieve(retriever, request, name)
+        matches = await self._retrieve(retriever, request)
         hits = [_hit(match) for match in matches]
         if request.explain and matches:
             for hit, explanation in zip(hits, await to_thread(_explain, retriever, request, matches), strict=True):
@@ -73,14 +73,15 @@ class SearchEndpoints:
             for name, index in self._indexes.items()
         ]
 
-    async def _retrieve(self, retriever: Retriever, request: SearchRequest, name: str) -> list[Match]:
+    async def _retrieve(self, retriever: Retriever, request: SearchRequest) -> list[Match]:
         """Encode the query together with texts of other requests, and search together with other requests."""
         where = None if request.where is None else parse_where(request.where)
         modes = await to_thread(_modes, retriever)
         if modes is None or is_blank(request.query):
             return []
         encoded = await self._batching.encode("query", [request.query], modes)
-        key = (name, request.mode, None if request.weights is None else tuple(sorted(request.weights.items())))
+        weights = None if request.weights is None else tuple(sorted(request.weights.items()))
+        key = (id(retriever.index), id(retriever.encoder), request.mode, weights)
         job = SearchJob(key, retriever, request.query, encoded, request.k, where)
         return await micro_batched(search_jobs, job)
 
