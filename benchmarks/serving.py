@@ -29,8 +29,9 @@ def sentence(choice: random.Random, words: int) -> str:
 class ClientThread(threading.Thread):
     """A client that sends one request after the other until a time: an embedding, then a search."""
 
-    def __init__(self, url: str, until: float, seed: int) -> None:
+    def __init__(self, url: str, until: float, seed: int, words: int) -> None:
         super().__init__()
+        self._words = words
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
         self._until, self._choice = until, random.Random(seed)
@@ -39,7 +40,7 @@ class ClientThread(threading.Thread):
 
     def run(self) -> None:
         while time.monotonic() < self._until:
-            self._send("/embed", {"inputs": sentence(self._choice, 30)})
+            self._send("/embed", {"inputs": sentence(self._choice, self._words)})
             self._send("/search", {"query": sentence(self._choice, 5), "k": 10})
         self._connection.close()
 
@@ -58,10 +59,10 @@ class ClientThread(threading.Thread):
         self.seconds[path].append(time.perf_counter() - start)
 
 
-def load(url: str, clients: int, seconds: float) -> float:
+def load(url: str, clients: int, seconds: float, words: int) -> float:
     """Run clients for some seconds, print a row of figures, and return the requests a second."""
     start = time.monotonic()
-    threads = [ClientThread(url, start + seconds, seed) for seed in range(clients)]
+    threads = [ClientThread(url, start + seconds, seed, words) for seed in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--passages", type=int, default=1000)
+    parser.add_argument("--words", type=int, default=8, help="Words of an embedded text.")
     parser.add_argument("--model", default="m3-mini")
     options = parser.parse_args()
     choice = random.Random(0)
@@ -107,10 +109,10 @@ def main() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             url = json.loads(server.stdout.readline())["url"]
-            load(url, 1, 3)  # warm up
+            load(url, 1, 3, options.words)  # warm up
             print("| clients | endpoint | requests/s | p50 ms | p99 ms | errors |\n|---|---|---|---|---|---|")
-            alone = load(url, 1, min(options.seconds, 20))
-            together = load(url, options.clients, options.seconds)
+            alone = load(url, 1, min(options.seconds, 20), options.words)
+            together = load(url, options.clients, options.seconds, options.words)
             print(f"{together / alone:.1f} times the throughput of one client; {texts_a_call(url):.1f} texts a call")
             server.terminate()
 
