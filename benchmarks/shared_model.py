@@ -12,6 +12,10 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m3_integrations import Encoder
 
 TEXTS = ["the old bridge over the river", "herons nest in tall trees"]
 
@@ -24,15 +28,19 @@ def proportional_mb(pid: int) -> float:
 
 def work(url: str | None, connection: Connection) -> None:
     """Encode with the server, or with a model of its own; stay until told to end."""
+    encoder = connect_or_load(url)
+    connection.send(encoder.encode_passages(TEXTS).dense.tobytes())
+    connection.recv()
+
+
+def connect_or_load(url: str | None) -> Encoder:
     if url is None:
         from m3_integrations import M3Encoder
 
-        connection.send(M3Encoder.from_pretrained().encode_passages(TEXTS).dense.tobytes())
-    else:
-        from m3_integrations.encoders.remote import RemoteEncoder
+        return M3Encoder.from_pretrained()
+    from m3_integrations.encoders.remote import RemoteEncoder
 
-        connection.send(RemoteEncoder(url).encode_passages(TEXTS).dense.tobytes())
-    connection.recv()
+    return RemoteEncoder(url)
 
 
 def run_workers(count: int, url: str | None) -> tuple[float, set[bytes]]:

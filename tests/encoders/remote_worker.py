@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from multiprocessing.connection import Connection
 
 from m3_integrations.encoders.remote import RemoteEncoder
 
 
 def send_vectors(remote: RemoteEncoder, connection: Connection) -> None:
-    connection.send(remote.encode_passages(["the old bridge"]).dense.tobytes())
+    vectors = remote.encode_passages(["the old bridge"]).dense.tobytes()
+    connection.send((vectors, "torch" in sys.modules))
     connection.close()

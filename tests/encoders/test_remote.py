@@ -130,7 +130,9 @@ def test_a_forked_and_a_spawned_process_use_the_server_of_their_parent(remote, l
         process = context.Process(target=send_vectors, args=(remote, theirs))
         process.start()
         assert ours.poll(120)
-        assert ours.recv() == local.encode_passages(["the old bridge"]).dense.tobytes()
+        vectors, has_torch = ours.recv()
+        assert vectors == local.encode_passages(["the old bridge"]).dense.tobytes()
+        assert not (has_torch and method == "spawn")  # a worker of a server is small
         process.join(60)
         assert process.exitcode == 0
 
