@@ -7,11 +7,12 @@ TORCH ?= torch==2.13.0
 LOWEST_TORCH ?= torch
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+PYLATE := .venv-pylate/bin
 LOWEST := .venv-lowest/bin
 WHEEL := .venv-wheel/bin
 WHEELS := .venv-wheels/bin
 
-.PHONY: demo test check browser screenshots faults soak bench parity docs dist wheels lowest clean
+.PHONY: demo test check browser screenshots faults soak bench parity pylate docs dist wheels lowest clean
 
 demo: .venv/.run
 	$(BIN)/m3 demo
@@ -63,10 +64,14 @@ bench: .venv-parity/.bench
 	$(PARITY)/python benchmarks/growth.py
 
 # Fails if fewer tests than this pass: one that is skipped or lost compares nothing.
-COMPARISONS := 141
+COMPARISONS := 150
 
 parity: .venv-parity/.parity
 	$(PARITY)/python -m pytest tests/parity --min-comparisons $(COMPARISONS)
+
+# PyLate pins sentence-transformers 5.3, and its index an older torch, so that it has an environment of its own.
+pylate: .venv-pylate/.pylate
+	$(PYLATE)/python -m pytest tests/pylate
 
 # The wheel is built from the sdist, so that both are complete, and installed into an empty environment.
 dist: .venv/.dev
@@ -111,6 +116,14 @@ lowest: .venv-lowest/.lowest
 	$(PARITY)/python -m pip install --quiet --editable '.[parity]'
 	touch $@
 
+# Without their dependencies: fast-plaid 1.4.6 requires torch 2.11 at most, and ColBERT models do without it.
+.venv-pylate/.pylate: pyproject.toml
+	test -x $(PYLATE)/python || $(PYTHON) -m venv .venv-pylate
+	$(PYLATE)/python -m pip install --quiet $(TORCH)
+	$(PYLATE)/python -m pip install --quiet --editable . 'transformers<5.4' datasets pandas scikit-learn ujson pytest hypothesis
+	$(PYLATE)/python -m pip install --quiet --no-deps pylate==1.6.0 sentence-transformers==5.3.0 fastkmeans==0.5.0
+	touch $@
+
 .venv-parity/.bench: .venv-parity/.parity
 	$(PARITY)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
@@ -123,4 +136,4 @@ lowest: .venv-lowest/.lowest
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity .venv-lowest .venv-wheel .venv-wheels dist site
+	rm -rf .venv .venv-parity .venv-pylate .venv-lowest .venv-wheel .venv-wheels dist site

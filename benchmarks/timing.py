@@ -18,13 +18,17 @@ def timed(call: Callable[[], Result], clock: Callable[[], float] = time.perf_cou
 
 
 def side_by_side(
-    calls: Mapping[str, Callable[[], Result]], rounds: int, *, show: bool = False
+    calls: Mapping[str, Callable[[], Result]],
+    rounds: int,
+    *,
+    show: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[list[float], Result]]:
     """Time every call once per round; return the seconds of its rounds and its last result by name."""
     measured: dict[str, tuple[list[float], Result]] = {}
     for number in range(1, rounds + 1):
         for name, call in calls.items():
-            seconds, result = timed(call)
+            seconds, result = timed(call, clock)
             measured[name] = ([*(measured[name][0] if name in measured else []), seconds], result)
             if show:
                 print(f"  round {number}: {name} {seconds:.1f} s", flush=True)

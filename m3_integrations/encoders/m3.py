@@ -199,6 +199,7 @@ class M3Encoder:
 
         Raises:
             ValueError: If there is no mode, or weights are invalid.
+            TypeError: If a mode is neither a name nor an encoder.
             MissingMode: If a checkpoint lacks its mode.
             CheckpointError: As in `from_pretrained`.
         """
@@ -210,8 +211,11 @@ class M3Encoder:
                 if each not in loaded:
                     loaded[each] = cls.from_pretrained(each, device=device, dtype=dtype)
                 each = loaded[each]
-            if each is not None:
-                parts[mode] = each
+            if each is None:
+                continue
+            if not isinstance(each, M3Encoder):
+                raise TypeError(f"{mode} is the name of a checkpoint or an M3Encoder, got {each!r}")
+            parts[mode] = each
         shared = [(_combined(own), tuple(own)) for own in _groups(parts)]
         return ComposedEncoder(parts, shared if parts else None, weights)
 

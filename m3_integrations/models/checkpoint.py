@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from m3_integrations.core.encoded import Mode
-from m3_integrations.core.errors import CheckpointError, HeadsMissing, M3Error
+from m3_integrations.core.errors import CheckpointError, HeadsMissing, M3Error, PartNotRead
 from m3_integrations.models.checkpoint_files import UNBOUNDED, read_error, read_object, read_tensors
 from m3_integrations.models.conventions import CheckpointConventions, PivotedLengthNormalization, Pooling, SpecialTokens
 from m3_integrations.models.heads.late_interaction import LateInteraction
@@ -39,7 +39,7 @@ from m3_integrations.models.layouts.bge_m3 import (
     linear_of,
     read_heads,
 )
-from m3_integrations.models.layouts.sentence_transformers import sentence_transformers_conventions
+from m3_integrations.models.layouts.sentence_transformers import sentence_transformers_conventions, stated_conventions
 from m3_integrations.models.layouts.sparse_encoder import QUERY_WEIGHTS, TERM_EXPANSION
 from m3_integrations.models.layouts.token_classification import read_sparse_head
 from m3_integrations.models.layouts.transformers_folder import (
@@ -296,6 +296,8 @@ _NAMES = "name a folder, a hub id such as 'BAAI/bge-m3', or 'm3-mini', which nee
 
 def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint:
     layout = _read_layout(folder)
+    if pooling is not None and layout.stated.get("pooling", pooling) is None:
+        raise CheckpointError(f"{name!r} has no dense mode to pool; leave out pooling={pooling!r}")
     stated = layout.stated if pooling is None else {**layout.stated, "pooling": pooling}
     conventions = _conventions(name, folder, stated)
     tokenizer = read_tokenizer(layout.root)
@@ -304,8 +306,9 @@ def _read_folder(name: str, folder: Path, pooling: Pooling | None) -> Checkpoint
     backbone = read_backbone(layout.root)
     _require_embeddings(folder, backbone.model, tokenizer)
     longest = min(conventions.max_length, count_positions(backbone.model))
-    if conventions.late is None or conventions.late.passage_length is None:
+    if conventions.max_length == UNBOUNDED:  # else the stated length stands, as in sentence-transformers
         longest = min(longest, int(tokenizer.model_max_length))
+    _require_dimensions(folder, conventions, int(backbone.model.config.hidden_size))
     heads = layout.read_heads(backbone, tokenizer)
     token_names = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return Checkpoint(
@@ -358,10 +361,13 @@ def _read_layout(folder: Path) -> FolderLayout:
     elif (folder / "modules.json").is_file():
         read_layout = _layout_of_one_mode(folder)
         if read_layout is not None:
+            _warn_of_heads(folder)
             return read_layout(folder)
         stated = sentence_transformers_conventions(folder)
-    elif head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
-        stated = {"pooling": "cls"}  # what FlagEmbedding's fine-tuning writes: BGE-M3's conventions, unstated
+    else:
+        stated = stated_conventions(folder)
+        if head_file(folder, SPARSE_HEAD) or head_file(folder, MULTI_VECTOR_HEAD):
+            stated["pooling"] = "cls"  # what FlagEmbedding's fine-tuning writes: BGE-M3's conventions, unstated
 
     def read_linear_heads(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Heads:
         hidden = int(backbone.model.config.hidden_size)
@@ -373,6 +379,18 @@ def _read_layout(folder: Path) -> FolderLayout:
         return replace(heads, **sparse_encoder.read_sparse_heads(folder, backbone.model, tokens))
 
     return FolderLayout(folder, stated, read_linear_heads)
+
+
+def _warn_of_heads(folder: Path) -> None:
+    """Warn of BGE-M3's heads in a folder whose layout has one mode."""
+    files = [file.name for name in (SPARSE_HEAD, MULTI_VECTOR_HEAD, TOKEN_PRIOR) if (file := head_file(folder, name))]
+    if files:
+        warnings.warn(f"{folder} has {files}, which no mode of its layout uses", PartNotRead, stacklevel=6)
+
+
+def _require_dimensions(folder: Path, conventions: CheckpointConventions, hidden: int) -> None:
+    if (conventions.truncate_dim or 1) > hidden:
+        raise CheckpointError(f"{folder} states truncate_dim={conventions.truncate_dim}, but has {hidden} dimensions")
 
 
 def _require_embeddings(folder: Path, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedConfig
 from m3_integrations.core.errors import CheckpointError
 
 UNBOUNDED = sys.maxsize
+_FLOATS = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 _LFS_POINTER = b"version https://git-lfs"
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -39,6 +40,8 @@ def read_error(message: str, error: Exception) -> CheckpointError:
     """
     is_unsafe = _UNSAFE_ADVICE.search(str(error)) is not None
     reason = type(error).__name__ if is_unsafe else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, KeyError):
+        reason = f"unknown {reason}"
     ours = CheckpointError(message.replace("{reason}", reason))
     ours.__cause__ = None if is_unsafe else error
     ours.__suppress_context__ = True
@@ -114,7 +117,12 @@ def check_weights(folder: Path, config: PreTrainedConfig, **options: Any) -> Non
     Raises:
         CheckpointError: If files are missing, unreadable or outside the folder, or hold fewer layers or weights.
     """
-    shapes = {name: shape for path in _weight_files(folder) for name, shape in _shapes(path)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+        for name, shape, dtype in _shapes(path):
+            if name.endswith((".weight", ".bias")) and dtype not in _FLOATS:
+                raise CheckpointError(f"{path} holds {name!r} as {dtype}: quantized weights are not supported")
+            shapes[name] = shape
     layers = {int(found[1]) for name in shapes if (found := _LAYER.search(name))}
     expected = int(getattr(config, "num_hidden_layers", len(layers)))
     if layers and expected > len(layers):
@@ -185,15 +193,17 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield name, shape and type of the tensors of a file."""
     require_content(path)
     if path.suffix != ".safetensors":
-        yield from ((name, tuple(value.shape)) for name, value in _map_tensors(path).items())
+        yield from ((name, tuple(value.shape), str(value.dtype)) for name, value in _map_tensors(path).items())
         return
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  # not a mapping
-                yield name, tuple(file.get_slice(name).get_shape())
+                part = file.get_slice(name)
+                yield name, tuple(part.get_shape()), part.get_dtype()
     except Exception as error:
         raise read_error(f"{path} cannot be read as tensors: {{reason}}", error) from None
 

@@ -51,8 +51,8 @@ def supports_packing(backbone: PreTrainedModel) -> bool:
     config = backbone.config
     looked_up = getattr(config, "position_embedding_type", "absolute") == "absolute"
     takes = getattr(backbone, "_supports_attention_backend", False)
-    if config.model_type == "modernbert":  # before layer_types, its attention took no row
-        takes = takes and hasattr(config, "layer_types")
+    if config.model_type == "modernbert":  # transformers 5.3 fixes its attention when it is loaded
+        takes = takes and hasattr(config, "layer_types") and backbone._can_set_attn_implementation()
     return bool(takes and looked_up and config.model_type in _PACKABLE and not getattr(config, "is_decoder", False))
 
 

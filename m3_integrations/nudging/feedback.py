@@ -17,9 +17,10 @@ from m3_integrations.data.load import SHARES
 from m3_integrations.data.splits import normalize_question, split_by_text
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.index.base import Index
+from m3_integrations.index.local.ledger_file import ledger_file
 from m3_integrations.nudging.ledger import Judgement, Ledger, now, to_stored_time
 from m3_integrations.nudging.method.variants import MethodChoice
-from m3_integrations.nudging.nudger import Nudger, ledger_file, open_ledger
+from m3_integrations.nudging.nudger import Nudger, open_ledger
 from m3_integrations.nudging.progress import OnProgress
 from m3_integrations.nudging.report.report import NudgeReport
 from m3_integrations.retrieval.retriever import Retriever

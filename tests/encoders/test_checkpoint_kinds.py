@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from m3_integrations import LocalIndex, M3Encoder, MemoryIndex, Nudger, Passage, Query, Retriever, cli, ingest
 from m3_integrations.core.errors import MissingMode, WrongEncoder
-from m3_integrations.langchain import M3Embeddings, M3SparseEmbeddings
+from m3_integrations.encoders import EncoderPool
+from m3_integrations.langchain import M3Embeddings, M3Retriever as LangChainRetriever, M3SparseEmbeddings
 from m3_integrations.llama_index import M3Embedding, M3Retriever, M3SparseEmbedding
 from tests.checkpoints import TinyCheckpoint, write_inference_free, write_model, write_pooling, write_sparse_encoder
 from tests.models.layouts.late_interaction import write_multi_vector, write_pylate
@@ -75,6 +76,21 @@ def encoder_of(folder_of):
     return encoder
 
 
+def values_of(vectors):
+    """Vectors of any mode as one array."""
+    return vectors.todense() if hasattr(vectors, "todense") else getattr(vectors, "values", vectors)
+
+
+def assert_same(ours, theirs):
+    """Compare the vectors of every mode, up to the rounding of other batch shapes."""
+    assert ours.modes == theirs.modes
+    for mode in ours.modes:
+        one, other = getattr(ours, mode), getattr(theirs, mode)
+        if mode == "multi_vector":
+            np.testing.assert_array_equal(one.offsets, other.offsets)
+        np.testing.assert_allclose(values_of(one), values_of(other), rtol=0, atol=1e-6)
+
+
 def found(retriever):
     matches = [retriever.retrieve(query.text, k=3) for query in QUERIES]
     return [[match.passage.id for match in each] for each in matches]
@@ -110,6 +126,16 @@ def test_llama_index_retrieves_with_it(encoder_of, kind):
 
 
 @every_encoder
+def test_langchain_retrieves_with_it_what_a_retriever_of_ours_does(encoder_of, kind):
+    encoder = encoder_of(kind)
+    with MemoryIndex() as index:
+        ingest(encoder, index, PASSAGES)
+        retriever = LangChainRetriever(index=index, encoder=encoder, k=3)
+        for query, expected in zip(QUERIES[:2], found(Retriever(encoder, index)), strict=False):
+            assert [document.id for document in retriever.invoke(query.text)] == expected
+
+
+@every_encoder
 def test_embeddings_of_both_frameworks_have_its_modes_or_name_the_one_that_it_lacks(encoder_of, kind):
     encoder = encoder_of(kind)
     embeddings = [
@@ -138,11 +164,16 @@ def test_nudge_moves_its_vectors_and_reverts_them(encoder_of, kind):
         nudger.revert()
         after = index.vectors(list(PLACES))
     for mode in encoder.modes:
-        ours, theirs = (getattr(each, mode) for each in (after, before))
-        ours, theirs = (each.values if mode == "multi_vector" else each for each in (ours, theirs))
-        if mode == "sparse":
-            ours, theirs = ours.todense(), theirs.todense()
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(values_of(getattr(after, mode)), values_of(getattr(before, mode)))
+
+
+@pytest.mark.parametrize("kind", ["inference-free"])  # a process each; the others take the same way through it
+def test_a_pool_encodes_as_the_encoder_does(encoder_of, folder_of, kind):
+    encoder, texts = encoder_of(kind), [passage.text for passage in PASSAGES]
+    with EncoderPool(str(folder_of(kind)), devices=["cpu"]) as pool:
+        assert (pool.modes, pool.fingerprint) == (encoder.modes, encoder.fingerprint)
+        assert_same(pool.encode_passages(texts), encoder.encode_passages(texts))
+        assert_same(pool.encode_queries(texts), encoder.encode_queries(texts))
 
 
 @every_kind

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 
 from m3_integrations import M3Encoder
 from m3_integrations.core.encoded import MODES
-from m3_integrations.core.errors import MissingMode
+from m3_integrations.core.errors import CheckpointError, MissingMode
 from m3_integrations.encoders import ComposedEncoder, Encoder
 from m3_integrations.llama_index import M3Embedding
-from tests.checkpoints import TinyCheckpoint, write_bge_m3, write_sparse_encoder
+from tests.checkpoints import TinyCheckpoint, write_backbone, write_bge_m3, write_sparse_encoder
 from tests.models.layouts.late_interaction import write_pylate
 
 TEXTS = ["the bridge", "Die Brücke über die Wolга", "", "橋はどこにある"]
@@ -32,12 +33,13 @@ def folders(tmp_path_factory):
         "dense": write_bge_m3(root / "dense", TinyCheckpoint(seed=1, sparse=False, colbert=False, colbert_width=8)),
         "sparse": write_sparse_encoder(root / "sparse", "bert", WIDE),
         "multi_vector": write_pylate(root / "late", "modernbert", WIDE),
+        "plain": write_backbone(root / "plain", TinyCheckpoint()),
     }
 
 
 @pytest.fixture(scope="module")
 def parts(folders):
-    return {mode: load(folder, pooling="cls") if mode == "dense" else load(folder) for mode, folder in folders.items()}
+    return {mode: load(folders[mode], **({"pooling": "cls"} if mode == "dense" else {})) for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +118,75 @@ def test_weights_are_one_for_each_mode_or_those_passed(parts):
         M3Encoder.compose(**two, weights={"dense": 1.0, "multi_vector": 1.0})
 
 
-def test_a_mode_that_a_checkpoint_lacks_is_refused(parts):
-    with pytest.raises(MissingMode, match="has no mode 'dense'"):
-        M3Encoder.compose(dense=parts["sparse"])
-    with pytest.raises(ValueError, match="compose needs an encoder of at least one mode"):
-        M3Encoder.compose()
+def emptied(folder, name, target):
+    """A copy of a checkpoint without one of its files."""
+    copied = shutil.copytree(folder, target / "copied")
+    (copied / name).unlink()
+    return str(copied)
+
+
+BROKEN = {
+    "no mode": (lambda *_: {}, ValueError, "compose needs an encoder of at least one mode"),
+    "no such folder": (lambda *_: {"dense": "/no/such/model"}, CheckpointError, "there is no folder '/no/such/model'"),
+    "a file": (
+        lambda folders, *_: {"sparse": str(folders["sparse"] / "config.json")},
+        CheckpointError,
+        "is a file; name the folder",
+    ),
+    "no encoder": (lambda *_: {"dense": 3}, TypeError, "dense is the name of a checkpoint or an M3Encoder, got 3"),
+    "lacking mode": (lambda _, parts, __: {"dense": parts["sparse"]}, MissingMode, "has no mode 'dense'"),
+    "lacking mode by name": (
+        lambda folders, *_: {"sparse": str(folders["multi_vector"])},
+        MissingMode,
+        "has no mode 'sparse'; it has",
+    ),
+    "no pooling": (lambda folders, *_: {"dense": str(folders["plain"])}, CheckpointError, "does not state its pooling"),
+    "no weights": (
+        lambda folders, _, place: {"sparse": emptied(folders["sparse"], "model.safetensors", place)},
+        CheckpointError,
+        "lacks weights",
+    ),
+    "no modules": (
+        lambda folders, _, place: {"multi_vector": emptied(folders["multi_vector"], "modules.json", place)},
+        CheckpointError,
+        "states query_prefix='.Q. ', which is not supported",
+    ),
+    "no layer": (
+        lambda folders, _, place: {"multi_vector": emptied(folders["multi_vector"], "1_Dense/config.json", place)},
+        CheckpointError,
+        "config.json cannot be read as JSON",
+    ),
+    "weight of no mode": (
+        lambda _, parts, __: {"dense": parts["dense"], "weights": {"sparse": 1.0}},
+        ValueError,
+        "has modes other than",
+    ),
+    "negative weight": (
+        lambda _, parts, __: {"dense": parts["dense"], "weights": {"dense": -1.0}},
+        ValueError,
+        "weights",
+    ),
+    "precision": (
+        lambda folders, *_: {"sparse": str(folders["sparse"]), "dtype": "float8"},
+        ValueError,
+        "dtype is one of",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_composition_raises_one_clear_error(folders, parts, tmp_path, fault):
+    arguments, kind, message = BROKEN[fault]
+    with pytest.raises(kind, match=message) as raised:
+        M3Encoder.compose(**arguments(folders, parts, tmp_path))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_mode_that_it_lacks_is_refused(parts):
     with pytest.raises(MissingMode, match="mode='sparse' is not available"):
         M3Encoder.compose(dense=parts["dense"]).encode_queries(TEXTS, ("sparse",))
+    with pytest.raises(MissingMode, match="mode='sparse' is not available"):
+        M3Encoder.compose(dense=parts["dense"]).tokens([5])
 
 
 def test_a_score_is_explained_by_each_checkpoint(composed):

@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     BertModel,
     ModernBertConfig,
+    ModernBertModel,
     MPNetConfig,
     MPNetModel,
     PreTrainedModel,
@@ -42,7 +43,7 @@ WINDOWS = {
     "bos_token_id": CLS,
     "eos_token_id": EOS,
 }
-PACKS_MODERN_BERT = hasattr(ModernBertConfig(), "layer_types")
+PACKS_MODERN_BERT = hasattr(ModernBertConfig(), "layer_types") and ModernBertModel._can_set_attn_implementation()
 LENGTHS = [1100, 40, 7, 7, 7, 3, 2, 2]
 
 

@@ -54,3 +54,9 @@ def test_expanded_queries_agree(tmp_path, strategy, attend):
 def test_a_passage_of_8192_tokens_agrees(tmp_path):
     text = " ".join(WORDS[i * i % 7] for i in range(8189))
     assert_agree(write_pylate(tmp_path, "modernbert", TinyCheckpoint(positions=8192), document_length=8192), [text])
+
+
+def test_a_passage_of_8192_tokens_through_several_layers_agrees(tmp_path):
+    text = " ".join(WORDS[i * i % 7] for i in range(8189))
+    settings = {"max_seq_length": 8192}
+    assert_agree(write_multi_vector(tmp_path, "modernbert", TinyCheckpoint(positions=8192), settings), [text])

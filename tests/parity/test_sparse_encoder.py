@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from sentence_transformers import SparseEncoder
@@ -57,3 +59,16 @@ def test_inference_free_queries_agree(tmp_path):
 def test_a_text_of_8192_tokens_agrees(tmp_path):
     text = " ".join(WORDS[i * i % 7] for i in range(8190))
     assert_agree(write_sparse_encoder(tmp_path, "modernbert", TinyCheckpoint(positions=8192)), [text])
+
+
+def test_inference_free_queries_with_prompts_and_a_limit_of_terms_agree(tmp_path):
+    folder = write_inference_free(tmp_path, "bert", WIDE)
+    stated = json.loads((folder / "config_sentence_transformers.json").read_text())
+    stated |= {"prompts": {"query": "query ", "document": "passage "}, "max_active_dims": 5}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(stated))
+    assert_agree(folder)
+
+
+def test_a_passage_of_8192_tokens_behind_routes_agrees(tmp_path):
+    text = " ".join(WORDS[i * i % 7] for i in range(8190))
+    assert_agree(write_inference_free(tmp_path, "modernbert", TinyCheckpoint(positions=8192)), [text])

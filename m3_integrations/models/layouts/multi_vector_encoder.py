@@ -15,13 +15,21 @@ from m3_integrations.models.checkpoint_files import UNBOUNDED, inside, read_obje
 from m3_integrations.models.heads.late_interaction import LateInteraction, QueryExpansion
 from m3_integrations.models.layouts.base import FolderLayout
 from m3_integrations.models.layouts.bge_m3 import linear_of
-from m3_integrations.models.layouts.sentence_transformers import read_max_length, read_modules, read_prompts
+from m3_integrations.models.layouts.sentence_transformers import check_normalize, read_modules, read_prompts
+from m3_integrations.models.layouts.settings import read_model_settings, read_settings, read_transformer_settings
 from m3_integrations.models.layouts.token_classification import warn_of_unread
 from m3_integrations.models.layouts.transformers_folder import Backbone
 from m3_integrations.models.transformer import Heads
 
 _READS = "this package reads Transformer, Dense layers of tokens, MultiVectorMask and Normalize"
 _EXPANSION_KEYS = {"strategy", "attend", "token", "length"}
+_LENGTHS = ("query_length", "document_length")
+_MASK = {"skiplist_words", "skiplist_tasks", "keep_only_token_ids"}
+_DENSE = {"in_features", "out_features", "bias", "activation_function", "use_residual"} | {
+    "module_input_name",
+    "module_output_name",
+}
+_IDENTITIES = ("torch.nn.modules.linear.Identity", "torch.nn.Identity")
 
 
 def is_multi_vector_encoder(folder: Path) -> bool:
@@ -36,7 +44,7 @@ def read_layout(folder: Path) -> FolderLayout:
     Raises:
         CheckpointError: If it has other modules than those of ColBERT, or states something that is not supported.
     """
-    config = read_object(folder / "config_sentence_transformers.json", default={})
+    config = read_model_settings(folder)
     if config.get("similarity_fn_name") not in (None, "maxsim", "meanmaxsim"):
         named = config["similarity_fn_name"]
         raise CheckpointError(f"{folder} compares token vectors by {named!r}; supported are 'maxsim' and 'meanmaxsim'")
@@ -49,10 +57,10 @@ def read_layout(folder: Path) -> FolderLayout:
     if set(ends) - {"MultiVectorMask", "Normalize"} or len(set(ends)) != len(ends):
         raise CheckpointError(f"{folder} has the modules {kinds}; {_READS}, in this order")
     of_kind = {kind: inside(folder, path) for kind, path in modules}
-    _require_tokens(of_kind["Normalize"], "Normalize")
+    check_normalize(of_kind["Normalize"], "token_embeddings")
     root = inside(folder, modules[0][1])
-    settings = read_object(root / "sentence_bert_config.json", default={})
-    mask = read_object(of_kind["MultiVectorMask"] / "config.json") if "MultiVectorMask" in of_kind else {}
+    settings = read_transformer_settings(root, *_LENGTHS, "query_expansion")
+    mask = read_settings(of_kind["MultiVectorMask"] / "config.json", _MASK) if "MultiVectorMask" in of_kind else {}
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{folder} keeps vectors of some token ids only, as for images, which is not supported")
 
@@ -65,7 +73,7 @@ def read_layout(folder: Path) -> FolderLayout:
             skipped_in=mask.get("skiplist_tasks") or ("document",),
         )
 
-    length = settings.get("document_length") or read_max_length(root, UNBOUNDED)
+    length = settings.get("document_length") or settings.get("max_seq_length") or UNBOUNDED
     return late_layout(root, length, read_prompts(config), dense, late)
 
 
@@ -101,14 +109,6 @@ def late_layout(
         **prompts,
     }
     return FolderLayout(root, stated, read_heads, markers, late)
-
-
-def _require_tokens(folder: Path, kind: str, default: str = "sentence_embedding") -> None:
-    named = read_object(folder / "config.json", default={}).get("module_input_name", default)
-    if named != "token_embeddings":
-        raise CheckpointError(
-            f"{folder} applies {kind} to {named!r}; supported is 'token_embeddings' in late interaction"
-        )
 
 
 def _read_expansion(stated: Any, tokenizer: PreTrainedTokenizerFast) -> QueryExpansion | None:
@@ -157,11 +157,7 @@ def read_projection(layers: Sequence[Path], hidden: int) -> nn.Linear | nn.Ident
 
 def _read_dense(folder: Path, inputs: int) -> tuple[Tensor, Tensor]:
     """Return the matrix and the offset of a Dense module, with its residual connection, in float64."""
-    config = read_object(folder / "config.json")
-    _require_tokens(folder, "Dense", "token_embeddings")
-    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
-    if not activation.endswith(".Identity"):
-        raise CheckpointError(f"{folder} has the activation {activation!r}; supported are linear layers, with Identity")
+    config = _read_dense_settings(folder)
     file = next(
         (folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()), None
     )
@@ -173,6 +169,9 @@ def _read_dense(folder: Path, inputs: int) -> tuple[Tensor, Tensor]:
     known = {"linear.weight", "linear.bias", "residual.weight"}
     if weight is None or weight.ndim != 2 or weight.shape[1] != inputs or tensors.keys() - known:
         raise CheckpointError(f"{file} must hold a 'linear.weight' of (width, {inputs}), but holds {held}")
+    stated = {"in_features": inputs, "out_features": len(weight), "bias": "linear.bias" in tensors}
+    if wrong := [key for key, value in stated.items() if config.get(key, value) != value]:
+        raise CheckpointError(f"{folder} states {wrong[0]}={config[wrong[0]]!r}, but its file holds {held}")
     offset = tensors.get("linear.bias", torch.zeros(len(weight), dtype=torch.float64))
     if len(offset) != len(weight) or (residual is not None and residual.shape != weight.shape):
         raise CheckpointError(f"{file} holds tensors of different widths: {held}")
@@ -180,4 +179,19 @@ def _read_dense(folder: Path, inputs: int) -> tuple[Tensor, Tensor]:
         if residual is None and len(weight) != inputs:
             raise CheckpointError(f"{file} lacks 'residual.weight', which its config.json states; it holds {held}")
         weight = weight + (torch.eye(inputs, dtype=torch.float64) if residual is None else residual)
+    elif residual is not None:
+        raise CheckpointError(f"{file} holds 'residual.weight', but its config.json states no use_residual")
     return weight, offset
+
+
+def _read_dense_settings(folder: Path) -> dict[str, Any]:
+    config = read_settings(folder / "config.json", _DENSE)
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "token_embeddings"):
+            raise CheckpointError(
+                f"{folder} applies Dense to {config[key]!r}; supported is 'token_embeddings' in late interaction"
+            )
+    activation = config.get("activation_function")
+    if activation not in _IDENTITIES:
+        raise CheckpointError(f"{folder} has the activation {activation!r}; supported are linear layers, with Identity")
+    return config

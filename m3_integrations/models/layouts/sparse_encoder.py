@@ -19,10 +19,18 @@ from m3_integrations.models.checkpoint_files import UNBOUNDED, inside, read_name
 from m3_integrations.models.heads.term_expansion import ExpansionOptions, TermExpansion
 from m3_integrations.models.layouts.base import FolderLayout
 from m3_integrations.models.layouts.bge_m3 import linear_of
-from m3_integrations.models.layouts.sentence_transformers import read_max_length, read_modules, read_prompts
-from m3_integrations.models.layouts.transformers_folder import Backbone
+from m3_integrations.models.layouts.sentence_transformers import (
+    check_width,
+    read_max_length,
+    read_modules,
+    read_prompts,
+)
+from m3_integrations.models.layouts.settings import read_model_settings, read_settings, read_transformer_settings
+from m3_integrations.models.layouts.transformers_folder import Backbone, read_tokenizer
 from m3_integrations.models.transformer import Heads
 
+_ROUTER = {"default_route", "allow_empty_key", "route_mappings"}
+_POOLING = {"pooling_strategy", "activation_function", "chunk_size", "embedding_dimension", "word_embedding_dimension"}
 TERM_EXPANSION, QUERY_WEIGHTS = "term_expansion", "query_weights"
 _READS = "this package reads a fill-mask Transformer with SpladePooling, and a Router of it with SparseStaticEmbedding"
 
@@ -73,7 +81,7 @@ def read_layout(folder: Path) -> FolderLayout:
     Raises:
         CheckpointError: If its modules are not those of SPLADE, or it states something that is not supported.
     """
-    config = read_object(folder / "config_sentence_transformers.json", default={})
+    config = read_model_settings(folder, "max_active_dims")
     if config.get("similarity_fn_name") not in (None, "dot"):
         named = config["similarity_fn_name"]
         raise CheckpointError(f"{folder} compares sparse vectors by {named!r}; supported is 'dot', the inner product")
@@ -85,7 +93,7 @@ def read_layout(folder: Path) -> FolderLayout:
     stated = {
         "pooling": None,
         "normalise": False,
-        "max_length": read_max_length(root, UNBOUNDED),
+        "max_length": read_max_length(root, UNBOUNDED, "fill-mask"),
         "weights": {"sparse": 1.0},
         "max_terms": config.get("max_active_dims"),
         **read_prompts(config),
@@ -93,7 +101,9 @@ def read_layout(folder: Path) -> FolderLayout:
 
     def read_heads(backbone: Backbone, tokenizer: PreTrainedTokenizerFast) -> Heads:
         weights = None if query is None else _read_static_weights(query, root, tokenizer)
-        return Heads(dense=False, expansion=_read_expansion(root, backbone.model, pooling), query_weights=weights)
+        expansion = _read_expansion(root, backbone.model, pooling)
+        check_width(root, pooling, expansion.terms)
+        return Heads(dense=False, expansion=expansion, query_weights=weights)
 
     return FolderLayout(root, stated, read_heads)
 
@@ -101,7 +111,7 @@ def read_layout(folder: Path) -> FolderLayout:
 def _read_routes(folder: Path, path: str) -> tuple[Path, Mapping[str, Any], Path]:
     """Return the documents' transformer and pooling, and the folder of the queries' static weights."""
     base = inside(folder, path)
-    routes = read_object(base / "router_config.json")
+    routes = read_settings(base / "router_config.json", ("types", "structure", "parameters"))
     try:
         types = {str(name): str(kind).rpartition(".")[2] for name, kind in routes["types"].items()}
         structure = {
@@ -110,8 +120,11 @@ def _read_routes(folder: Path, path: str) -> tuple[Path, Mapping[str, Any], Path
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{base / 'router_config.json'} must hold 'types' and a 'structure' of them") from error
-    if structure.keys() != {"query", "document"} or (routes.get("parameters") or {}).get("route_mappings"):
+    if structure.keys() != {"query", "document"}:
         raise CheckpointError(f"{folder} routes {sorted(structure)}, not query and document; {_READS}")
+    parameters = routes.get("parameters") or {}
+    if parameters.get("route_mappings") or parameters.keys() - _ROUTER:
+        raise CheckpointError(f"{folder} routes by {parameters}; {_READS}, for queries and documents")
     kinds = [kind for kind, _ in structure["query"]]
     if kinds != ["SparseStaticEmbedding"]:
         raise CheckpointError(f"{folder} encodes queries by {kinds}; {_READS}")
@@ -124,10 +137,10 @@ def _splade(folder: Path, modules: list[tuple[str, str]]) -> tuple[Path, Mapping
     if len(kinds) != 2 or kinds[0] not in ("Transformer", "MLMTransformer") or kinds[1] != "SpladePooling":
         raise CheckpointError(f"{folder} has the sparse modules {kinds}; {_READS}")
     root = inside(folder, modules[0][1])
-    task = read_object(root / "sentence_bert_config.json", default={}).get("transformer_task")
-    if task not in ("fill-mask", None) or (task is None and kinds[0] == "Transformer"):
-        raise CheckpointError(f"{folder} has a Transformer for {task!r}, not for 'fill-mask'; {_READS}")
-    return root, read_object(inside(folder, modules[1][1]) / "config.json")
+    task = read_transformer_settings(root, task="fill-mask").get("transformer_task")
+    if task is None and kinds[0] == "Transformer":
+        raise CheckpointError(f"{folder} has a Transformer for no task, not for 'fill-mask'; {_READS}")
+    return root, read_settings(inside(folder, modules[1][1]) / "config.json", _POOLING)
 
 
 def _read_expansion(root: Path, backbone: PreTrainedModel, pooling: Mapping[str, Any]) -> TermExpansion:
@@ -174,7 +187,7 @@ def _expansion(
         "norm.bias": (hidden,),
         "bias": (len(weight),),
     }
-    optional = {"dense.bias", "norm.bias", "bias"}  # ModernBERT has none of them
+    optional = {"dense.bias", "norm.bias", "bias"} if backbone.config.model_type == "modernbert" else set()
     for name, shape in shapes.items():
         if name not in tensors and name not in optional:
             raise CheckpointError(f"{where} lacks {name} of its masked-language-model head; download it again")
@@ -193,10 +206,10 @@ def _expansion(
 
 def _read_static_weights(folder: Path, root: Path, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     if (folder / "tokenizer.json").is_file() and folder != root:
-        own = read_object(folder / "tokenizer.json").get("model")
-        if own != json.loads(tokenizer.backend_tokenizer.to_str())["model"]:
+        own, other = (json.loads(each.backend_tokenizer.to_str()) for each in (read_tokenizer(folder), tokenizer))
+        if any(own[part] != other[part] for part in ("normalizer", "pre_tokenizer", "model")):
             raise CheckpointError(f"{folder} has another vocabulary than {root}; supported is one for both sides")
-    config = read_object(folder / "config.json", default={})
+    config = read_settings(folder / "config.json", ("frozen", "path"), {})
     if str(config.get("path") or "").endswith(".json"):
         table = read_object(inside(folder, str(config["path"])))
         weights = torch.zeros(len(tokenizer.get_vocab()))

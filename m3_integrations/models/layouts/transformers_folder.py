@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,10 +23,30 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from m3_integrations.core.errors import CheckpointError
+from m3_integrations.core.errors import CheckpointError, PartNotRead
 from m3_integrations.models.checkpoint_files import UNBOUNDED, check_weights, read_error, read_object, require_content
 
+# Settings that change vectors and that the classes of transformers ignore or refuse in other words: allowed values.
+_REFUSED: Mapping[str, tuple[Collection[str], str]] = {
+    "quantization_config": ((), "a quantized model"),
+    "is_decoder": ((), "attention to preceding tokens only"),
+    "is_encoder_decoder": ((), "an encoder with a decoder"),
+    "position_embedding_type": (("absolute", "rope", "rotary"), "this kind of positions"),
+    "logn_attention_scale": ((), "attention scaled by length"),
+    "layer_norm_type": (("layer_norm",), "another norm than layer norm"),
+}
+# Any of these is a tokenizer; without one, transformers makes an empty one.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})  # count from pad + 1
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
 _WITH_POOLER = _OFFSET_POSITIONS | {"bert"}
 
 
@@ -49,7 +70,7 @@ def read_backbone(folder: Path) -> Backbone:
         CheckpointError: If files or weights are missing or unreadable.
     """
     try:
-        _refuse_own_code(folder)
+        _refuse_unsupported(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
         check_weights(folder, config, **options)
@@ -63,7 +84,9 @@ def read_backbone(folder: Path) -> Backbone:
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except _READ_ERRORS as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise CheckpointError(f"{folder} holds weights of other shapes than its config.json describes") from None
         message = (
             f"{folder} cannot be read as a transformers encoder: {{reason}}; it needs config.json, model.safetensors "
             "(or pytorch_model.bin) and tokenizer.json"
@@ -77,12 +100,27 @@ def read_backbone(folder: Path) -> Backbone:
     return Backbone(backbone, frozenset(loaded["unexpected_keys"]))
 
 
-def _refuse_own_code(folder: Path) -> None:
+def _refuse_unsupported(folder: Path) -> None:
+    """Raise if a folder states what transformers' own classes ignore, or what is no encoder in floating point."""
     config = read_object(folder / "config.json", default={})
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
+    kind = config.get("model_type")
+    if config.get("auto_map") and kind not in CONFIG_MAPPING:
         raise CheckpointError(
-            f"{folder} is a {config.get('model_type')!r} model with code of its own, which this package does not run; "
+            f"{folder} is a {kind!r} model with code of its own, which this package does not run; "
             "use a checkpoint of an architecture that transformers includes, such as BERT, RoBERTa or XLM-RoBERTa"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter, such as LoRA; merge it by peft's merge_and_unload() and save the whole model"
+        )
+    for key, (allowed, meaning) in _REFUSED.items():
+        if config.get(key) and config[key] not in allowed:
+            raise CheckpointError(f"{folder / 'config.json'} states {key}={config[key]!r}: {meaning} is not supported")
+    if config.get("auto_map"):
+        warnings.warn(
+            f"{folder} has code of its own, which this package does not run; it is read by transformers' own {kind!r}",
+            PartNotRead,
+            stacklevel=7,
         )
 
 
@@ -100,6 +138,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         CheckpointError: If there is none.
     """
     read_object(folder / "config.json", default={})  # AutoTokenizer reads it too, and would blame the tokenizer
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise CheckpointError(f"{folder} has no tokenizer; save one with tokenizer.save_pretrained into it")
     try:
         if (folder / "tokenizer.json").is_file():
             require_content(folder / "tokenizer.json")
@@ -110,6 +150,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise read_error(f"{folder} has no tokenizer that transformers can read: {{reason}}", error) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{folder} has no fast tokenizer; save one with tokenizer.save_pretrained into it")
+    if tokenizer.truncation_side != "right":
+        raise CheckpointError(f"{folder} truncates texts at the left; supported is truncation_side='right'")
     return tokenizer
 
 

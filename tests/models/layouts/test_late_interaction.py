@@ -78,6 +78,16 @@ def test_a_passage_of_8192_tokens_is_read_whole(tmp_path):
     assert vectors.counts.tolist() == [8192]
 
 
+def test_a_passage_of_8192_tokens_is_read_whole_by_several_layers(tmp_path):
+    folder = write_multi_vector(
+        tmp_path, "modernbert", TinyCheckpoint(positions=8192), transformer={"max_seq_length": 8192}
+    )
+    text = " ".join(WORDS[i * i % 7] for i in range(8189))
+    vectors = load(folder).encode_passages([text]).multi_vector
+    assert_vectors(vectors, [recompute(folder, text, marker=D, length=8192)])
+    assert vectors.counts.tolist() == [8192]
+
+
 @pytest.mark.parametrize("write", [write_pylate, write_multi_vector])
 def test_a_saved_checkpoint_is_the_same(write, tmp_path):
     encoder = load(write(tmp_path / "model", "xlm-roberta", WIDE))

@@ -89,6 +89,14 @@ def test_a_text_of_8192_tokens_is_read_whole(tmp_path):
     )
 
 
+def test_a_passage_of_8192_tokens_is_read_whole_behind_routes(tmp_path):
+    folder = write_inference_free(tmp_path, "modernbert", TinyCheckpoint(positions=8192))
+    text = " ".join(WORDS[i * i % 7] for i in range(8190))
+    rows = load(folder).encode_passages([text]).sparse
+    expected = by_transformers(folder / "document_0_MLMTransformer", text)
+    np.testing.assert_allclose(rows.todense()[0], expected, **CLOSE)
+
+
 def test_logits_of_all_tokens_and_terms_never_exist_at_once(splade, monkeypatch):
     encoder, sizes = load(splade), []
 
@@ -182,7 +190,10 @@ def spoil(name, **changes):
 
 def modules(*kinds: tuple[int, str]):
     def change(folder):
-        entries = [{"idx": i, "name": str(i), "path": "" if i == 0 else "1_Pool", "type": f"x.{k}"} for i, k in kinds]
+        entries = [
+            {"idx": i, "name": str(i), "path": "" if i == 0 else "1_Pool", "type": f"sentence_transformers.{k}"}
+            for i, k in kinds
+        ]
         (folder / "modules.json").write_text(json.dumps(entries))
 
     return change
