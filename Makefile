@@ -32,8 +32,8 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python -m pytest tests/docs -n 2 --dist loadfile
 
-# The demo's pages in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
-browser: .venv/.browser
+# The pages of the demo and the documentation in Chromium or Chrome, which the system provides (on Debian: apt-get install chromium).
+browser: .venv/.browser site/index.html
 	$(BIN)/python -m pytest tests/browser
 
 # The pictures of docs/serving.md, taken by the tests of the served page.
@@ -91,6 +91,9 @@ wheels:
 
 lowest: .venv-lowest/.lowest
 	$(LOWEST)/python -m pytest -n 2 --dist loadfile
+
+site/index.html: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 .venv/.run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

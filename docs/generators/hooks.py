@@ -73,6 +73,12 @@ def _link(link: re.Match[str], home: Path, source: str) -> str:
     return f"[{text}]({up}{found}{anchor})"
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:  # noqa: ARG001  # an event of mkdocs
+    """Name the search for screen readers, and make empty headings of tables plain cells."""
+    named = re.sub('data-md-component="search" role="dialog"', r'\g<0> aria-label="Search"', output)
+    return re.sub(r"<th([^>]*)>\s*</th>", r"<td\1></td>", named)
+
+
 def on_post_build(config: Any) -> None:
     """Write the Markdown twins and llms.txt."""
     machines.write(Path(config["site_dir"]), _shown, config["nav"], config["site_name"], config["site_description"])

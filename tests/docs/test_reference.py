@@ -104,10 +104,9 @@ def test_every_route_has_an_entry_with_its_fields():
         for method, operation in methods.items():
             assert f"## {method.upper()} {path}\n" in page
             assert operation["summary"]
-    fields = [
-        field for schema in description["components"]["schemas"].values() for field in schema["properties"].items()
-    ]
-    assert [name for name, field in fields if not field.get("description")] == []
+            fields = http_api.fields_of(operation, description["components"]["schemas"])
+            assert [name for name, field in fields.items() if not field.get("description")] == []
+            assert all(f"| `{name}` |" in page for name in fields)
 
 
 def test_a_function_without_documentation_is_found():
