@@ -24,7 +24,6 @@ def open_docs(browser):
         page.requests = []
         page.on("request", lambda request: page.requests.append(request.url))
         page.goto((SITE / name).as_uri(), wait_until="load")
-        page.wait_for_function("document.querySelectorAll('nav.md-code__nav:not([aria-label])').length === 0")
         return page
 
     yield opened
