@@ -19,7 +19,12 @@ AVOIDED = re.compile(
     flags=re.IGNORECASE,
 )
 # German and French words of examples, a file name on disk, a command, a public class.
-SPELLING = ["--builtin", "clear,rare,en-GB_to_en-US", "--ignore-words-list", "als,ans,catalogue,ist,judgement,judgements,pont,reencode"]
+SPELLING = [
+    "--builtin",
+    "clear,rare,en-GB_to_en-US",
+    "--ignore-words-list",
+    "als,ans,catalogue,ist,judgement,judgements,pont,reencode",
+]
 _NOT_PROSE = re.compile(
     r"^---\n.*?^---\n|^ *```.*?^ *```$|^\|.*?$|^<!--.*?-->$|^!?\[.*?\]\([^)]*\)$", flags=re.DOTALL | re.MULTILINE
 )
