@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from m3_integrations import __version__
-from m3_integrations.cli.command import register
+from m3_integrations.cli.command import CommandGroup, register
 from m3_integrations.cli.commands import (
     demo,
     evaluation,
@@ -23,10 +26,14 @@ from m3_integrations.cli.commands import (
 )
 from m3_integrations.cli.commands.servers import mcp, serve
 
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed by the caller, as `m3 ... >&-` does
+        setattr(sys, _name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # for as long as the process
 _PLAIN = not (sys.stdout.isatty() and sys.stderr.isatty())  # no frames and no wrapping in pipes
 
 app = typer.Typer(
     name="m3",
+    cls=CommandGroup,
     epilog="Exit status: 0 if it succeeded, 1 if it failed, 2 if the arguments are wrong.",
     no_args_is_help=True,
     rich_markup_mode=None if _PLAIN else "rich",
@@ -50,6 +57,8 @@ def _root(
     """Hybrid retrieval with BGE-M3: dense, lexical and late-interaction search."""
 
 
+_ALIASES: dict[Callable[..., object], str] = {index.index: "ingest"}  # the name of the function in Python
+
 for panel, commands in {
     "Search": (demo.demo, index.index, search.search, search.explain),
     "Indexes": (
@@ -68,7 +77,7 @@ for panel, commands in {
     ),
 }.items():
     for command in commands:
-        register(app, command, panel=panel)
+        register(app, command, panel=panel, alias=_ALIASES.get(command))
 
 
 def main() -> None:

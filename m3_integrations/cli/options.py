@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 
 if TYPE_CHECKING:
     from m3_integrations import Where
@@ -38,7 +40,13 @@ Question = Annotated[
 
 
 class UsageError(ValueError):
-    """Arguments that do not make a command; the exit status is 2."""
+    """Arguments that do not make a command; the exit status is 2.
+
+    Attributes:
+        excerpt: Lines that show where an argument is wrong, printed below the message.
+    """
+
+    excerpt: str = ""
 
 
 def check_k(k: int) -> None:
@@ -80,28 +88,58 @@ def parse_filter(text: str | None) -> Where | None:
     try:
         return None if text is None else parse_where(text)
     except UnsupportedFilter as error:
-        raise UsageError(f"--where: {error}") from error
+        usage = UsageError(f"--where: {error}")
+        if error.position is not None and text is not None and text.isprintable():
+            usage.excerpt = f"  {text}\n  {' ' * cell_len(text[: error.position])}^"
+        raise usage from error
 
 
 def check_question(question: str) -> None:
     """Check a question; "-" stands for those of stdin.
 
     Raises:
-        UsageError: If it is empty.
+        UsageError: If it is empty, or not in the encoding of the terminal.
     """
     from m3_integrations.core.types import is_blank
 
+    if any("\ud800" <= character <= "\udfff" for character in question):  # a byte that could not be decoded
+        raise UsageError(f"the question {question!r} is not {sys.getfilesystemencoding()}; set your terminal to it")
     if is_blank(question):
         raise UsageError(f"the question {question!r} is empty; write what to search for, such as 'old bridges'")
 
 
 def read_questions(question: str) -> Iterator[str]:
     """Yield the question, or the lines of stdin that are not blank if it is "-"."""
-    from m3_integrations.core.types import is_blank
+    yield from map(str.strip, read_stdin()) if question == "-" else (question,)
 
-    yield from (line.strip() for line in sys.stdin if not is_blank(line)) if question == "-" else (question,)
+
+def read_stdin() -> Iterator[str]:
+    """Yield the lines of stdin that are not blank, without their ends.
+
+    Raises:
+        InvalidFile: If a line is not UTF-8.
+    """
+    from m3_integrations.data.text_files import STDIN, read_lines
+
+    return (line for _, line in read_lines(STDIN))
 
 
 def split_commas(text: str) -> list[str]:
     """Split a comma-separated option."""
     return [part.strip() for part in text.split(",")]
+
+
+def prepare_output(out: Path | None) -> None:
+    """Make the folder of a file to write, before the work whose result it will hold.
+
+    Raises:
+        IsADirectoryError: If the file is a folder.
+        PermissionError: If its folder cannot be written.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; name a file in it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"{out} cannot be written: its folder is read-only; name another place")

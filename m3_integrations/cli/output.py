@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -107,11 +108,36 @@ class Terminal:
         else:
             result.show()
 
-    def print_json(self, command: str, data: Mapping[str, Any]) -> None:
+    def print_json(self, command: str | None, data: Mapping[str, Any]) -> None:
         """Print one JSON document on one line."""
-        document = {"schema": SCHEMA, "command": command, **data}
-        sys.stdout.write(escape_controls(json.dumps(document, ensure_ascii=False, default=_to_json)) + "\n")
+        sys.stdout.write(to_json_line({"schema": SCHEMA, "command": command, **data}))
         sys.stdout.flush()
+
+
+def to_json_line(document: Mapping[str, Any], encoding: str | None = None) -> str:
+    """Return a document as one line of JSON, without NaN and infinity, which JSON lacks.
+
+    Args:
+        document: The document.
+        encoding: Encoding of the file; that of stdout by default. One that is not Unicode gets ASCII.
+    """
+    encoding = encoding or getattr(sys.stdout, "encoding", None) or "ascii"
+    is_ascii = not encoding.lower().startswith("utf")
+    try:
+        text = json.dumps(document, ensure_ascii=is_ascii, default=_to_json, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), ensure_ascii=is_ascii, default=_to_json)
+    return escape_controls(text) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _to_json(value: Any) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m3_integrations.cli.options import UsageError
 from m3_integrations.cli.output import terminal
 from m3_integrations.core.errors import MissingExtra
 
@@ -28,7 +29,8 @@ class Sources:
         rows: Number of passages in these files.
         held: Passages from stdin.
         documents: Sections of each document by its name.
-        unreadable: Names of documents that could not be read.
+        unreadable: Names of documents that could not be read, and of folders, which end in "/".
+        unsupported: Names of documents that no installed library reads.
         skipped: Number of files of other kinds in folders, by ending.
     """
 
@@ -37,6 +39,7 @@ class Sources:
     held: list[Passage] = field(default_factory=list)
     documents: dict[str, list[Section]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    unsupported: set[str] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
 
     def passages(self) -> Iterator[Passage]:
@@ -55,6 +58,11 @@ class Sources:
 
         documents = self.documents.items()
         return [each for name, sections in documents for each in split_document(encoder, name, sections, chunk_tokens)]
+
+    def is_unread(self, name: str) -> bool:
+        """Return whether a document may be there and was not read, for itself or for the folder that it is in."""
+        folders = tuple(each for each in self.unreadable if each.endswith("/"))
+        return name in self.unsupported or name in self.unreadable or name.startswith(folders)
 
     def add_file(self, file: Path) -> None:
         """Read a file of passages, or a document named by itself."""
@@ -78,7 +86,12 @@ class Sources:
             self.add_file(corpus)
             return
         missing: set[str] = set()
-        for file in _walk(folder, exclude):
+
+        def note_unreadable(error: OSError) -> None:
+            terminal.warn(f"{error.filename} cannot be read ({error.strerror})")
+            self.unreadable.append(document_name(Path(error.filename), folder) + "/")
+
+        for file in _walk(folder, exclude, note_unreadable):
             self._add_document(file, folder, missing)
         for reason in sorted(missing):
             terminal.warn(f"files are skipped: {reason}")
@@ -93,8 +106,11 @@ class Sources:
         name = document_name(file, folder)
         try:
             self.documents[name] = read_sections(file)
+            if not self.documents[name]:
+                terminal.warn(f"{file} holds no text")
         except MissingExtra as error:
             missing.add(str(error))
+            self.unsupported.add(name)
             self.skipped[ending] += 1
         except (OSError, ValueError) as error:
             terminal.warn(str(error))
@@ -111,9 +127,12 @@ def read_sources(sources: Sequence[str], exclude: Path) -> Sources:
     Raises:
         FileNotFoundError: If a source is missing.
         ValueError: If a file cannot be read, or the sources hold no passages.
+        UsageError: If stdin is named twice.
     """
     from m3_integrations.data import read_passages
 
+    if sources.count("-") > 1:
+        raise UsageError("stdin can be read once; give - once")
     for source in sources:
         if source != "-" and not Path(source).exists():
             raise FileNotFoundError(f"there is no {source}; name a file, a folder, or - for stdin")
@@ -129,7 +148,8 @@ def read_sources(sources: Sequence[str], exclude: Path) -> Sources:
         kinds = ", ".join(f"{count} {ending}" for ending, count in found.skipped.most_common())
         terminal.note(f"skipped files of other kinds: {kinds}")
     if not (found.rows or found.held or any(found.documents.values())):
-        raise ValueError(f"there are no passages in {' '.join(sources)}; m3 index --help names the files that are read")
+        named = " ".join("stdin" if source == "-" else source for source in sources)
+        raise ValueError(f"there are no passages in {named}; m3 index --help names the files that are read")
     return found
 
 
@@ -140,9 +160,9 @@ def document_name(file: Path, source: Path) -> str:
     return absolute.relative_to(base).as_posix()
 
 
-def _walk(folder: Path, exclude: Path) -> Iterator[Path]:
+def _walk(folder: Path, exclude: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     """Yield the files of a folder in order, but for hidden ones and an excluded folder."""
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=on_error):
         at = Path(root)
         folders[:] = sorted(name for name in folders if name[0] != "." and not _is_same(at / name, exclude))
         yield from (at / name for name in sorted(files) if name[0] != ".")

@@ -106,7 +106,13 @@ class PassagesChanged(M3Error):
 
 
 class UnsupportedFilter(M3Error, ValueError):
-    """A filter that `Where` cannot express."""
+    """A filter that `Where` cannot express.
+
+    Attributes:
+        position: Character of the filter's text that it begins to be wrong at; None if it was not a text.
+    """
+
+    position: int | None = None
 
 
 class InvalidFile(M3Error, ValueError):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from m3_integrations.core.errors import InvalidFile
 from m3_integrations.core.types import Query
 from m3_integrations.data.beir import read_judged, read_qrels
 from m3_integrations.data.click_log import clicks_to_queries, read_clicks
@@ -40,7 +41,7 @@ def load_judged_queries(paths: Sequence[Path], *, seed: int = 0, half_life: floa
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If a path is none of these, or a line cannot be read.
+        ValueError: If a path is none of these, a line cannot be read, or there are no questions.
     """
     _check_exist(paths)
     if len(paths) == 1 and paths[0].is_dir():
@@ -60,11 +61,11 @@ def load_queries(paths: Sequence[Path], split: str = "test") -> list[Query]:
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If a path is none of these, or a line cannot be read.
+        ValueError: If a path is none of these, a line cannot be read, or there are no questions.
     """
     _check_exist(paths)
     if len(paths) == 1 and paths[0].is_dir():
-        return read_judged(paths[0], split)
+        return _not_empty(paths, read_judged(paths[0], split))
     return _read_files(paths, None)
 
 
@@ -85,14 +86,20 @@ def _read_folder(folder: Path) -> QuerySplits:
     return QuerySplits(*([] if name is None else read_judged(folder, name) for name in found))
 
 
+def _not_empty(paths: Sequence[Path], queries: list[Query]) -> list[Query]:
+    if not queries:
+        raise InvalidFile(f"{' '.join(map(str, paths))}: there are no judged questions")
+    return queries
+
+
 def _read_files(paths: Sequence[Path], half_life: float | None) -> list[Query]:
     if len(paths) == 2 and not any(path.is_dir() for path in paths):
-        return read_qrels(*paths)
+        return _not_empty(paths, read_qrels(*paths))
     kind = paths[0].name.removesuffix(".gz").rpartition(".")[2] if len(paths) == 1 else ""
     if kind == "json":
-        return load_qa_dataset(paths[0]).queries
+        return _not_empty(paths, load_qa_dataset(paths[0]).queries)
     if kind in ("jsonl", "csv", "tsv"):
-        return clicks_to_queries(read_clicks(paths[0]), half_life=half_life)
+        return _not_empty(paths, clicks_to_queries(read_clicks(paths[0]), half_life=half_life))
     named = " ".join(str(path) for path in paths)
     raise ValueError(
         f"{named}: judged questions come as a BEIR folder, as a file of queries and a file of qrels, as a click log "

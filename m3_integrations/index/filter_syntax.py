@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,20 @@ _COMPARISONS: Mapping[type[ast.cmpop], tuple[Operator, Operator]] = {  # and wit
     ast.LtE: ("<=", ">="),
     ast.Gt: (">", "<"),
     ast.GtE: (">=", "<="),
+}
+_TOKEN = re.compile(r"\w+|[=&|!<>]+")
+_HABITS = {  # of SQL and C, and what they are here
+    **{
+        "=": "==",
+        "<>": "!=",
+        "!": "not",
+        "&": "and",
+        "&&": "and",
+        "|": "or",
+        "||": "or",
+        "like": "contains(field, ...)",
+    },
+    **{word: word for word in ("and", "or", "not", "in")},
 }
 _NAMED_VALUES = {"true": True, "false": False, "null": None}
 
@@ -37,18 +52,34 @@ def parse_where(text: str) -> Where:
         The filter.
 
     Raises:
-        UnsupportedFilter: If the text is not such a filter.
+        UnsupportedFilter: If the text is not such a filter; its `position` says where.
     """
     if len(text) > LONGEST:
         raise UnsupportedFilter(f"the filter has {len(text):,} characters; write at most {LONGEST:,}")
+    stripped = text.strip()
+    start = text.find(stripped)
     try:
-        return _where(ast.parse(text.strip(), mode="eval").body)
+        return _where(ast.parse(stripped, mode="eval").body)
+    except UnsupportedFilter as error:
+        if error.position is not None:  # in bytes of UTF-8
+            error.position = start + len(stripped.encode()[: error.position].decode())
+        raise
     except SyntaxError as error:
-        raise UnsupportedFilter(f"the filter {text!r} cannot be read ({error.msg}); {_EXAMPLE}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, UnsupportedFilter):
-            raise
+        at = (error.offset or len(stripped) + 1) - 1 if error.lineno in (None, 1) else None
+        refusal = UnsupportedFilter(f"the filter {text!r} cannot be read ({_reason(stripped, at, error)}); {_EXAMPLE}")
+        refusal.position = None if at is None else start + at
+        raise refusal from None
+    except (ValueError, RecursionError, MemoryError):
         raise UnsupportedFilter(f"the filter {text[:80]!r} cannot be read; {_EXAMPLE}") from None
+
+
+def _reason(text: str, at: int | None, error: SyntaxError) -> str:
+    """Return what is wrong in terms of filters, since Python's words are about programs."""
+    if at is None or at >= len(text):
+        return "it is empty" if not text else error.msg if at is None else "it ends too early"
+    written = next((each[0] for each in _TOKEN.finditer(text) if each.start() <= at < each.end()), "")
+    meant = _HABITS.get(written.lower(), written)
+    return error.msg if meant == written else f"write {meant} instead of {written}"
 
 
 def _where(node: ast.expr) -> Where:
@@ -118,4 +149,6 @@ def _value(node: ast.expr) -> Any:
 
 
 def _refusal(node: ast.expr, reason: str) -> UnsupportedFilter:
-    return UnsupportedFilter(f"the filter cannot be read: {ast.unparse(node)[:80]} {reason}; {_EXAMPLE}")
+    refusal = UnsupportedFilter(f"the filter cannot be read: {ast.unparse(node)[:80]} {reason}; {_EXAMPLE}")
+    refusal.position = node.col_offset if node.lineno == 1 else None
+    return refusal

@@ -103,7 +103,9 @@ def _read_by_reader(name: str, file: Path) -> Iterator[Section]:
     try:
         documents: Iterable[Document] = getattr(readers, name)().load_data(file)
     except Exception as error:  # the parsers of these formats raise errors of many kinds
-        raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+        attempt = getattr(error, "last_attempt", None)  # of a reader that tries again
+        cause = error if attempt is None else attempt.exception()
+        raise ValueError(f"{file} cannot be read ({type(cause).__name__}: {cause})") from error
     for document in documents:
         page = document.metadata.get("page_label")
         yield Section(document.text, {} if page is None else {"page": page})

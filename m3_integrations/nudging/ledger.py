@@ -82,6 +82,7 @@ class Version(NamedTuple):
         after: The same after the nudge.
         moved: Passages that moved in any mode.
         sparse_score: Sparse score that the weights are for.
+        plan: Plan that was given to fit and evaluate with, as `SearchPlan.to_json` returns it.
     """
 
     number: int
@@ -93,6 +94,7 @@ class Version(NamedTuple):
     after: float
     moved: int
     sparse_score: SparseScore = "sum"  # that of versions from before it was recorded
+    plan: Mapping[str, Any] | None = None
 
 
 class OriginalVector(NamedTuple):
@@ -362,6 +364,8 @@ class Ledger:
     def record_version(self, version: Version) -> None:
         """Record a fit; its number is the next one."""
         figures = {name: getattr(version, name) for name in ("weights", "before", "after", "moved", "sparse_score")}
+        if version.plan is not None:
+            figures["plan"] = dict(version.plan)
         with self.transaction():
             self._write(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
@@ -578,6 +582,8 @@ def _version(number: Any, made: Any, asked: Any, moves: Any, figures: Any) -> Ve
         _check_move(_mode(mode), move)
     weights = {mode: _finite(weight) for mode, weight in version.weights.items()}
     SearchPlan(weights=weights or None, sparse_score=version.sparse_score)  # raises an error for invalid ones
+    if version.plan is not None:
+        SearchPlan.from_json(version.plan)
     return version._replace(moved=_whole(version.moved), before=float(version.before), after=float(version.after))
 
 

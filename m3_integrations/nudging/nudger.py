@@ -239,6 +239,16 @@ class Nudger:
         return self._plan if version is None else self._plan_of(version)
 
     @property
+    def stated_plan(self) -> SearchPlan | None:
+        """The plan of the index if it states weights that no nudge chose: tuned, or set by hand; otherwise None."""
+        plan = self.index.plan
+        if plan is not None and self.version:
+            nudged = self._stored_plan(self._version(self.version))
+            if nudged is not None and replace(plan, calibration=None) == replace(nudged, calibration=None):
+                plan = self._ledger.first_plan
+        return None if plan is None or plan.weights is None or plan.fusion != "sum" else plan
+
+    @property
     def stores_plans(self) -> bool:
         """Whether nudges were stored with their plans in the index, as they are since `Index.plan` exists."""
         return self._ledger.stores_plans
@@ -271,7 +281,7 @@ class Nudger:
         query_sets = self._query_sets(known.asked, version)
         train = self._judged(query_sets.train, corpus).judged.answered().merge_copies()
         moved = {mode: _restore_move(corpus, train, mode, move) for mode, move in known.moves.items()}
-        self._write(version, moved, corpus, self._stored_plan(self._plan_of(known)))
+        self._write(version, moved, corpus, self._stored_plan(known))
 
     def close(self) -> None:
         """Close the file of the ledger; the index stays open."""
@@ -314,13 +324,12 @@ class Nudger:
         # The corpus reads from the index on demand: these come before the write.
         moves = {mode: displacement(corpus, mode, moved) for mode, moved in result.moved.items()}
         coverage = coverage_of(corpus, train, [validation, *([test_set] if test_set else [])])
-        plan = self._plan_of(version)
-        stored = self._stored_plan(plan)
+        stored = self._stored_plan(version)
         self._write(version.number, result.moved, corpus, stored, version, query_sets if fresh else None)
         return NudgeReport(
             version=version.number,
             metric=options.metric,
-            plan=plan,
+            plan=self._plan_of(version),
             moves=moves,
             before=result.before,
             after=result.after,
@@ -346,6 +355,7 @@ class Nudger:
             after=result.after,
             moved=len(np.unique(np.concatenate(rows))),
             sparse_score=self._sparse_score,
+            plan=None if self._plan is None else self._plan.to_json(),
         )
 
     def _contents(self) -> int:
@@ -412,15 +422,22 @@ class Nudger:
 
     def _plan_of(self, version: Version) -> SearchPlan:
         """Return the plan of a version; the weights of a given plan are kept with their sparse score."""
-        if self._plan is not None and self._plan.weights is not None:
-            return replace(self._plan, modes=None, calibration=None)  # the scores change
+        given = self._given_plan(version)
+        if given is not None and given.weights is not None:
+            return replace(given, modes=None, calibration=None)  # the scores change
         sparse_score = None if version.sparse_score == sparse_score_of(self.encoder) else version.sparse_score
-        plan = self._plan or SearchPlan(propose=self._candidate_modes(version.asked))
+        plan = given or SearchPlan(propose=self._candidate_modes(version.asked))
         return replace(plan, weights=version.weights, modes=None, sparse_score=sparse_score, calibration=None)
 
-    def _stored_plan(self, plan: SearchPlan) -> SearchPlan | None:
+    def _given_plan(self, version: Version) -> SearchPlan | None:
+        """Return the plan of this nudger, otherwise the one that a version was fitted with."""
+        return self._plan if version.plan is None or self._plan is not None else SearchPlan.from_json(version.plan)
+
+    def _stored_plan(self, version: Version) -> SearchPlan | None:
         """Return the plan to store with the index: its earlier one if a nudge of some modes would leave out others."""
-        if self._plan is not None or set(plan.summed or ()) >= self.encoder.modes & self.index.modes:
+        plan = self._plan_of(version)
+        is_given = self._given_plan(version) is not None
+        if is_given or set(plan.summed or ()) >= self.encoder.modes & self.index.modes:
             return plan
         return self._ledger.first_plan if self.version else self.index.plan
 

@@ -10,12 +10,17 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from m3_integrations import LocalIndex, M3Encoder, Passage, __version__, cli
+from m3_integrations.cli.command import CommandGroup, register
+from m3_integrations.cli.output import to_json_line
 from tests.cli.conftest import DOCS, documented_fields
 
-COMMANDS = [command.name for command in cli.app.registered_commands]
+COMMANDS = [command.name for command in cli.app.registered_commands if not command.hidden]
 
 
 def test_the_version_is_printed(run):
@@ -31,6 +36,64 @@ def test_every_command_has_json_quiet_and_verbose(command, run):
 
 def test_an_unknown_option_is_an_error_of_usage(run, tmp_path):
     assert run("search", tmp_path, "why?", "--colour").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "message"),
+    [
+        (("serch",), None, "Did you mean 'search'"),
+        (("search",), "search", "Missing argument"),
+        (("info", "--wher", "x"), "info", "No such option"),
+        (("search", "none", "x", "-k", "0"), "search", "-k must be at least 1"),
+        (("search", "none", "x", "--where", "a = 1"), "search", "write == instead of ="),
+    ],
+)
+def test_an_error_of_usage_is_a_document_too(words, command, message, run):
+    result = run(*words, "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["command"], document["error"]["type"]) == (2, command, "UsageError")
+    assert message in document["error"]["message"]
+
+
+def test_a_caret_shows_where_a_filter_is_wrong(run):
+    result = run("search", "none", "x", "--where", "橋 == 1 and year = 2020")
+    assert result.stderr.splitlines()[1:] == ["  橋 == 1 and year = 2020", "                   ^"]
+
+
+def test_json_has_null_for_what_it_lacks(capsys):
+    assert json.loads(to_json_line({"nan": float("nan"), "deep": [{"inf": np.float32("inf")}], "one": 1.0})) == {
+        "nan": None,
+        "deep": [{"inf": None}],
+        "one": 1.0,
+    }
+    assert json.loads(to_json_line({"é": "橋 😀"}, "latin-1").encode("ascii")) == {"é": "橋 😀"}
+
+
+def test_an_unexpected_error_is_one_line_and_a_document():
+    def fail() -> None:
+        """Fail."""
+        raise RuntimeError("of a library")
+
+    app = typer.Typer(cls=CommandGroup)
+    register(app, fail, panel="Tests")
+    app.callback()(lambda: None)
+    result = CliRunner().invoke(app, ["fail", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["error"]["type"]) == (1, "RuntimeError")
+    assert result.stderr == "error: RuntimeError: of a library (a fault of m3; -v shows where, for a report)\n"
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_the_model_is_loaded(run, filled, tmp_path):
+    for words in (("explain", filled, "x"), ("nudge", filled, tmp_path / "no.csv")):
+        result = run(*words, "--out", tmp_path, "--model", tmp_path / "no-model")
+        assert (result.exit_code, "is a folder; name a file in it" in result.stderr) == (1, True)
+
+
+def test_a_closed_or_full_stdout_is_no_traceback(filled):
+    for redirection in (">&-", "> /dev/full", "--json > /dev/full"):
+        command = f"{sys.executable} -m m3_integrations.cli info {filled} {redirection}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1)
+        assert done.stderr.count("\n") <= 1, done.stderr
 
 
 def test_an_error_is_a_document_too(run, tmp_path):

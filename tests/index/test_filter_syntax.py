@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -61,6 +63,26 @@ def test_a_text_is_the_filter_that_it_says(text, where):
 def test_another_text_is_refused_with_an_example(text, message):
     with pytest.raises(UnsupportedFilter, match=message):
         parse_where(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "reason"),
+    [
+        ("year = 2020", 5, "write == instead of ="),
+        ("  year >= ", 9, "it ends too early"),
+        ('lang == "é" AND year == 1', 12, "write and instead of AND"),
+        ("a == 1 && b == 2", 8, "write and instead of &&"),
+        ("a <> 1", 2, "write != instead of <>"),
+        (" name == 'é' and lang == de", 25, "put quotes around a text"),
+        ("(year", 0, "was never closed"),
+        ("a == 1 or\nb = 2", 9, "cannot be read"),
+        ("", None, "it is empty"),
+    ],
+)
+def test_an_error_says_where_the_filter_is_wrong(text, position, reason):
+    with pytest.raises(UnsupportedFilter, match=re.escape(reason)) as error:
+        parse_where(text)
+    assert error.value.position == position
 
 
 VALUES = st.one_of(st.integers(), st.text(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from m3_integrations.cli.commands.index import update_index
 from m3_integrations.cli.opening import load_encoder, require_index
-from m3_integrations.cli.options import IndexModel, UsageError, split_commas
+from m3_integrations.cli.options import IndexModel, UsageError, check_k, prepare_output, split_commas
 from m3_integrations.cli.output import CommandResult, table, terminal
 from m3_integrations.cli.progress import ingest_progress
 from m3_integrations.cli.sources import read_sources
@@ -80,6 +80,7 @@ def eval_(
     """Measure search on judged questions. Modes, their combinations and plans are compared, also with other models."""
     from m3_integrations.data import load_queries
 
+    check_k(k)
     limits = dict(map(_parse_limit, fail_under or ()))
     names = list(dict.fromkeys((*split_commas(metrics), *limits)))
     depth = max(k, *(_parse_metric(name).k for name in names))
@@ -90,6 +91,7 @@ def eval_(
         require_index(index)
     elif len(data) != 1 or not data[0].is_dir():
         raise UsageError("name an index with --index; only a BEIR folder brings its passages")
+    prepare_output(out)
     queries, others = load_queries(data, split), _read_runs(runs or ())
     asked = _Comparison(
         data, queries, names, depth, named, others, versus or (), bm25, languages, baseline, out, save_runs
@@ -252,7 +254,6 @@ def _write_page(
         outcomes=found,
         texts=texts_of(index, found),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(out, page.render())
 
 

@@ -117,9 +117,8 @@ def _stale_ids(index: LocalIndex, found: Sources, seen: set[str], *, sync: bool)
     """Return the ids that the documents no longer have; with sync, all that were not seen."""
     from m3_integrations import Field
 
-    unread = set(index.ids(Field("source", "in", found.unreadable))) if found.unreadable else set()
     held = index.ids() if sync else index.ids(Field("source", "in", list(found.documents)))
-    return [id for id in held if id not in seen and id not in unread]
+    return [id for id in held if id not in seen and not found.is_unread(id.rpartition("#")[0])]
 
 
 def _summary(
@@ -136,7 +135,8 @@ def _summary(
         if report.superseded:
             terminal.warn(f"{report.superseded} passages were superseded by later ones with the same id")
         if unreadable:
-            terminal.warn(f"{len(unreadable)} files could not be read; passages that the index has of them are kept")
+            count = f"{len(unreadable)} files or folders"
+            terminal.warn(f"{count} could not be read; passages that the index has of them are kept")
 
     data = {"index": str(folder), **counts, **others, "unreadable": list(unreadable), "passages": total}
     return CommandResult(data, show, failed=bool(unreadable))
@@ -190,7 +190,8 @@ def _watch(
         except (OSError, ValueError) as error:
             terminal.warn(str(error))
             continue
-        gone = index.ids(Field("source", "in", sorted(names - {*found.documents, *found.unreadable})))
+        vanished = sorted(name for name in names - {*found.documents} if not found.is_unread(name))
+        gone = index.ids(Field("source", "in", vanished))
         index.delete(gone)
         names |= set(found.documents)
         result = update_index(folder, index, encoder, found, chunk_tokens=chunk_tokens)

@@ -15,16 +15,15 @@ import typer
 
 from m3_integrations.cli.commands.tuning import check_rank_metric
 from m3_integrations.cli.opening import load_encoder, require_index
-from m3_integrations.cli.options import Folder, IndexModel, UsageError, parse_modes
+from m3_integrations.cli.options import Folder, IndexModel, UsageError, parse_modes, prepare_output
 from m3_integrations.cli.output import CommandResult, table, terminal
 
 if TYPE_CHECKING:
-    from m3_integrations import Nudger, NudgeReport
+    from m3_integrations import LocalIndex, M3Encoder, NudgeReport, SearchPlan
     from m3_integrations.core.encoded import Mode
     from m3_integrations.data import QuerySplits
     from m3_integrations.nudging.ledger import Version
 
-ENOUGH = 100  # judged questions from which a gain of some percent is usually significant
 METHODS = ("auto", "nudge-n", "nudge-m")
 JudgedFiles: TypeAlias = Annotated[
     list[Path] | None,
@@ -52,14 +51,14 @@ def nudge(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Nudge a temporary copy of the index.")] = False,
     revert: Annotated[bool, typer.Option("--revert", help="Restore every original vector.")] = False,
-    to: Annotated[int | None, typer.Option(help="Switch to this version.")] = None,
+    to: Annotated[int | None, typer.Option(min=0, help="Switch to this version; 0 is the original vectors.")] = None,
     versions: Annotated[bool, typer.Option("--versions", help="List the versions.")] = False,
     forget_before: Annotated[
         str | None,
         typer.Option(help="Delete the questions and feedback recorded before this date, such as 2026-01-31."),
     ] = None,
     half_life: Annotated[float | None, typer.Option(help="Days after which the weight of a click halves.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split into training, validation and test.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into training, validation and test.")] = 0,
     model: IndexModel = None,
 ) -> CommandResult:
     """Learn from judged questions. Vectors of passages move towards the questions they answer; --revert undoes it."""
@@ -72,6 +71,7 @@ def nudge(
     _check_fit(metric, method)
     nudged = parse_modes(modes)
     require_index(folder)
+    prepare_output(out)
     queries = load_judged_queries(judged, seed=seed, half_life=half_life) if judged else None
     encoder = load_encoder(folder, model)
     report, message, fitted, tables, forgotten = None, None, None, None, None
@@ -79,7 +79,7 @@ def nudge(
         location = copytree(folder, Path(temporary) / "index") if dry_run else folder
         with LocalIndex.open(location, encoder) as index, closing(Nudger(encoder, index)) as nudger:
             if from_feedback or queries is not None:
-                report, message = _learn(nudger, queries, nudged, metric, method, seed)
+                report, message = _learn(encoder, index, queries, nudged, metric, method, seed)
             elif moment is not None:
                 forgotten = nudger.forget_queries(moment)
             elif not versions:
@@ -121,26 +121,59 @@ def _check_fit(metric: str, method: str) -> None:
 
 
 def _learn(
-    nudger: Nudger, queries: QuerySplits | None, modes: Sequence[Mode] | None, metric: str, method: str, seed: int
+    encoder: M3Encoder,
+    index: LocalIndex,
+    queries: QuerySplits | None,
+    modes: Sequence[Mode] | None,
+    metric: str,
+    method: str,
+    seed: int,
 ) -> tuple[NudgeReport | None, str | None]:
     """Nudge by queries, or by the feedback of the index; return the report, None if there is too little, and a text."""
-    from m3_integrations.nudging.feedback import Feedback
+    from m3_integrations import Nudger
+    from m3_integrations.nudging.feedback import ENOUGH_QUESTIONS, LEAST_QUESTIONS, Feedback
 
-    nudged = modes or nudger.encoder.modes & nudger.index.modes
     named_method: Any = method
     if queries is None:
-        feedback = Feedback(nudger.encoder, nudger.index)
-        learned = feedback.learn(modes=nudged, metric=metric, method=named_method, seed=seed)
+        nudged = modes or encoder.modes & index.modes
+        learned = Feedback(encoder, index).learn(modes=nudged, metric=metric, method=named_method, seed=seed)
         return learned.report, learned.message
+    count = sum(map(len, queries))
+    if count < LEAST_QUESTIONS and method == "auto":
+        wanted = f"give at least {LEAST_QUESTIONS}, better {ENOUGH_QUESTIONS} or more"
+        return None, f"{count} judged questions are too few to learn from, and nothing was moved; {wanted}"
     train, validation, test = queries
-    return nudger.fit(train, validation, test=test, modes=nudged, metric=metric, method=named_method), None
+    plan, weighted = _plan_and_modes(encoder, index, modes)
+    with closing(Nudger(encoder, index, plan)) as nudger:
+        report = nudger.fit(train, validation, test=test, modes=weighted, metric=metric, method=named_method)
+    return report, None
+
+
+def _plan_and_modes(
+    encoder: M3Encoder, index: LocalIndex, named: Sequence[Mode] | None
+) -> tuple[SearchPlan | None, Sequence[Mode]]:
+    """Return the plan to fit and judge by, and the modes to nudge: those named, otherwise all that it weights.
+
+    It is the plan of the index, unless a nudge chose that or it leaves out a mode named.
+    """
+    from m3_integrations import Nudger
+
+    with closing(Nudger(encoder, index)) as nudger:
+        plan = nudger.stated_plan
+    if plan is not None and plan.weights is not None:
+        weighted = [mode for mode, weight in plan.weights.items() if weight]
+        if {*(named or ())} <= {*weighted}:
+            return plan, named or weighted
+    return None, named or [*(encoder.modes & index.modes)]
 
 
 def _warn_of_few(count: int) -> list[str]:
     """Warn of too few judged questions; return the warning as a list."""
-    if count >= ENOUGH:
+    from m3_integrations.nudging.feedback import ENOUGH_QUESTIONS
+
+    if count >= ENOUGH_QUESTIONS:
         return []
-    warning = f"{count} judged questions are too few to learn from reliably; give {ENOUGH} or more"
+    warning = f"{count} judged questions are too few to learn from reliably; give {ENOUGH_QUESTIONS} or more"
     terminal.warn(warning)
     return [warning]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ import typer
 
 from m3_integrations.cli.commands.index import ChunkTokens, update_index
 from m3_integrations.cli.opening import load_encoder, require_index
-from m3_integrations.cli.options import Filter, Folder, IndexModel, UsageError, parse_filter
-from m3_integrations.cli.output import CommandResult, escape_controls, terminal
+from m3_integrations.cli.options import Filter, Folder, IndexModel, UsageError, parse_filter, prepare_output, read_stdin
+from m3_integrations.cli.output import CommandResult, terminal, to_json_line
 from m3_integrations.cli.sources import Sources, read_sources
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def delete(
 def _read_ids(ids: Sequence[str]) -> Iterator[str]:
     for id in ids:
         if id == "-":
-            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+            yield from read_stdin()
         else:
             yield id
 
@@ -120,6 +119,8 @@ def export(
 
     condition = parse_filter(where)
     require_index(folder)
+    if out != Path("-"):
+        prepare_output(out)
     with LocalIndex.open(folder) as index:
         ids = index.ids(condition)
         if out == Path("-") and terminal.as_json:
@@ -147,7 +148,7 @@ def _to_json(passage: Passage) -> dict[str, object]:
 
 def _write(file: TextIO, passages: Iterable[Passage]) -> None:
     for passage in passages:
-        file.write(escape_controls(json.dumps(_to_json(passage), ensure_ascii=False)) + "\n")
+        file.write(to_json_line(_to_json(passage), file.encoding))
 
 
 def _write_file(out: Path, passages: Iterable[Passage]) -> None:

@@ -26,6 +26,7 @@ from m3_integrations.cli.options import (
     check_question,
     parse_filter,
     parse_modes,
+    prepare_output,
     read_questions,
 )
 from m3_integrations.cli.output import CommandResult, escape_controls, on_one_line, terminal
@@ -151,6 +152,7 @@ def explain(
     check_question(question)
     modes = parse_modes(mode)
     require_index(folder)
+    prepare_output(out)
     if id is not None:
         _require_passage(folder, id)
     with _retriever(*open_index(folder, model), modes) as retriever:
@@ -174,10 +176,16 @@ def explain(
 
 
 def _require_passage(folder: Path, id: str) -> None:
+    """Check that an index has a passage.
+
+    Raises:
+        ValueError: If it has not.
+    """
     from m3_integrations import LocalIndex
 
     with LocalIndex.open(folder) as index:
-        index.passages([id])
+        if not index.content_hashes([id]):
+            raise ValueError(f"the index has no passage {id!r}; m3 search prints ids, m3 export {folder} all of them")
 
 
 def _explain(retriever: Retriever, question: str, passage: Passage) -> Explanation:
@@ -214,7 +222,6 @@ def _write_explanation(out: Path, id: str, explanation: Explanation) -> None:
     from m3_integrations.core.files import replace_text
 
     head = f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"/><title>{escape(id)}</title></head>\n'
-    out.parent.mkdir(parents=True, exist_ok=True)
     body = f"<body>\n<h1>{escape(id)}</h1>\n{explanation._repr_html_()}\n</body>\n</html>\n"
     replace_text(out, escape_controls(head + body))
 

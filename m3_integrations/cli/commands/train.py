@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from m3_integrations.cli.opening import require_index
-from m3_integrations.cli.options import Model, split_commas
+from m3_integrations.cli.options import Model, prepare_output, split_commas
 from m3_integrations.cli.output import CommandResult, terminal
 
 
@@ -36,6 +36,7 @@ def mine(
 
     if index is not None:
         require_index(index)
+    prepare_output(out)
     mining = MiningOptions(negatives, first, last, None if margin is None else Margin(relative=margin))
     examples, encoder = load_examples(source), M3Encoder.from_pretrained(model)
     with open_retriever(encoder, source, examples, index) as retriever:

@@ -366,6 +366,8 @@ def _typical_length(rows: scipy.sparse.csr_array) -> float:
 
 
 def _require_modes(corpus: Corpus, train: Judged, config: NudgeConfig) -> None:
+    if unweighted := [mode for mode in config.modes if not config.weights.get(mode)]:
+        raise ValueError(f"modes {unweighted} have no weight in {dict(config.weights)}; leave them out of the nudge")
     wanted = {*config.modes, *(mode for mode, weight in config.weights.items() if weight)}
     there = corpus.modes & train.in_modes.modes
     if wanted - there:

@@ -73,6 +73,7 @@ def test_judged_passages_that_the_index_lacks_are_counted(run, run_json, filled,
     ("words", "advice"),
     [
         (("--metrics", "map"), "'map' is not a metric"),
+        (("-k", "0"), "-k must be at least 1"),
         (("--fail-under", "ndcg@10"), "--fail-under is a metric and a number"),
         (("--fail-under", "best=1"), "'best' is not a metric"),
         (("--plan", "mine"), "--plan is NAME=FILE or NAME={...}"),
@@ -82,6 +83,15 @@ def test_judged_passages_that_the_index_lacks_are_counted(run, run_json, filled,
 def test_invalid_arguments_are_errors_of_usage(words, advice, run, beir, tmp_path):
     result = run("eval", beir, *words, "--model", tmp_path / "no-model")
     assert (result.exit_code, advice in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["eval", "nudge", "tune", "calibrate", "reencode"])
+def test_a_file_without_judged_questions_is_an_error_before_the_model_is_loaded(command, run, filled, tmp_path):
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("query,passage\n", encoding="utf-8")
+    words = (clicks, "--index", filled) if command == "eval" else (filled, clicks)
+    result = run(command, *words, "--model", tmp_path / "no-model")
+    assert (result.exit_code, result.stderr) == (1, f"error: {clicks}: there are no judged questions\n")
 
 
 def test_files_need_an_index(run, beir, tmp_path):

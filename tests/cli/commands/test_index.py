@@ -10,9 +10,11 @@ import time
 
 import pytest
 
-from m3_integrations import LocalIndex, Passage
+from m3_integrations import LocalIndex, M3Encoder, Passage
+from m3_integrations.cli.commands.index import update_index
 from m3_integrations.cli.opening import open_for_writing
 from m3_integrations.cli.progress import EncodingEstimate, describe_seconds, estimate_encoding
+from m3_integrations.cli.sources import Sources
 from m3_integrations.testing import HashEncoder
 from tests.cli.conftest import write_lines
 from tests.optional import requires
@@ -88,6 +90,25 @@ def test_an_unreadable_document_is_named_and_what_the_index_has_of_it_is_kept(ru
     assert done.exit_code == 1
     assert "copper.txt" in done.stderr
     assert "docs/sub/copper.txt#1" in ids_of(tmp_path / "index")
+
+
+def test_what_a_folder_holds_that_cannot_be_read_counts_as_unread(docs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Sources()
+    found.add_folder(docs / "gone", tmp_path / "index")  # listing it fails, as without the permission
+    assert found.unreadable == ["docs/gone/"]
+    assert found.is_unread("docs/gone/deep/heron.md")
+    assert not found.is_unread("docs/gone.md")
+
+
+def test_sync_keeps_what_was_not_read(bge_m3, docs, tmp_path):
+    encoder = M3Encoder.from_pretrained(str(bge_m3()))
+    ids = ["docs/a.md#1", "docs/sub/b.md#2", "docs/c.pdf#1"]
+    with LocalIndex.open(tmp_path / "index", encoder) as index:
+        index.add([Passage(id, "the bridge") for id in ids], encoder.encode_passages(["the bridge"] * 3))
+        found = Sources(unreadable=["docs/sub/"], unsupported={"docs/c.pdf"})
+        assert update_index(tmp_path / "index", index, encoder, found, sync=True).failed
+        assert index.ids() == ["docs/c.pdf#1", "docs/sub/b.md#2"]
 
 
 def test_standard_input_is_read_as_json_lines(run, bge_m3, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m3_integrations import LocalIndex, M3Encoder
+from m3_integrations import LocalIndex, M3Encoder, SearchPlan
 from m3_integrations.nudging import Feedback
 from m3_integrations.testing.sample_data import same_vectors
 from tests.cli.conftest import write_lines
@@ -33,6 +33,11 @@ def office(run, bge_m3, tmp_path):
 def vectors_of(folder):
     with LocalIndex.open(folder) as index:
         return index.vectors(index.ids())
+
+
+def plan_of(folder):
+    with LocalIndex.open(folder) as index:
+        return index.plan
 
 
 def test_a_nudge_by_a_beir_folder_moves_vectors_and_writes_a_report(run, bge_m3, office, tmp_path):
@@ -95,7 +100,7 @@ def test_a_nudge_by_queries_and_qrels_of_trec(run, bge_m3, office, tmp_path):
     folder, world = office
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("".join(f"train-{i} 0 passage-{i} 1\n" for i in range(12)), encoding="utf-8")
-    result = run("nudge", folder, world / "queries.jsonl", qrels, "--modes", "dense", "--model", bge_m3())
+    result = run("nudge", folder, world / "queries.jsonl", qrels, *NUDGE, "--model", bge_m3())
     assert result.exit_code == 0, result.exception
     assert "8 training questions" in " ".join(result.output.split())  # 0.7 of 12
 
@@ -165,3 +170,44 @@ def test_a_nudge_from_feedback_needs_evidence(run, run_json, bge_m3, office):
     assert done["version"] == 1
     assert done["report"]["moved"]
     assert run("nudge", folder, "--from-feedback", "--revert", "--model", bge_m3()).exit_code == 2
+
+
+def test_too_few_questions_move_nothing(run_json, bge_m3, office, tmp_path):
+    folder, _ = office
+    before = vectors_of(folder)
+    lines = [f"nick {i},passage-{i % 12}\n" for i in range(29)]
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("query,passage\n" + "".join(lines), encoding="utf-8")
+    told = run_json("nudge", folder, clicks, "--model", bge_m3(), "--out", tmp_path / "report.html")
+    assert told["versions"] == []
+    few = "29 judged questions are too few to learn from, and nothing was moved; give at least 30, better 100 or more"
+    assert (told["report"], told["message"]) == (None, few)
+    assert not (tmp_path / "report.html").exists()
+    assert same_vectors(vectors_of(folder), before)
+
+
+def test_a_nudge_keeps_the_weights_that_were_tuned_or_set_by_hand(run, run_json, bge_m3, office):
+    folder, world = office
+    own = SearchPlan(propose=("dense", "sparse"), candidates=7, weights={"dense": 1.0, "sparse": 0.25})
+    nudge = ("nudge", folder, world, "--method", "nudge-n", "--model", bge_m3())
+    run_json(*nudge)  # version 1, which chooses its own weights
+    (first,) = run_json("nudge", folder, "--versions")["versions"]
+    assert first["modes"] == ["dense", "sparse", "multi_vector"]
+    with LocalIndex.open(folder) as index:
+        nudged, index.plan = index.plan, own
+    second = run_json(*nudge)["versions"][-1]
+    assert (second["weights"], second["modes"]) == (own.weights, ["dense", "sparse"])
+    assert plan_of(folder) == own
+    run_json("nudge", folder, "--to", 1)
+    assert plan_of(folder) == nudged
+    run_json("nudge", folder, "--to", 2)
+    assert plan_of(folder) == own
+
+
+def test_modes_that_the_plan_leaves_out_are_nudged_alone(run_json, bge_m3, office):
+    folder, world = office
+    with LocalIndex.open(folder) as index:
+        index.plan = SearchPlan(propose=("dense",), weights={"dense": 1.0})
+    options = ("--method", "nudge-n", "--model", bge_m3())
+    (version,) = run_json("nudge", folder, world, "--modes", "sparse", *options)["versions"]
+    assert version["weights"] == {"sparse": 1.0}

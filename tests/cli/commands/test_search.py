@@ -107,3 +107,18 @@ def test_an_explanation_has_the_spans_of_each_mode_and_an_html_page(run, run_jso
     html = page.read_text(encoding="utf-8")
     assert html.count("<mark") == sum(len(spans) for mode in found["spans"].values() for spans in mode.values())
     assert "sparse words: the · bridge" in run("explain", filled, "the bridge", "a").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "status", "advice"),
+    [
+        (("search", "{index}", "caf\udce9"), None, 2, "is not utf-8; set your terminal to it"),
+        (("search", "{index}", "-"), b"caf\xe9\n", 1, "-:1 is not UTF-8 at byte 4 (0xe9)"),
+        (("delete", "{index}", "-"), b"caf\xe9\n", 1, "-:1 is not UTF-8 at byte 4 (0xe9)"),
+        (("explain", "{index}", "the bridge", "z"), None, 1, "the index has no passage 'z'; m3 search prints ids"),
+        (("index", "{index}", "-", "-"), b"", 2, "stdin can be read once"),
+    ],
+)
+def test_invalid_text_is_an_error_that_says_where(words, given, status, advice, run, filled):
+    result = run(*(word.format(index=filled) for word in words), given=given)
+    assert (result.exit_code, advice in result.stderr, result.stderr.count("\n")) == (status, True, 1), result.stderr
