@@ -143,3 +143,15 @@ def prepare_output(out: Path | None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} cannot be written: its folder is read-only; name another place")
+
+
+def prepare_folder(out: Path | None) -> None:
+    """Make a folder of files to write, before the work whose results they will hold.
+
+    Raises:
+        NotADirectoryError: If it is a file.
+    """
+    if out is not None and out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file; name a folder")
+    if out is not None:
+        prepare_output(out / "file")

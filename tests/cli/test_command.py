@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import pty
@@ -15,10 +16,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from m3_integrations import LocalIndex, M3Encoder, Passage, __version__, cli
+from m3_integrations import LocalIndex, M3Encoder, Passage, __version__, cli, errors
 from m3_integrations.cli.command import CommandGroup, register
 from m3_integrations.cli.output import to_json_line
-from tests.cli.conftest import DOCS, documented_fields
+from tests.cli.conftest import DOCS, documented_fields, write_lines
 
 COMMANDS = [command.name for command in cli.app.registered_commands if not command.hidden]
 
@@ -86,6 +87,9 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_model_is_loaded(ru
     for words in (("explain", filled, "x"), ("nudge", filled, tmp_path / "no.csv")):
         result = run(*words, "--out", tmp_path, "--model", tmp_path / "no-model")
         assert (result.exit_code, "is a folder; name a file in it" in result.stderr) == (1, True)
+    file = write_lines(tmp_path / "file.jsonl", {})
+    result = run("demo", "--out", file, "--model", tmp_path / "no-model")
+    assert (result.exit_code, "is a file; name a folder" in result.stderr) == (1, True)
 
 
 def test_a_closed_or_full_stdout_is_no_traceback(filled):
@@ -226,6 +230,16 @@ def test_every_option_that_the_documentation_names_exists(run):
     known = " ".join(run(*words, "--help").stdout for words in [(), *((command,) for command in COMMANDS)])
     assert documented
     assert {option for option in documented if option not in known} == set()
+
+
+def test_every_error_that_the_documentation_names_exists():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS.parents[1]).glob("docs/**/*.md"))
+    text += (DOCS.parents[1] / "README.md").read_text(encoding="utf-8")
+    named = {*re.findall(r"(?:raises?|gets|\"type\":) (?:an? )?[`\"]([A-Z]\w+)[`\"]", text)}
+    named |= {*re.findall(r"`([A-Z]\w+(?:Error|Warning|Busy))`", text)}
+    assert {"WrongEncoder", "FileNotFoundError", "WriterBusy"} <= named
+    known = {*vars(errors), *vars(builtins)}
+    assert named - known == set()
 
 
 def test_the_help_names_every_command_with_what_it_does(run):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m3_integrations.cli.options import Model
+from m3_integrations.cli.options import Model, prepare_folder
 from m3_integrations.cli.output import CommandResult, print_metrics, table, terminal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def demo(
     from m3_integrations import LocalIndex, M3Encoder
     from m3_integrations.demo import run
 
+    prepare_folder(out)
     encoder = M3Encoder.from_pretrained(model)
     with TemporaryDirectory() as folder, LocalIndex.open(folder, encoder) as index:
         result = run(encoder, index, show_progress=terminal.shows_progress)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from m3_integrations.cli.commands.index import update_index
 from m3_integrations.cli.opening import load_encoder, require_index
-from m3_integrations.cli.options import IndexModel, UsageError, check_k, prepare_output, split_commas
+from m3_integrations.cli.options import IndexModel, UsageError, check_k, prepare_folder, prepare_output, split_commas
 from m3_integrations.cli.output import CommandResult, table, terminal
 from m3_integrations.cli.progress import ingest_progress
 from m3_integrations.cli.sources import read_sources
@@ -92,6 +92,7 @@ def eval_(
     elif len(data) != 1 or not data[0].is_dir():
         raise UsageError("name an index with --index; only a BEIR folder brings its passages")
     prepare_output(out)
+    prepare_folder(save_runs)
     queries, others = load_queries(data, split), _read_runs(runs or ())
     asked = _Comparison(
         data, queries, names, depth, named, others, versus or (), bm25, languages, baseline, out, save_runs
@@ -260,7 +261,6 @@ def _write_page(
 def _save_runs(folder: Path, runs: Mapping[str, PlanRun]) -> None:
     from m3_integrations.data import write_run
 
-    folder.mkdir(parents=True, exist_ok=True)
     for name, run in runs.items():
         tag = name.replace(" + ", "+").replace(" ", "-")
         write_run(folder / f"{tag}.trec", run.hits, tag)
