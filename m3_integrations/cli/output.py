@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 SCHEMA = 1  # of the JSON documents; increases when a field changes its meaning or goes
+SPINNER = "line"  # in ASCII
 UNWRAPPED = 1 << 16  # width of lines that are not written to a terminal
 # Control characters but tab and newline, line separators, marks that reverse the direction of text, lone surrogates.
 _UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -75,6 +77,10 @@ class Terminal:
     def shows_progress(self) -> bool:
         """Whether progress is shown: on a terminal, unless --quiet."""
         return self.err.is_terminal and not self.quiet
+
+    def working(self, text: str) -> AbstractContextManager[object]:
+        """Show what is being done, with something that moves, where progress is shown."""
+        return self.err.status(text, spinner=SPINNER) if self.shows_progress else nullcontext()
 
     def print(self, *parts: RenderableType | tuple[str, str]) -> None:
         """Print a line of texts, each plain or with a style, or one renderable; a line is never broken."""

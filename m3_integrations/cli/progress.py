@@ -9,10 +9,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
-from m3_integrations.cli.output import terminal
+from m3_integrations.cli.output import SPINNER, terminal
 
 if TYPE_CHECKING:
     from m3_integrations import Encoder, Index, IngestReport, Passage
@@ -106,6 +115,7 @@ class RateColumn(ProgressColumn):
 def ingest_progress(total: int) -> Iterator[Callable[[IngestReport], None]]:
     """Show progress on a terminal; the result takes the counts so far."""
     columns = (
+        SpinnerColumn(SPINNER),  # moves between the parts, which take about two seconds
         TextColumn("index"),
         BarColumn(),
         MofNCompleteColumn(),

@@ -57,8 +57,10 @@ def index(
     named = _check_backend(backend)
     if watch:
         _check_watch(sources)
-    found = read_sources(sources, folder)
-    encoder = load_encoder(folder, model, named)
+    with terminal.working("reading the sources"):
+        found = read_sources(sources, folder)
+    with terminal.working("loading the model"):
+        encoder = load_encoder(folder, model, named)
     with open_for_writing(folder, encoder) as opened:
         result = update_index(folder, opened, encoder, found, chunk_tokens=chunk_tokens, sync=sync)
         if not watch:
@@ -83,8 +85,10 @@ def update_index(
         KeyboardInterrupt: With a message that says what was kept.
     """
     seen: set[str] = set()
-    documents = found.split_documents(encoder, chunk_tokens)
-    if not terminal.quiet and (estimate := estimate_encoding(encoder, index, chain(found.passages(), documents))):
+    with terminal.working("splitting documents and timing a sample"):
+        documents = found.split_documents(encoder, chunk_tokens)
+        estimate = None if terminal.quiet else estimate_encoding(encoder, index, chain(found.passages(), documents))
+    if estimate is not None:
         terminal.note(f"this takes {estimate}")
     passages = _note_ids(chain(found.passages(), documents), seen)
     report = _ingest(index, encoder, passages, found.rows + len(found.held) + len(documents))
