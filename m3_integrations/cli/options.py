@@ -49,14 +49,15 @@ class UsageError(ValueError):
     excerpt: str = ""
 
 
-def check_k(k: int) -> None:
-    """Check a number of passages.
+def check_k(k: int) -> int:
+    """Return a number of passages.
 
     Raises:
         UsageError: If it is less than 1.
     """
     if k < 1:
         raise UsageError(f"-k must be at least 1, got {k}")
+    return k
 
 
 def parse_modes(text: str) -> tuple[Mode, ...] | None:

@@ -363,9 +363,7 @@ class Ledger:
 
     def record_version(self, version: Version) -> None:
         """Record a fit; its number is the next one."""
-        figures = {name: getattr(version, name) for name in ("weights", "before", "after", "moved", "sparse_score")}
-        if version.plan is not None:
-            figures["plan"] = dict(version.plan)
+        figures = {name: getattr(version, name) for name in Version._fields[4:]}
         with self.transaction():
             self._write(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
@@ -581,9 +579,8 @@ def _version(number: Any, made: Any, asked: Any, moves: Any, figures: Any) -> Ve
     for mode, move in version.moves.items():
         _check_move(_mode(mode), move)
     weights = {mode: _finite(weight) for mode, weight in version.weights.items()}
-    SearchPlan(weights=weights or None, sparse_score=version.sparse_score)  # raises an error for invalid ones
-    if version.plan is not None:
-        SearchPlan.from_json(version.plan)
+    # raises an error for invalid ones
+    SearchPlan.from_json({"weights": weights or None, "sparse_score": version.sparse_score, **(version.plan or {})})
     return version._replace(moved=_whole(version.moved), before=float(version.before), after=float(version.after))
 
 

@@ -80,10 +80,9 @@ def eval_(
     """Measure search on judged questions. Modes, their combinations and plans are compared, also with other models."""
     from m3_integrations.data import load_queries
 
-    check_k(k)
     limits = dict(map(_parse_limit, fail_under or ()))
     names = list(dict.fromkeys((*split_commas(metrics), *limits)))
-    depth = max(k, *(_parse_metric(name).k for name in names))
+    depth = max(check_k(k), *(_parse_metric(name).k for name in names))
     named = dict(map(_parse_plan, plans or ()))
     if bm25:
         import_optional("bm25s", extra="eval")
