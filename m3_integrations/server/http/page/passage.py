@@ -23,7 +23,7 @@ from m3_integrations.retrieval.highlighting import (
 from m3_integrations.server.http.page.search import PageResult, PageSearch, can_explain, token_vectors
 
 ROWS = 10  # words of the question in the heat map, at most
-COLUMNS = 10  # words of the passage
+COLUMNS = 8  # words of the passage; these fit on a phone
 NEIGHBORS = 5
 LEVELS = 6  # of heat, 0 to 5
 _COLD = 0.15  # words that match more weakly have no row or column
@@ -117,9 +117,10 @@ def heat_map(heat: WordHeat, result: PageResult) -> HeatMap | None:
         return None
     places = _distinct(text, heat.passage)
     strengths = np.array([heat.strengths[:, columns].max(axis=1) for columns in places.values()]).T
-    rows, columns = _strongest(strengths.max(axis=1), ROWS), _strongest(strengths.max(axis=0), COLUMNS)
-    if not rows or not columns:
+    columns = _strongest(strengths.max(axis=0), COLUMNS)
+    if not columns:
         return None
+    rows = _strongest(strengths[:, columns].max(axis=1), ROWS)
     by_word = {match.query_at: style for match, style in styled_words(result.explanation)}
     styles = {text[slice(*span)].casefold(): style for span, style in passage_styles(result.explanation).items()}
     spans = [heat.passage[positions[0]] for positions in places.values()]
