@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.server.conftest import running
 
 pytestmark = pytest.mark.browser
 
+PICTURES = ("serve-1280-light", "serve-390-dark", "serve-learned")
 PATIENCE = 180_000  # ms that a busy machine may take
 expect.set_options(timeout=PATIENCE)
 QUESTION = "Which Scottish railway bridge was opened in 1890?"
@@ -109,12 +111,16 @@ def titles(page):
     return page.locator("#found li:not([hidden]) a.title").all_inner_texts()
 
 
-def picture(page, name, *, whole=False):
-    """Write a screenshot if there is a folder for it."""
+def picture(page, name):
+    """Write a screenshot in few colors, so that it is small, if there is a folder for it and docs/serving.md shows it."""
     folder = os.environ.get("M3_SCREENSHOTS")
-    if folder:
+    if folder and name in PICTURES:
+        from PIL import Image
+
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=whole)
+        with Image.open(BytesIO(page.screenshot())) as image:
+            few = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            few.save(Path(folder) / f"{name}.png", optimize=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -319,7 +325,6 @@ def test_ten_judgements_are_too_few_and_150_move_the_right_answers_up_until_undo
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     page.keyboard.press("Escape")
-    picture(page, "serve-moved")
     after = titles(page)
     assert after[0] == "Cancel the password"
     assert before != after
