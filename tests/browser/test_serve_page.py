@@ -112,7 +112,7 @@ def titles(page):
 
 
 def picture(page, name):
-    """Write a screenshot in few colors, so that it is small, if there is a folder for it and docs/serving.md shows it."""
+    """Write a screenshot that docs/serving.md shows, in few colors, if there is a folder for it."""
     folder = os.environ.get("M3_SCREENSHOTS")
     if folder and name in PICTURES:
         from PIL import Image
