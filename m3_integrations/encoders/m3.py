@@ -31,6 +31,7 @@ from m3_integrations.models.heads.projection import principal_directions
 from m3_integrations.models.layouts.bge_m3 import MULTI_VECTOR_HEAD, SPARSE_HEAD, TOKEN_PRIOR
 from m3_integrations.models.layouts.sparse_encoder import TERM_EXPANSION
 from m3_integrations.models.layouts.transformers_folder import count_positions
+from m3_integrations.models.mini.settings import FORMER_WEIGHTS, NAME
 from m3_integrations.models.tokenization import SequenceTokenizer, Span
 from m3_integrations.models.transformer import Heads
 
@@ -279,13 +280,19 @@ class M3Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hash_reading(
-            self.checkpoint.hash_weights(),
-            self.conventions,
-            self.sequencer.window_overlap,
-            self.sequencer.cls_every,
-            self.token_pooling,
-        )
+        return self._fingerprint(self.checkpoint.hash_weights(), self.sequencer.window_overlap)
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints that this model had in earlier versions of the package, with the options of this encoder."""
+        if self.checkpoint.folder is not None or self.checkpoint.narrow_head is not None or self.name != NAME:
+            return ()
+        overlaps = {self.sequencer.window_overlap, None}  # the first versions truncated texts
+        return tuple(self._fingerprint(weights, overlap) for weights in FORMER_WEIGHTS for overlap in overlaps)
+
+    def _fingerprint(self, weights: str, window_overlap: int | None) -> str:
+        """Return the fingerprint of weights of this hash with the conventions of this encoder."""
+        return hash_reading(weights, self.conventions, window_overlap, self.sequencer.cls_every, self.token_pooling)
 
     def encode_queries(
         self, texts: Sequence[str], modes: Modes | None = None, *, show_progress: bool = False

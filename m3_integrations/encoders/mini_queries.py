@@ -11,7 +11,7 @@ from m3_integrations.core.types import is_blank
 from m3_integrations.encoders.base import check_texts, weights_of_modes
 from m3_integrations.models.conventions import hash_reading
 from m3_integrations.models.mini.query_model import MiniQueryModel
-from m3_integrations.models.mini.settings import NAME, mini_conventions, stated_weights_hash
+from m3_integrations.models.mini.settings import FORMER_WEIGHTS, NAME, mini_conventions, stated_weights_hash
 from m3_integrations.models.mini.weight_file import WeightFile, weight_file
 
 if TYPE_CHECKING:
@@ -82,6 +82,17 @@ class MiniQueryEncoder:
     @cached_property
     def fingerprint(self) -> str:
         return hash_reading(self._weights_hash, self._conventions, self._conventions.default_overlap)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return NAME
+
+    @property
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints that m3-mini had in earlier versions of the package."""
+        overlaps = (self._conventions.default_overlap, None)
+        return tuple(hash_reading(each, self._conventions, overlap) for each in FORMER_WEIGHTS for overlap in overlaps)
 
     def encode_queries(
         self, texts: Sequence[str], modes: Modes | None = None, *, show_progress: bool = False

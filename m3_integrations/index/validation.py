@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from m3_integrations.core.encoded import MODES, Encoded, Mode, check_modes
-from m3_integrations.core.errors import MissingMode, PassagesChanged, UnknownId, WrongDimension
+from m3_integrations.core.errors import MissingMode, PassagesChanged, UnknownId, WrongDimension, WrongEncoder
 from m3_integrations.core.types import Passage, SearchPlan, positive_integer
+from m3_integrations.index.base import Fingerprinted
 from m3_integrations.index.records import PassageRecord
 
 
@@ -16,6 +17,31 @@ class VectorUpdate(NamedTuple):
 
     ids: list[str]
     encoded: Encoded
+
+
+def wrong_encoder(
+    location: object, fingerprint: str, label: str | None, encoder: Fingerprinted, *, refill: str, reencode: str
+) -> WrongEncoder:
+    """Return the error for an index that another encoder filled, by name if it is an earlier version of this one.
+
+    Args:
+        location: Location of the index.
+        fingerprint: Fingerprint of the encoder that filled it.
+        label: Its repr.
+        encoder: The encoder to open it with.
+        refill: What to do without the former encoder.
+        reencode: The call that encodes such an index again.
+    """
+    if fingerprint in getattr(encoder, "former_fingerprints", ()):
+        name = getattr(encoder, "name", "this model")
+        return WrongEncoder(
+            f"{location} was filled by {name} of an earlier version of this package (fingerprint {fingerprint[:12]}), "
+            f"with other vectors than {name} has now ({encoder.fingerprint[:12]}); encode it again: {reencode}"
+        )
+    return WrongEncoder(
+        f"{location} was filled by {label} (fingerprint {fingerprint[:12]}), and this encoder is {encoder!r} "
+        f"(fingerprint {encoder.fingerprint[:12]}); open it with the encoder that filled it, or {refill}"
+    )
 
 
 def check_ids(ids: Collection[str], call: str) -> list[str]:

@@ -214,12 +214,13 @@ def read_mini(*, trained: bool = True) -> Checkpoint:
     """Read the bundled model.
 
     Args:
-        trained: Use the trained heads of this package instead of idf weights and an identity projection.
+        trained: Use the trained heads and the update of the encoder of this package instead of idf weights, an identity
+            projection, and the encoder of multilingual-e5-small.
 
     Returns:
         The checkpoint.
     """
-    parts = mini_backbone.read_mini()
+    parts = mini_backbone.read_mini(trained=trained)
     prior = torch.from_numpy(parts.lexical)
     untrained = Heads(token_prior=prior, multi_vector=nn.Identity())
     return Checkpoint(

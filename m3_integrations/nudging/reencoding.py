@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import DENSE
@@ -16,7 +16,7 @@ from m3_integrations.core.errors import WrongCollection
 from m3_integrations.core.types import Passage, Query, SearchPlan
 from m3_integrations.encoders.base import Encoder
 from m3_integrations.evaluation.metrics import Metric, evaluate
-from m3_integrations.index.base import Index
+from m3_integrations.index.base import Fingerprinted, Index
 from m3_integrations.index.copying import copy_index
 from m3_integrations.index.local.catalog import FILE_NAME as CATALOG
 from m3_integrations.index.local.index import LocalIndex
@@ -44,7 +44,7 @@ class Reencoding(FieldsDisplay):
         passages: Number of passages.
         queries: Number of judged queries compared.
         metric: Metric of the comparison.
-        before: Mean metric with the former encoder; None without judged queries.
+        before: Mean metric with the former encoder; None without it or without judged queries.
         after: Mean metric with the new one.
         is_fitted: Whether the nudge of the index was fitted again.
         is_switched: Whether the index now has the new encoder.
@@ -61,7 +61,7 @@ class Reencoding(FieldsDisplay):
 
 def reencode(
     folder: str | Path,
-    encoder: Encoder,
+    encoder: Encoder | None,
     new_encoder: Encoder,
     *,
     queries: Sequence[Query] | None = None,
@@ -78,7 +78,8 @@ def reencode(
 
     Args:
         folder: Folder of the index.
-        encoder: The encoder that filled it.
+        encoder: The encoder that filled it; None if it is no longer available, such as the m3-mini of an earlier
+            version: then nothing is compared, and the index switches.
         new_encoder: The new encoder.
         queries: Judged queries to compare with; by default the validation queries of the ledger, or its training ones.
         metric: Metric of the comparison.
@@ -94,13 +95,14 @@ def reencode(
     location = Path(folder).absolute()
     stage_folder = location.with_name(f"{location.name}.reencode-{new_encoder.fingerprint[:12]}")
     with LocalIndex.open(location) as opened:
-        passages, (fingerprint, _) = len(opened), opened.encoder
+        passages, (fingerprint, label) = len(opened), opened.encoder
     if fingerprint == new_encoder.fingerprint:  # killed after the switch, or nothing to do
         _remove(stage_folder)
         return Reencoding(passages, 0, metric, None, None, is_fitted=False, is_switched=True)
-    with LocalIndex.open(location, encoder) as index, LocalIndex.open(stage_folder, new_encoder) as stage:
+    former = encoder or EncoderIdentity(fingerprint or "", label or "an encoder")
+    with LocalIndex.open(location, former) as index, LocalIndex.open(stage_folder, new_encoder) as stage:
         _encode_missing(index, stage, new_encoder, on_progress)
-        is_fitted, judged = _carry_ledger(index, encoder, stage, new_encoder)
+        is_fitted, judged = _carry_ledger(index, former, stage, new_encoder)
         result = _compare(index, encoder, stage, new_encoder, judged if queries is None else queries, metric)
         result = replace(result, is_fitted=is_fitted, is_switched=force or not _falls(result))
         if result.is_switched:
@@ -139,7 +141,7 @@ def undo_reencode(folder: str | Path, encoder: Encoder | None = None) -> None:
 
 def reencode_collection(
     index: QdrantIndex,
-    encoder: Encoder,
+    encoder: Encoder | None,
     fresh: QdrantIndex,
     new_encoder: Encoder,
     alias: str,
@@ -156,7 +158,7 @@ def reencode_collection(
 
     Args:
         index: The collection that the alias names now, opened by its own name.
-        encoder: The encoder that filled it.
+        encoder: The encoder that filled it; None as in `reencode`.
         fresh: The collection to fill.
         new_encoder: The new encoder.
         alias: The alias that readers use.
@@ -202,16 +204,16 @@ class _NudgeState(NamedTuple):
     version: Version | None
 
 
-def _nudge_state(index: LocalIndex, encoder: Encoder) -> _NudgeState:
+def _nudge_state(index: LocalIndex, encoder: Fingerprinted) -> _NudgeState:
     if not ledger_file(index.folder, encoder.fingerprint).is_file():  # opening a Nudger would create it
         return _NudgeState([], [], None)
-    with closing(Nudger(encoder, index)) as nudger:
+    with closing(Nudger(cast("Encoder", encoder), index)) as nudger:  # which only reads the ledger
         version = next((each for each in nudger.versions() if each.number == nudger.version), None)
         return _NudgeState(nudger.queries("train"), nudger.queries("validation"), version)
 
 
 def _carry_ledger(
-    index: LocalIndex, encoder: Encoder, stage: LocalIndex, new_encoder: Encoder
+    index: LocalIndex, encoder: Fingerprinted, stage: LocalIndex, new_encoder: Encoder
 ) -> tuple[bool, list[Query]]:
     """Fit the nudge of an index again, or carry its queries over; return whether it was fitted, and judged queries."""
     train, validation, version = _nudge_state(index, encoder)
@@ -237,11 +239,11 @@ def _plan_without_weights(plan: SearchPlan | None) -> SearchPlan | None:
 
 
 def _compare(
-    index: Index, encoder: Encoder, stage: Index, new_encoder: Encoder, queries: Sequence[Query], metric: str
+    index: Index, encoder: Encoder | None, stage: Index, new_encoder: Encoder, queries: Sequence[Query], metric: str
 ) -> Reencoding:
     known = set(stage.ids())
     judged = [query for query in queries if any(grade > 0 and id in known for id, grade in query.relevant.items())]
-    before = _mean(Retriever(encoder, index), judged, metric) if judged else None
+    before = _mean(Retriever(encoder, index), judged, metric) if judged and encoder is not None else None
     after = _mean(Retriever(new_encoder, stage), judged, metric) if judged else None
     return Reencoding(len(stage), len(judged), metric, before, after, is_fitted=False, is_switched=False)
 

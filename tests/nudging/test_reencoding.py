@@ -130,6 +130,17 @@ def test_an_index_without_a_ledger_is_compared_on_the_queries_given(tmp_path):
         assert nudger.queries() == []
 
 
+def test_without_the_former_encoder_nothing_is_compared_and_the_nudge_is_fitted_again(folder):
+    result = reencode(folder, None, NEW)
+    assert (result.queries, result.before, result.is_fitted, result.is_switched) == (TOPICS, None, True, True)
+    assert result.after is not None
+    with LocalIndex.open(folder, NEW) as index, closing(Nudger(NEW, index)) as nudger:
+        assert nudger.queries("train") == TRAIN
+        assert nudger.version == 1
+    undo_reencode(folder)
+    LocalIndex.open(folder, OLD).close()
+
+
 def test_passages_added_meanwhile_are_encoded_before_the_switch(folder):
     class Slow(HashEncoder):
         def encode_passages(self, texts, modes=None, *, show_progress=False):

@@ -146,3 +146,16 @@ def test_what_was_trained_here_loads_there_with_the_same_outputs(bge_m3, tmp_pat
     trained = run(bge_m3(), tmp_path / "model", steps=2, rows=4, learning_rate=1e-3)
     ours = M3Encoder.from_pretrained(str(trained.folder), max_length=MAX_LENGTH, device="cpu")
     assert_agree(ours.encode_passages(TEXTS), encode(judge(trained.folder, ours.multi_vector_dim)))
+
+
+@pytest.mark.filterwarnings("ignore::m3_integrations.core.errors.PartNotExported")
+def test_a_saved_m3_mini_loads_there_with_the_same_dense_and_multi_vectors(mini, tmp_path):
+    texts = [text for text in TEXTS[:-1] if text.strip()]
+    mini.save_pretrained(tmp_path)
+    model = BGEM3FlagModel(str(tmp_path), use_fp16=False, devices="cpu", pooling_method="mean")
+    theirs = model.encode([f"passage: {text}" for text in texts], return_colbert_vecs=True)
+    ours = mini.encode_passages(texts, ("dense", "multi_vector"))
+    np.testing.assert_allclose(ours.dense, theirs["dense_vecs"], rtol=0, atol=TOLERANCE)
+    for row, vectors in enumerate(theirs["colbert_vecs"]):  # those of the prefix first, which ours leave out
+        expected = vectors[-len(ours.multi_vector[row]) :]
+        np.testing.assert_allclose(ours.multi_vector[row], expected, rtol=0, atol=TOLERANCE)

@@ -57,11 +57,12 @@ def _reencode(folder: Path, model: str, queries: Sequence[Query] | None, metric:
 
     encoder, new_encoder = load_encoder(folder, None), M3Encoder.from_pretrained(model)
     with LocalIndex.open(folder) as index:
-        total = len(index)
+        total, is_former = len(index), index.encoder[0] in encoder.former_fingerprints
     try:
         with ingest_progress(total) as on_progress:
+            former = None if is_former else encoder
             return reencode(
-                folder, encoder, new_encoder, queries=queries, metric=metric, force=force, on_progress=on_progress
+                folder, former, new_encoder, queries=queries, metric=metric, force=force, on_progress=on_progress
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -92,6 +93,10 @@ def _show(folder: Path, model: str, result: Reencoding) -> None:
     if result.before is not None and result.after is not None:
         compared = f"{result.metric} on {result.queries} judged questions: {result.before:.4f} before"
         terminal.print(f"{compared}, {result.after:.4f} with {model}")
+    elif result.after is not None:
+        terminal.note(
+            f"{result.metric} on {result.queries} judged questions: {result.after:.4f}; the former model is gone"
+        )
     else:
         terminal.note("there are no judged questions to compare with")
     if result.is_switched:

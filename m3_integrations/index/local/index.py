@@ -405,10 +405,13 @@ class LocalIndex(ClosableIndex):
                     transaction.set_encoder(encoder.fingerprint, repr(encoder))
                     return
         if fingerprint not in (None, encoder.fingerprint):
-            raise WrongEncoder(
-                f"{self.folder} was filled by {label} (fingerprint {fingerprint[:12]}), and this encoder is "
-                f"{encoder!r} (fingerprint {encoder.fingerprint[:12]}); open it with the encoder that filled it, or "
-                "ingest the passages into a new folder"
+            raise validation.wrong_encoder(
+                self.folder,
+                fingerprint,
+                label,
+                encoder,
+                refill="ingest the passages into a new folder",
+                reencode=f"m3 reencode {self.folder} --model m3-mini",
             )
 
     def _check_still_same_encoder(self, transaction: Transaction) -> None:

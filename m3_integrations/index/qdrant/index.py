@@ -15,7 +15,7 @@ import numpy as np
 
 from m3_integrations.core.concurrency import as_async
 from m3_integrations.core.encoded import Array, Encoded, Mode, Modes, check_modes
-from m3_integrations.core.errors import NotPicklable, PartlyWritten, QdrantUnreachable, WrongCollection, WrongEncoder
+from m3_integrations.core.errors import NotPicklable, PartlyWritten, QdrantUnreachable, WrongCollection
 from m3_integrations.core.forking import ProcessBound
 from m3_integrations.core.optional import import_optional
 from m3_integrations.core.scoring import score_mode, weighted_sum
@@ -37,6 +37,7 @@ from m3_integrations.index.validation import (
     resolve_updates,
     unknown_id_error,
     widths,
+    wrong_encoder,
 )
 
 if not TYPE_CHECKING:
@@ -446,10 +447,13 @@ class QdrantIndex(ClosableIndex):
 
     def _check_encoder(self, info: CollectionInfo, encoder: Fingerprinted) -> None:
         if info.fingerprint not in (None, encoder.fingerprint):
-            raise WrongEncoder(
-                f"{self._backend.location} was filled by {info.label} (fingerprint {str(info.fingerprint)[:12]}), "
-                f"and this encoder is {encoder!r} (fingerprint {encoder.fingerprint[:12]}); open it with the "
-                "encoder that filled it, or ingest the passages into a new collection"
+            raise wrong_encoder(
+                self._backend.location,
+                str(info.fingerprint),
+                info.label,
+                encoder,
+                refill="ingest the passages into a new collection",
+                reencode="m3_integrations.nudging.reencode_collection(index, None, fresh, encoder, alias)",
             )
 
     def _create(self, stored: Mapping[Mode, int]) -> None:

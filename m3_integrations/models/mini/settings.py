@@ -13,6 +13,8 @@ from m3_integrations.core.encoded import Array, Mode, SparseScore
 from m3_integrations.models.conventions import CheckpointConventions, PivotedLengthNormalization
 
 NAME = "m3-mini"
+# Hashes over the weights of former versions of this model, whose folders are refused by name.
+FORMER_WEIGHTS = ("f331ae7f03db545b61e89690f45c3b19c8a1fe12d0d48d3bbdbfce28f86709a1",)  # before the low-rank update
 HEADS = Path(__file__).parents[1] / "m3_mini" / "heads.safetensors"
 # One weight then fits questions of any length, as late interaction is a mean over the question too.
 SPARSE_SCORE: SparseScore = "mean"
