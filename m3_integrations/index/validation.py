@@ -19,28 +19,34 @@ class VectorUpdate(NamedTuple):
     encoded: Encoded
 
 
-def wrong_encoder(
-    location: object, fingerprint: str, label: str | None, encoder: Fingerprinted, *, refill: str, reencode: str
-) -> WrongEncoder:
-    """Return the error for an index that another encoder filled, by name if it is an earlier version of this one.
+def check_encoder(
+    location: object, fingerprint: str | None, label: str | None, encoder: Fingerprinted, kind: str
+) -> None:
+    """Check that an encoder is the one that filled an index, if that is known.
 
     Args:
         location: Location of the index.
         fingerprint: Fingerprint of the encoder that filled it.
         label: Its repr.
         encoder: The encoder to open it with.
-        refill: What to do without the former encoder.
-        reencode: The call that encodes such an index again.
+        kind: "folder" or "collection".
+
+    Raises:
+        WrongEncoder: If it is another one; by name if it is an earlier version of this one.
     """
+    if fingerprint is None or fingerprint == encoder.fingerprint:
+        return
     if fingerprint in getattr(encoder, "former_fingerprints", ()):
         name = getattr(encoder, "name", "this model")
-        return WrongEncoder(
+        call = f"m3 reencode {location} --model {name}" if kind == "folder" else "reencode_collection(index, None, ...)"
+        raise WrongEncoder(
             f"{location} was filled by {name} of an earlier version of this package (fingerprint {fingerprint[:12]}), "
-            f"with other vectors than {name} has now ({encoder.fingerprint[:12]}); encode it again: {reencode}"
+            f"with other vectors than {name} has now ({encoder.fingerprint[:12]}); encode it again: {call}"
         )
-    return WrongEncoder(
+    raise WrongEncoder(
         f"{location} was filled by {label} (fingerprint {fingerprint[:12]}), and this encoder is {encoder!r} "
-        f"(fingerprint {encoder.fingerprint[:12]}); open it with the encoder that filled it, or {refill}"
+        f"(fingerprint {encoder.fingerprint[:12]}); open it with the encoder that filled it, or ingest the passages "
+        f"into a new {kind}"
     )
 
 

@@ -404,15 +404,7 @@ class LocalIndex(ClosableIndex):
                 if fingerprint is None:
                     transaction.set_encoder(encoder.fingerprint, repr(encoder))
                     return
-        if fingerprint not in (None, encoder.fingerprint):
-            raise validation.wrong_encoder(
-                self.folder,
-                fingerprint,
-                label,
-                encoder,
-                refill="ingest the passages into a new folder",
-                reencode=f"m3 reencode {self.folder} --model m3-mini",
-            )
+        validation.check_encoder(self.folder, fingerprint, label, encoder, "folder")
 
     def _check_still_same_encoder(self, transaction: Transaction) -> None:
         """Refuse embeddings of another encoder than those that were opened."""

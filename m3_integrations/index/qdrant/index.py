@@ -25,6 +25,7 @@ from m3_integrations.index.filters import Where, check_depth
 from m3_integrations.index.qdrant.locations import check_api_key, check_url, hide_credentials
 from m3_integrations.index.validation import (
     check_count,
+    check_encoder,
     check_ids,
     check_plan,
     check_score,
@@ -37,7 +38,6 @@ from m3_integrations.index.validation import (
     resolve_updates,
     unknown_id_error,
     widths,
-    wrong_encoder,
 )
 
 if not TYPE_CHECKING:
@@ -446,15 +446,7 @@ class QdrantIndex(ClosableIndex):
         self._collection = info
 
     def _check_encoder(self, info: CollectionInfo, encoder: Fingerprinted) -> None:
-        if info.fingerprint not in (None, encoder.fingerprint):
-            raise wrong_encoder(
-                self._backend.location,
-                str(info.fingerprint),
-                info.label,
-                encoder,
-                refill="ingest the passages into a new collection",
-                reencode="m3_integrations.nudging.reencode_collection(index, None, fresh, encoder, alias)",
-            )
+        check_encoder(self._backend.location, info.fingerprint, info.label, encoder, "collection")
 
     def _create(self, stored: Mapping[Mode, int]) -> None:
         if self._info() is None:
