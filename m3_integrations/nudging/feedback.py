@@ -119,7 +119,11 @@ class Feedback:
         self.extend([Judgement(query if self.keeps_queries else None, passage, is_useful, now())])
 
     def extend(self, judgements: Sequence[Judgement]) -> None:
-        """Record judgements of another ledger with their times."""
+        """Record judgements of another ledger with their times.
+
+        Args:
+            judgements: The judgements.
+        """
         if judgements:
             with self._ledger() as ledger:
                 ledger.add_judgements(judgements)
