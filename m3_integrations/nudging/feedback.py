@@ -151,7 +151,14 @@ class Feedback:
         return FeedbackCounts(len(judged), sum(judged), len(judged) - sum(judged), questions)
 
     def forget_before(self, moment: datetime) -> int:
-        """Delete judgements and questions recorded before a time, as `Nudger.forget_queries` does."""
+        """Delete judgements and questions recorded before a time, as `Nudger.forget_queries` does.
+
+        Args:
+            moment: The time; without a zone, in UTC.
+
+        Returns:
+            Number of deleted queries and judgements.
+        """
         if not self._exists():
             return 0
         with self._ledger() as ledger:
