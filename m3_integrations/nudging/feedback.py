@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from m3_integrations.core.types import Query, is_blank
 from m3_integrations.data.load import SHARES
 from m3_integrations.data.splits import normalize_question, split_by_text
 from m3_integrations.encoders.base import Encoder
-from m3_integrations.index.base import Index
+from m3_integrations.index.base import Fingerprinted, Index
 from m3_integrations.index.local.ledger_file import ledger_file
 from m3_integrations.nudging.ledger import Judgement, Ledger, now, to_stored_time
 from m3_integrations.nudging.method.variants import MethodChoice
@@ -72,6 +72,36 @@ class Learned(NamedTuple):
     message: str
     report: NudgeReport | None
     not_useful: NotUseful | None
+
+
+def read_judgements(encoder: Fingerprinted, index: Index, path: str | Path | None = None) -> list[Judgement]:
+    """Return every judgement in the ledger of an index, oldest first, without creating a ledger.
+
+    Args:
+        encoder: The encoder that filled the index, or its fingerprint alone.
+        index: The index.
+        path: File of the ledger; by default that of the index.
+    """
+    if not _has_ledger(encoder, index, path):
+        return []
+    with _opened(encoder, index, path) as ledger:
+        return ledger.judgements()
+
+
+def _has_ledger(encoder: Fingerprinted, index: Index, path: str | Path | None) -> bool:
+    """Return whether there may be a ledger; opening one would create it."""
+    folder: Path | None = getattr(index, "folder", None)
+    return path is not None or folder is None or ledger_file(folder, encoder.fingerprint).is_file()
+
+
+@contextmanager
+def _opened(encoder: Fingerprinted, index: Index, path: str | Path | None) -> Iterator[Ledger]:
+    ledger = open_ledger(index, encoder, path)
+    try:
+        yield ledger
+    finally:
+        if ledger.path is not None:  # one in memory lives as long as the index
+            ledger.close()
 
 
 class Feedback:
@@ -130,10 +160,7 @@ class Feedback:
 
     def judgements(self) -> list[Judgement]:
         """Return every judgement, oldest first."""
-        if not self._exists():
-            return []
-        with self._ledger() as ledger:
-            return ledger.judgements()
+        return read_judgements(self.encoder, self.index, self._path)
 
     @property
     def version(self) -> int:
@@ -159,26 +186,13 @@ class Feedback:
         Returns:
             Number of deleted queries and judgements.
         """
-        if not self._exists():
+        if not _has_ledger(self.encoder, self.index, self._path):
             return 0
         with self._ledger() as ledger:
             return ledger.forget_before(to_stored_time(moment))
 
-    def _exists(self) -> bool:
-        """Return whether there may be a ledger; opening one would create it."""
-        folder: Path | None = getattr(self.index, "folder", None)
-        if self._path is not None or folder is None:
-            return True
-        return ledger_file(folder, self.encoder.fingerprint).is_file()
-
-    @contextmanager
-    def _ledger(self) -> Iterator[Ledger]:
-        ledger = open_ledger(self.index, self.encoder, self._path)
-        try:
-            yield ledger
-        finally:
-            if ledger.path is not None:  # one in memory lives as long as the index
-                ledger.close()
+    def _ledger(self) -> AbstractContextManager[Ledger]:
+        return _opened(self.encoder, self.index, self._path)
 
     def learn(
         self,

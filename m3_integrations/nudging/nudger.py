@@ -19,7 +19,7 @@ from m3_integrations.core.errors import MissingMode, PassagesChanged, StaleRepor
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.data.splits import normalize_question
 from m3_integrations.encoders.base import Encoder, sparse_score_of
-from m3_integrations.index.base import Index
+from m3_integrations.index.base import Fingerprinted, Index
 from m3_integrations.index.local.ledger_file import ledger_file
 from m3_integrations.index.validation import check_ids
 from m3_integrations.nudging.corpus import IndexCorpus
@@ -595,7 +595,7 @@ class _Result(NamedTuple):
     evidence: Evidence | None
 
 
-def open_ledger(index: Index, encoder: Encoder, path: str | Path | None) -> Ledger:
+def open_ledger(index: Index, encoder: Fingerprinted, path: str | Path | None) -> Ledger:
     """Open the ledger of an index: the file given, that of its folder, or one in memory."""
     folder: Path | None = getattr(index, "folder", None)
     if path is not None or folder is not None:

@@ -23,7 +23,7 @@ from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.index.local.ledger_file import ledger_file, own_ledger_name
 from m3_integrations.index.opening import EncoderIdentity
 from m3_integrations.index.qdrant import QdrantIndex
-from m3_integrations.nudging.feedback import Feedback
+from m3_integrations.nudging.feedback import Feedback, read_judgements
 from m3_integrations.nudging.ledger import FILE_NAME, Version
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.retrieval.ingestion import IngestReport, ingest
@@ -229,7 +229,7 @@ def _carry_ledger(
                 nudger.add_queries(validation, "validation")
             carried = Feedback(new_encoder, stage)
             if not carried.judgements():  # otherwise carried before an interruption
-                carried.extend(Feedback(encoder, index).judgements())
+                carried.extend(read_judgements(encoder, index))
         return bool(nudger.versions()), validation or train
 
 
