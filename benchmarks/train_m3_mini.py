@@ -1,6 +1,6 @@
 """Train m3-mini: its heads over the frozen encoder, then heads and a low-rank update of the encoder, on train splits.
 
-    python benchmarks/train_m3_mini.py DATA WORK [--steps 300] [--rank 16] [--interpolation 0.5] [--device cpu]
+    python benchmarks/train_m3_mini.py DATA WORK [--steps 300] [--rank 16] [--interpolation 1] [--device cpu]
 
 DATA holds the BEIR folders listed in FOLDERS. WORK stores mined examples and checkpoints, from which an interrupted run
 resumes when it is called again with the same options. The last lines printed are the paths of the two files that the
@@ -60,7 +60,7 @@ FOLDERS = (
 )
 LEXICAL_SCALE = 0.35  # of the idf, so that lexical scores have the scale of the others under one temperature
 TRAINED_WEIGHT = 0.5  # of the trained multi-vector head in its average with the identity (WiSE-FT, arXiv 2109.01903)
-INTERPOLATION = 0.5  # of the update between the encoder before and after, chosen on dev splits (mini_update.py)
+INTERPOLATION = 1.0  # of the update between the encoder before and after, chosen on dev splits (compare_models.py)
 MODE_WEIGHTS: Mapping[Mode, float] = {"dense": 0.3, "sparse": 0.3, "multi_vector": 1.0}  # of the summed score
 SAME_SCORE = Margin(relative=0.02)  # a passage above 98 % of the positive's score may be another positive
 
