@@ -200,7 +200,7 @@ def run(place: Path, seconds: float, seed: int, kills: int | None = None) -> tup
         place: An empty folder.
         seconds: Seconds to run, or longer until `kills` is reached.
         seed: Seed of who is killed.
-        kills: Number of processes to kill; None kills two a second.
+        kills: Number of processes to kill; None kills one every ten seconds, so that work is done between.
 
     Returns:
         Counts of kills and journal entries, and what went wrong.
@@ -217,7 +217,7 @@ def run(place: Path, seconds: float, seed: int, kills: int | None = None) -> tup
         start(role)
     end = time.monotonic() + seconds
     while time.monotonic() < end or (kills is not None and counts["kills"] < kills):
-        time.sleep(0.5 if kills is None else 0.05)
+        time.sleep(10 if kills is None else 0.05)
         for role, process in list(processes.items()):
             if process.poll() is not None:
                 faults.append(f"{role} ended with {process.returncode}: {process.stderr.read().decode()[-600:]}")
@@ -248,6 +248,8 @@ def main() -> int:
         work(arguments.place, arguments.role)
     with tempfile.TemporaryDirectory() as place:
         counts, faults = run(Path(place), arguments.seconds, arguments.seed)
+    if not counts["judgements"]:
+        faults.append("the processes were killed before they did anything; run it longer, or on a faster machine")
     print(f"{arguments.seconds:.0f} s, {len(ROLES)} processes, {dict(counts)}, {len(faults)} errors")
     for fault in faults[:20]:
         print(f"  {fault}")
