@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -59,9 +61,16 @@ class ClientThread(threading.Thread):
         self.seconds[path].append(time.perf_counter() - start)
 
 
-def load(url: str, clients: int, seconds: float, words: int) -> float:
-    """Run clients for some seconds, print a row of figures, and return the requests a second."""
-    start = time.monotonic()
+class Load(NamedTuple):
+    """Requests a second, and per second of the server's CPU time, which other load on the machine changes less."""
+
+    rate: float
+    rate_of_cpu: float
+
+
+def load(url: str, pid: int, clients: int, seconds: float, words: int) -> Load:
+    """Run clients for some seconds, and print a row of figures."""
+    cpu, start = cpu_seconds(pid), time.monotonic()
     threads = [ClientThread(url, start + seconds, seed, words) for seed in range(clients)]
     for thread in threads:
         thread.start()
@@ -69,15 +78,21 @@ def load(url: str, clients: int, seconds: float, words: int) -> float:
         thread.join()
     passed = time.monotonic() - start
     errors = [error for thread in threads for error in thread.errors]
-    rate = 0.0
+    count = 0
     for path in ("/embed", "/search"):
         taken = np.array([second for thread in threads for second in thread.seconds[path]])
         p50, p99 = 1000 * np.quantile(taken, (0.5, 0.99))
-        rate += len(taken) / passed
+        count += len(taken)
         print(f"| {clients} | {path} | {len(taken) / passed:.1f} | {p50:.0f} | {p99:.0f} | {len(errors)} |", flush=True)
     for error in errors[:5]:
         print(f"  {error}")
-    return rate
+    return Load(count / passed, count / (cpu_seconds(pid) - cpu))
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def texts_a_call(url: str) -> float:
@@ -109,11 +124,13 @@ def main() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             url = json.loads(server.stdout.readline())["url"]
-            load(url, 1, 3, options.words)  # warm up
+            load(url, server.pid, 1, 3, options.words)  # warm up
             print("| clients | endpoint | requests/s | p50 ms | p99 ms | errors |\n|---|---|---|---|---|---|")
-            alone = load(url, 1, min(options.seconds, 20), options.words)
-            together = load(url, options.clients, options.seconds, options.words)
-            print(f"{together / alone:.1f} times the throughput of one client; {texts_a_call(url):.1f} texts a call")
+            alone = load(url, server.pid, 1, min(options.seconds, 20), options.words)
+            together = load(url, server.pid, options.clients, options.seconds, options.words)
+            print(f"{together.rate / alone.rate:.1f} times the throughput of one client")
+            print(f"{together.rate_of_cpu / alone.rate_of_cpu:.1f} times as many requests per CPU second of the server")
+            print(f"{texts_a_call(url):.1f} texts a call")
             server.terminate()
 
 
