@@ -291,7 +291,7 @@ def _show(result: Mapping[str, Any]) -> None:
         values = (f"{plan['metrics'][metric]:.3f}" for metric in metrics)
         rows.add_row(escape(name), *values, escape(gain), latency)
     terminal.print(rows)
-    terminal.print((f"{result['questions']} questions; searches use the {result['default']} plan by default", "dim"))
+    terminal.print((f"{result['questions']} questions; the default is: {result['default']}", "dim"))
     for name, heading in (("languages", "by language"), ("cross_lingual", "questions in passages")):
         if result[name]:
             terminal.print((f"{metrics[0]} {heading}", "bold"))
