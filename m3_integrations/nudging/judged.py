@@ -204,9 +204,17 @@ class Judged(FieldsDisplay):
         order = np.lexsort((-self.pair_weights, self.rows))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order)) - np.searchsorted(self.rows[order], self.rows[order])
-        keep = np.flatnonzero(place < per_passage)
-        offsets = np.searchsorted(keep, self.offsets).astype(np.int64)
-        return replace(self, offsets=offsets, rows=self.rows[keep], grades=self.grades[keep])
+        return self.with_answers(place < per_passage)
+
+    def with_answers(self, kept: npt.NDArray[np.bool_]) -> Judged:
+        """Return the same queries with some of their answers.
+
+        Args:
+            kept: Whether each pair stays, shape (pairs,).
+        """
+        pairs = np.flatnonzero(kept)
+        offsets = np.searchsorted(pairs, self.offsets).astype(np.int64)
+        return replace(self, offsets=offsets, rows=self.rows[pairs], grades=self.grades[pairs])
 
 
 def _sums(first: Ints, second: Ints, values: Floats) -> tuple[Ints, Ints, Floats]:

@@ -11,7 +11,7 @@ from m3_integrations.core.display import FieldsDisplay
 from m3_integrations.core.encoded import Encoded
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.selection.cross_validation import FOLDS, SEED, split
-from m3_integrations.nudging.selection.popularity import indiscriminate_passages, without_passages
+from m3_integrations.nudging.selection.popularity import indiscriminate_passages
 
 SIMILAR_QUERIES = 20  # training queries whose answers are candidates, as a nudge may bring them up
 SKETCH = 64  # dimensions of a random projection that keeps how alike sparse queries are
@@ -118,7 +118,7 @@ def distinct_queries(train: Judged, validation: Judged, *, cross_fitted: bool) -
     """
     train, validation = train.answered().merge_copies(), validation.answered().merge_copies()
     dropped = indiscriminate_answers(train, validation)
-    kept = [without_passages(each, dropped).answered() for each in (train, validation)]
+    kept = [each.with_answers(~np.isin(each.rows, dropped)).answered() for each in (train, validation)]
     if len(dropped) and len(kept[0]) and (len(kept[1]) or not len(validation)):
         train, validation = kept
     fresh = np.flatnonzero(~np.isin(validation.identities, train.identities))

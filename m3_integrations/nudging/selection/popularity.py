@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -41,13 +40,6 @@ def indiscriminate_passages(vectors: Floats, judged: Judged) -> Ints:
         ],
         np.int64,
     )
-
-
-def without_passages(judged: Judged, rows: Ints) -> Judged:
-    """Return the same questions without answers in these rows."""
-    keep = np.flatnonzero(~np.isin(judged.rows, rows))
-    offsets = np.searchsorted(keep, judged.offsets).astype(np.int64)
-    return replace(judged, offsets=offsets, rows=judged.rows[keep], grades=judged.grades[keep])
 
 
 def _likeness(chosen: Floats, total: int) -> float:
