@@ -235,7 +235,7 @@ def test_a_request_from_another_site_is_refused_and_one_from_its_own_page_is_not
     assert not any(name.startswith("access-control") for name in client.get("/health").headers)
 
 
-def test_a_key_is_needed_except_for_health(hash_encoder):
+def test_a_key_is_needed_except_for_health_and_the_description(hash_encoder):
     settings = ServerSettings(port=0, api_key="secret-1")
     with running(create_app(hash_encoder, settings=settings), settings) as url, httpx.Client(base_url=url) as client:
         assert client.get("/health").status_code == 200
@@ -243,9 +243,11 @@ def test_a_key_is_needed_except_for_health(hash_encoder):
             answer = client.post("/embed", json={"inputs": "a"}, headers=header)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
             assert client.get("/metrics", headers=header).status_code == 401
+        assert "/search" in client.get("/docs").text  # as a browser asks
+        assert client.get("/openapi.json").json()["security"] == [{"key": []}]
+        assert client.post("/docs", json={}).status_code == 401
         client.headers["Authorization"] = f"Bearer {settings.api_key}"
         assert client.post("/embed", json={"inputs": "a"}).status_code == 200
-        assert client.get("/openapi.json").json()["security"] == [{"key": []}]
     assert "secret" not in repr(settings)
 
 

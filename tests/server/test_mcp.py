@@ -118,6 +118,7 @@ async def test_the_command_serves_a_folder_over_stdin_and_stdout(bge_m3, tmp_pat
         ingest(encoder, index, PASSAGES)
     words = ["-m", "m3_integrations.cli", "mcp", str(tmp_path / "notes"), "--model", str(bge_m3()), "--write"]
     async with Client(StdioServerParameters(command=sys.executable, args=words)) as client:
+        assert len((await client.list_tools()).tools) == 5
         assert (await call(client, "fetch", id="heron"))["text"] == "herons nest in tall trees"
         assert len((await call(client, "search", query="bridge"))["results"]) == 3
         await call(client, "remember", text="the tide turns", id="tide")

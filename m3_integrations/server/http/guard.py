@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from m3_integrations.server.http.responses import RefusedRequest, error_response
 from m3_integrations.server.settings import ServerSettings
 
-# Without a key: for load balancers, and the page's form to enter the key with its files.
-OPEN_PATHS = ("/health", "/", "/page/style.css", "/page/script.js", "/page/icon.svg")
+# Without a key: for load balancers, the page's form to enter the key with its files, and the description of the
+# endpoints, which a browser cannot send a key for.
+OPEN_PATHS = ("/health", "/", "/page/style.css", "/page/script.js", "/page/icon.svg", "/docs", "/openapi.json")
 CLIENT_CLOSED = 499  # nginx's status of a request whose client went away
 _JSON = "application/json"
 _log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from m3_integrations.core.errors import MissingMode, UnsupportedFilter, WriterBusy, WrongEncoder
@@ -58,7 +59,10 @@ def refuse_expected_errors() -> Iterator[None]:
 
 def json_response(value: Any, headers: Mapping[str, str] | None = None) -> Response:
     """Return a value as JSON."""
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        body = orjson.dumps(value)
+    except TypeError:  # lone surrogates and integers of more than 64 bits, which JSON itself can express
+        body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return Response(body, media_type="application/json", headers={**_SECURITY, **(headers or {})})
 
 
@@ -87,5 +91,4 @@ def error_response(path: str, status: int, message: str) -> Response:
         headers["Retry-After"] = "1"
     if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
         headers["Connection"] = "close"  # the rest of the body is not read
-    body = json.dumps(value, ensure_ascii=False).encode()
-    return Response(body, status, media_type="application/json", headers=headers)
+    return Response(json.dumps(value).encode(), status, media_type="application/json", headers=headers)
