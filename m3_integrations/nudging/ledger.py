@@ -21,8 +21,10 @@ from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error
 from m3_integrations.core.forking import ProcessBound
 from m3_integrations.core.sqlite.connection import connect, is_read_only, read_only_error, translate_errors
 from m3_integrations.core.sqlite.rewriting import rewrite
+from m3_integrations.core.sqlite.row_checks import find_row_fault, prepare
 from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.index.local.ledger_file import (
+    CHECKED_TABLES,
     CREATE_FEEDBACK,
     LEDGER_APPLICATION,
     LEDGER_NAME,
@@ -31,6 +33,7 @@ from m3_integrations.index.local.ledger_file import (
     damaged_ledger_error,
     has_feedback,
     incomplete_versions,
+    maintain_checks,
     remove_passages,
     remove_questions,
 )
@@ -172,10 +175,12 @@ class Ledger:
         self._process = ProcessBound("a Nudger")
         self._is_closed = False
         self._lock = threading.RLock()  # of transactions, since threads share a ledger in memory
+        self._verified: dict[tuple[str, bool], int] = {}  # tables, and SQLite's version of the data at that time
         with self._guarded():
             is_missing = self.path is None or (is_read_only(self.path) and not self.path.exists())
             self._database = connect(None if is_missing else self.path, timeout)
             try:
+                prepare(self._database)
                 self._prepare()
                 self._check(fingerprint)
             except BaseException:
@@ -192,6 +197,8 @@ class Ledger:
                 if not self._one("SELECT count(*) FROM sqlite_master")[0]:  # another process may have been faster
                     for statement in _CREATE.split(";\n"):
                         self._write(statement)
+                    with self._guarded():
+                        maintain_checks(self._database)
         elif application not in (0, LEDGER_APPLICATION) or (not application and not self._has_tables()):
             raise IndexFolderError(
                 f"{self.path} was written by another program; pass another file, Nudger(..., ledger=...)"
@@ -201,10 +208,22 @@ class Ledger:
             raise self._damaged(fault or "a table is missing")
         if not self._database.is_read_only:
             self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA temp_store = MEMORY")  # of the triggers
 
     def _has_tables(self) -> bool:
         names = {name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")}
         return names >= REQUIRED_TABLES
+
+    def _verify(self, *tables: str, with_body: bool = False) -> None:
+        """Compare rows with their checksums, again if another connection has written; raise DamagedFolder."""
+        (version,) = self._one("PRAGMA data_version")
+        for table in tables:
+            if self._verified.get((table, with_body)) != version:
+                with self._guarded(), self._database.limited():
+                    fault = find_row_fault(self._database, CHECKED_TABLES[table], with_body=with_body)
+                if fault:
+                    raise self._damaged(fault)
+                self._verified[table, with_body] = version
 
     def _check(self, fingerprint: str) -> None:
         schema = self._parse(int, self._about("schema") or SCHEMA)
@@ -266,6 +285,8 @@ class Ledger:
                 raise read_only_error(self.path)
             self._write("BEGIN IMMEDIATE")
             try:
+                with self._guarded():
+                    maintain_checks(self._database)
                 yield
                 self._write("COMMIT")
             except BaseException:
@@ -273,6 +294,7 @@ class Ledger:
                 raise
 
     def _about(self, name: str) -> str | None:
+        self._verify("about")
         found = self._one("SELECT value FROM about WHERE name = ?", name)
         return None if found is None else self._parse(_text, found[0])
 
@@ -287,6 +309,7 @@ class Ledger:
     def current(self) -> int:
         """Version whose vectors the index holds; 0 for the original vectors."""
         current = self._parse(int, self._about("current") or 0)
+        self._verify("versions")
         if current and self._one("SELECT 1 FROM versions WHERE number = ?", current) is None:
             raise self._damaged(f"it has no version {current}")
         return current
@@ -348,6 +371,7 @@ class Ledger:
     def drop(self, pending: PendingWrite) -> None:
         """Forget the pending write, which has not happened, with its version and questions."""
         with self.transaction():
+            self._verify("queries")
             self._set_about(pending=None)
             made = self.next_version - 1
             if pending.version and pending.version == made and pending.version != self.current:
@@ -358,6 +382,7 @@ class Ledger:
 
     def originals(self, mode: Mode, width: int) -> dict[str, OriginalVector]:
         """Return original vectors of `width` dimensions or columns by passage id."""
+        self._verify("originals")
         rows = self._read("SELECT passage, content, places, vectors FROM originals WHERE mode = ?", mode)
         return {self._parse(_text, id): self._parse(_original, mode, width, *stored) for id, *stored in rows}
 
@@ -376,11 +401,13 @@ class Ledger:
 
     def versions(self) -> list[Version]:
         """Return every fit, oldest first."""
+        self._verify("versions")
         rows = self._read("SELECT number, made, asked, moves, figures FROM versions ORDER BY number")
         return [self._parse(_version, *row) for row in rows]
 
     @property
     def next_version(self) -> int:
+        self._verify("versions")
         (last,) = self._one("SELECT COALESCE(MAX(number), 0) FROM versions")
         return self._parse(_whole, last) + 1
 
@@ -402,6 +429,7 @@ class Ledger:
             return self._end_validity("id = ?", [(id,) for id in ids])
 
     def _end_validity(self, which: str, values: Iterable[tuple[str]]) -> int:
+        self._verify("queries")  # a row gets a new checksum
         number, count = self.next_version, 0
         for value in values:
             self._write(f"DELETE FROM queries WHERE {which} AND until IS NULL AND since = ?", *value, number)
@@ -410,7 +438,6 @@ class Ledger:
 
     def _insert(self, role: Role, queries: Sequence[Query], encoded: Encoded) -> None:
         since, added, encoded = self.next_version, now(), encoded.with_sparse_score("sum")
-        self._add_missing_column()
         self._write_many(
             "INSERT INTO queries (id, role, text, relevant, since, added, dense, tokens, weights, vectors) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -420,15 +447,12 @@ class Ledger:
             ),
         )
 
-    def _add_missing_column(self) -> None:
-        """Add the time of each question to a ledger from before it was recorded."""
-        if "added" not in {row[1] for row in self._read("PRAGMA table_info(queries)")}:
-            self._write("ALTER TABLE queries ADD COLUMN added TEXT")
-
     def add_judgements(self, judgements: Iterable[Judgement]) -> None:
         """Record judgements; they are on disk when the call returns."""
         with self.transaction():
             self._write(CREATE_FEEDBACK)
+            with self._guarded():
+                maintain_checks(self._database)
             self._write_many(
                 "INSERT INTO feedback (query, passage, useful, time) VALUES (?, ?, ?, ?)",
                 ((query, passage, int(is_useful), time) for query, passage, is_useful, time in judgements),
@@ -438,6 +462,7 @@ class Ledger:
         """Return every judgement, oldest first."""
         with self._guarded():
             exists = has_feedback(self._database)
+        self._verify("feedback")
         rows = self._read("SELECT query, passage, useful, time FROM feedback ORDER BY number") if exists else []
         return [self._parse(_judgement, *row) for row in rows]
 
@@ -451,7 +476,8 @@ class Ledger:
             The number of questions and judgements.
         """
         with self.transaction():
-            self._add_missing_column()
+            self._verify("versions", "feedback")
+            self._verify("queries", with_body=True)
             rows = self._read(
                 "SELECT number FROM queries WHERE "
                 "COALESCE(added, (SELECT made FROM versions WHERE versions.number = since), '') < ?",
@@ -480,6 +506,7 @@ class Ledger:
 
     def queries(self, role: Role, version: int | None = None) -> list[Query]:
         """Return the queries of a role in a version; None for the next one."""
+        self._verify("queries")
         rows = self._read(
             "SELECT id, text, relevant FROM queries WHERE role = ? AND since <= ? AND (until IS NULL OR until > ?) "
             "ORDER BY number",
@@ -490,6 +517,7 @@ class Ledger:
 
     def encoded(self, role: Role, modes: Modes, dimensions: Dimensions, version: int | None = None) -> Encoded:
         """Return the embeddings of `queries(role, version)` in these modes, with sums of sparse weights."""
+        self._verify("queries", with_body=True)
         rows = self._read(
             "SELECT dense, tokens, weights, vectors FROM queries WHERE role = ? AND since <= ? "
             "AND (until IS NULL OR until > ?) ORDER BY number",

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import struct
 from contextlib import closing, suppress
+from datetime import datetime
 
 import pytest
 
@@ -13,6 +14,8 @@ from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WriterBusy
 from m3_integrations.core.types import Passage, Query, SearchPlan
 from m3_integrations.index.local.index import LocalIndex
+from m3_integrations.index.local.recovery.check import check_index
+from m3_integrations.nudging.feedback import Feedback
 from m3_integrations.nudging.ledger import FILE_NAME
 from m3_integrations.nudging.nudger import Nudger
 from m3_integrations.testing import HashEncoder
@@ -26,6 +29,7 @@ COLUMNS = {
     "originals": ["passage", "mode", "content", "places", "vectors"],
     "versions": ["number", "made", "asked", "moves", "figures"],
 }
+BLOBS = ("dense", "tokens", "weights", "vectors", "places")
 FORGED = ["x'00ff'", "9223372036854775807", '\'{"dense": {"gamma": NaN}}\'', f"'{'[' * 100_000}'"]
 
 
@@ -76,6 +80,7 @@ def _use(folder):
 
 def forge(folder, statement, *values):
     connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
+    connection.execute("DROP TABLE checks")  # a forger writes checksums too
     with suppress(sqlite3.IntegrityError):  # SQLite itself refuses the type
         connection.execute(f"UPDATE OR IGNORE {statement}", values)
     connection.close()
@@ -98,6 +103,7 @@ def test_a_forged_value_is_an_error_of_the_package_at_worst(made, tmp_path, tabl
 @pytest.mark.parametrize("value", [-2_000_000_000, 2_000_000_000, 128, -1])
 def test_positions_out_of_range_are_damage(folder, table, column, value):
     connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
+    connection.execute("DROP TABLE checks")
     for row, held in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
         forged = struct.pack("<i", value) * (len(held) // 4)
         connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (forged, row))
@@ -146,3 +152,59 @@ def test_a_ledger_without_one_of_its_tables_is_damage(folder):
     connection.close()
     with LocalIndex.open(folder, ENCODER) as index, pytest.raises(DamagedFolder, match="put back a copy"):
         Nudger(ENCODER, index)
+
+
+@pytest.mark.parametrize(("table", "column"), [(table, each) for table, names in COLUMNS.items() for each in names])
+def test_a_changed_row_is_damage_when_it_is_used_and_when_it_is_checked(folder, table, column):
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
+        key = {"about": "name", "originals": "rowid"}.get(table, "number")
+        wanted = f"{key} = (SELECT {key} FROM {table} WHERE length({column}) ORDER BY rowid DESC)"
+        if column in ("since", "until", "number"):
+            which = f"rowid = (SELECT max(rowid) FROM {table})"
+            connection.execute(f"UPDATE {table} SET {column} = coalesce({column}, 0) + 50 WHERE {which}")
+        else:  # one bit of the last byte
+            last = f"substr(CAST({column} AS BLOB), -1)"
+            (held,) = connection.execute(f"SELECT {last} FROM {table} WHERE {wanted}").fetchone()
+            changed = f"substr(CAST({column} AS BLOB), 1, length(CAST({column} AS BLOB)) - 1) || ?"
+            kind = "BLOB" if column in BLOBS else "TEXT"
+            value = bytes([held[0] ^ 64])
+            connection.execute(f"UPDATE {table} SET {column} = CAST({changed} AS {kind}) WHERE {wanted}", (value,))
+    assert [each.file for each in check_index(folder).files] == [FILE_NAME]
+    with pytest.raises(DamagedFolder, match=f"{table}.* differ.* from what was written; put back"):
+        use(folder)
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_a_missing_row_is_damage(folder, table):
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
+        connection.execute(f"DELETE FROM {table} WHERE rowid = (SELECT max(rowid) FROM {table})")
+    assert [each.file for each in check_index(folder).files] == [FILE_NAME]
+    with pytest.raises(DamagedFolder, match=f"{table}.* that were written; put back"):
+        use(folder)
+
+
+def test_checksums_are_kept_by_every_write_and_come_with_the_first_write_to_an_earlier_ledger(folder):
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
+        connection.execute("DROP TABLE checks")
+        connection.execute("ALTER TABLE queries DROP COLUMN added")
+    before = (folder / FILE_NAME).read_bytes()
+    with LocalIndex.open(folder, ENCODER) as index, closing(Nudger(ENCODER, index, PLAN)) as nudger:
+        assert nudger.queries()
+        assert (folder / FILE_NAME).read_bytes() == before
+        steps = (
+            lambda: Feedback(ENCODER, index).add("ask", "p1", is_useful=True),
+            lambda: nudger.add_queries([QUERIES[0], Query("new", "ask3", {"p3": 1.0})]),
+            nudger.refit,
+            lambda: nudger.remove_queries(["q1"]),
+            lambda: nudger.revert(1),
+            lambda: index.delete(["p2"], purge=True),
+            lambda: Feedback(ENCODER, index).add("ask", "p3", is_useful=False),
+            lambda: nudger.forget_queries(datetime(2100, 1, 1)),
+            nudger.revert,
+        )
+        for step in steps:
+            step()
+            assert check_index(folder).is_whole
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        kinds = {kind for (kind,) in connection.execute("SELECT type FROM sqlite_master")}
+    assert kinds == {"table", "index"}  # triggers are temporary

@@ -32,7 +32,7 @@ from m3_integrations.index.local.commit import (
     settle_all_files,
     settle_files,
 )
-from m3_integrations.index.local.ledger_file import LEDGER_NAME, forget_passages
+from m3_integrations.index.local.ledger_file import forget_passages, ledgers
 from m3_integrations.index.local.search import ScoredRows
 from m3_integrations.index.local.segments import Longs, find_segment, map_segment
 from m3_integrations.index.local.snapshot import Snapshot
@@ -468,7 +468,7 @@ class LocalIndex(ClosableIndex):
         self._catalog.rewrite()
         # Rewriting waited for all readers of earlier states, so none can save another graph of them.
         self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
-        for ledger in sorted(self.folder.glob(f"{Path(LEDGER_NAME).stem}*.sqlite")):  # one of each encoder
+        for ledger in ledgers(self.folder):
             forget_passages(ledger, ids, self.write_timeout)
         former = self.folder.with_name(f"{self.folder.name}.previous")  # kept by a re-encoding
         if (former / FILE_NAME).is_file():

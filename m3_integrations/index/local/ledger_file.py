@@ -14,6 +14,14 @@ from m3_integrations.core.errors import DamagedFolder, IndexFolderError
 from m3_integrations.core.files import os_error
 from m3_integrations.core.sqlite.connection import Connection, connect, read_only_error, translate_errors
 from m3_integrations.core.sqlite.rewriting import rewrite
+from m3_integrations.core.sqlite.row_checks import (
+    CHECKS_COLUMNS,
+    CHECKS_TABLE,
+    CheckedTable,
+    find_row_fault,
+    maintain,
+    prepare,
+)
 from m3_integrations.core.sqlite.schema import Schema
 
 LEDGER_NAME = "nudges.sqlite"
@@ -29,9 +37,22 @@ LEDGER_TABLES = Schema(
         "originals": ("passage", "mode", "content", "places", "vectors"),
         "versions": ("number", "made", "asked", "moves", "figures"),
         "feedback": ("number", "time", "query", "passage", "useful"),  # there since the first judgement
+        CHECKS_TABLE: CHECKS_COLUMNS,  # ledgers from before it have none until they are written
     }
 )
-REQUIRED_TABLES = LEDGER_TABLES.columns.keys() - {"feedback"}
+REQUIRED_TABLES = LEDGER_TABLES.columns.keys() - {"feedback", CHECKS_TABLE}
+_KEYS = {"about": ("name",), "originals": ("passage", "mode")}
+_LARGE = {"queries": ("dense", "tokens", "weights", "vectors", "added")}
+CHECKED_TABLES = {
+    name: CheckedTable(
+        name,
+        _KEYS.get(name, ("number",)),
+        [column for column in columns if column not in _LARGE.get(name, ())],
+        _LARGE.get(name, ()),
+    )
+    for name, columns in LEDGER_TABLES.columns.items()
+    if name != CHECKS_TABLE
+}
 CREATE_FEEDBACK = """CREATE TABLE IF NOT EXISTS feedback (
   number INTEGER PRIMARY KEY, time TEXT NOT NULL, query TEXT, passage TEXT NOT NULL, useful INTEGER NOT NULL
 )"""
@@ -49,6 +70,11 @@ def ledger_file(folder: Path, fingerprint: str) -> Path:
         return own if own.is_file() else folder / LEDGER_NAME
     except OSError as error:
         raise os_error(own, error) from error
+
+
+def ledgers(folder: Path) -> list[Path]:
+    """Return the ledgers in an index folder: one of each encoder that it had."""
+    return sorted(folder.glob(f"{Path(LEDGER_NAME).stem}*.sqlite"))
 
 
 def own_ledger_name(fingerprint: str) -> str:
@@ -75,6 +101,7 @@ def forget_passages(path: Path, ids: Collection[str], timeout: float) -> None:
         if not ids or not path.exists():
             return
         with closing(connect(path, timeout)) as ledger:
+            prepare(ledger)
             _forget(ledger, path, ids)
 
 
@@ -84,6 +111,7 @@ def _forget(ledger: Connection, path: Path, ids: Collection[str]) -> None:
     _check_ledger(ledger, path)
     ledger.execute("BEGIN IMMEDIATE")
     try:
+        maintain_checks(ledger)
         remove_passages(ledger, ids)
         ledger.execute("COMMIT")
     except (ValueError, TypeError, RecursionError) as error:
@@ -93,9 +121,27 @@ def _forget(ledger: Connection, path: Path, ids: Collection[str]) -> None:
     rewrite(ledger, path)
 
 
+def maintain_checks(ledger: Connection) -> None:
+    """Let the writes of an open transaction update the checksums of rows; a ledger without them gets them now."""
+    columns = {row[1] for row in ledger.execute("PRAGMA table_info(queries)")}
+    if not columns:  # not created yet
+        return
+    if "added" not in columns:  # from before it was recorded
+        ledger.execute("ALTER TABLE queries ADD COLUMN added TEXT")
+    maintain(ledger, CHECKED_TABLES.values())
+
+
 def remove_passages(ledger: Connection, ids: Collection[str]) -> None:
-    """Delete original vectors and judgements of passages, and questions that they answer, in an open transaction."""
+    """Delete original vectors and judgements of passages, and questions that they answer, in an open transaction.
+
+    Raises:
+        ValueError: If a row differs from its checksum.
+    """
     wanted = frozenset(ids)
+    for table in CHECKED_TABLES.values():
+        fault = find_row_fault(ledger, table, with_body=False)
+        if fault:
+            raise ValueError(fault)
     with ledger.limited():
         passages = {row[0] for row in ledger.execute("SELECT passage FROM originals")} & wanted
         questions = ledger.execute("SELECT number, relevant FROM queries").fetchall()
@@ -157,9 +203,13 @@ def find_ledger_fault(path: Path) -> str:
     """Return what is wrong with a ledger, or an empty string."""
     try:
         with closing(connect(path, 0)) as ledger:
+            prepare(ledger)
             _check_ledger(ledger, path)
             faults = [fault for (fault,) in ledger.execute("PRAGMA integrity_check(3)") if fault != "ok"]
-        return f"SQLite reports: {'; '.join(faults)}" if faults else ""
+            if faults:
+                return f"SQLite reports: {'; '.join(faults)}"
+            found = (find_row_fault(ledger, table, with_body=True) for table in CHECKED_TABLES.values())
+            return next(filter(None, found), "")
     except (IndexFolderError, sqlite3.Error, UnicodeDecodeError) as error:
         return str(error).removeprefix(f"{path} is damaged: ").partition("; put back")[0]
 

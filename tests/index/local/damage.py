@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from m3_integrations.core.encoded import MODES
 from m3_integrations.core.errors import DamagedFolder, M3Error
 from m3_integrations.index import check_index, repair_index
 from m3_integrations.index.local.array_file import map_arrays
+from m3_integrations.nudging.feedback import Feedback
+from m3_integrations.nudging.ledger import Dimensions
+from m3_integrations.nudging.nudger import open_ledger
 from m3_integrations.testing import HashEncoder
 
 ENCODER = HashEncoder(32, 256, 16)
@@ -23,6 +27,7 @@ KINDS = (
     "multi_vector-*.segment",
     "*.graph",
     "catalogue.sqlite",
+    "nudges.sqlite",
 )
 PAGE = 4096
 
@@ -44,6 +49,7 @@ def make_folder(folder: Path, precision: str) -> None:
         nudger = Nudger(ENCODER, index)
         nudger.fit(queries[:25], queries[25:], modes=("dense",))
         nudger.close()
+        Feedback(ENCODER, index).add("w1 w2", "p30", is_useful=True)
         index.search("dense", ENCODER.encode_queries(["w1"]), 3)  # saves a graph
 
 
@@ -60,6 +66,9 @@ def answers(folder: Path) -> list[object]:
         nudger = Nudger(ENCODER, index)
         found += [nudger.queries(), nudger.versions()]
         nudger.close()
+        with closing(open_ledger(index, ENCODER, None)) as ledger:
+            encoded = ledger.encoded("train", ("dense",), Dimensions(32, 256, 16))
+            found += [encoded.dense.tobytes(), str(ledger.originals("dense", 32)), ledger.judgements()]
     return found
 
 

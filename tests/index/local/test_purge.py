@@ -160,6 +160,7 @@ def test_a_ledger_without_times_takes_those_of_its_versions(tmp_path):
     with LocalIndex.open(tmp_path, ENCODER) as index:
         nudged(tmp_path, index).close()
         with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as ledger, ledger:
+            ledger.execute("DROP TABLE checks")
             ledger.execute("ALTER TABLE queries DROP COLUMN added")
             ledger.execute("UPDATE versions SET made = '2020-05-01T00:00:00+00:00'")
         with closing(Nudger(ENCODER, index)) as nudger:

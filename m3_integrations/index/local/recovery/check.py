@@ -10,7 +10,7 @@ from m3_integrations.core.files import checksum
 from m3_integrations.index.local.array_file import damaged_file_error
 from m3_integrations.index.local.candidates.hnsw import saved_graphs
 from m3_integrations.index.local.catalog import FILE_NAME
-from m3_integrations.index.local.ledger_file import LEDGER_NAME, find_ledger_fault
+from m3_integrations.index.local.ledger_file import find_ledger_fault, ledgers
 from m3_integrations.index.local.recovery.folder_content import read_folder
 from m3_integrations.index.local.recovery.values import CheckReport, DamagedFile
 
@@ -48,7 +48,7 @@ def require_catalog(folder: Path) -> None:
 
 
 def _check(folder: Path) -> CheckReport:
-    others = [*_damaged_graphs(folder), *_damaged_ledger(folder)]
+    others = [*_damaged_graphs(folder), *_damaged_ledgers(folder)]
     try:
         with read_folder(folder) as content:
             damaged = content.damaged_passages()
@@ -66,6 +66,6 @@ def _damaged_graphs(folder: Path) -> list[DamagedFile]:
     ]
 
 
-def _damaged_ledger(folder: Path) -> list[DamagedFile]:
-    fault = find_ledger_fault(folder / LEDGER_NAME) if (folder / LEDGER_NAME).exists() else ""
-    return [DamagedFile(LEDGER_NAME, fault)] if fault else []
+def _damaged_ledgers(folder: Path) -> list[DamagedFile]:
+    faults = {path.name: find_ledger_fault(path) for path in ledgers(folder)}
+    return [DamagedFile(name, fault) for name, fault in faults.items() if fault]

@@ -18,7 +18,7 @@ from m3_integrations.core.files import sync_folder
 from m3_integrations.index.base import Fingerprinted
 from m3_integrations.index.local.catalog import Catalog
 from m3_integrations.index.local.index import LocalIndex
-from m3_integrations.index.local.ledger_file import LEDGER_NAME
+from m3_integrations.index.local.ledger_file import ledgers
 from m3_integrations.index.local.recovery.check import check_index
 from m3_integrations.index.local.recovery.folder_content import FolderContent, read_folder
 from m3_integrations.index.local.recovery.values import CheckReport, DamagedPassage, RepairReport
@@ -53,7 +53,7 @@ def repair_index(
     """Save the undamaged passages of an index in a new folder; the old one keeps all of its data.
 
     Derived files that are damaged are removed, since they are built again when they are needed. If nothing else is
-    damaged, no new folder is made. The ledger of a `Nudger` is copied if it is intact.
+    damaged, no new folder is made. Ledgers that are intact are copied.
 
     Args:
         folder: The damaged index folder.
@@ -109,8 +109,9 @@ def _save(
         with suppress(DamagedFolder, sqlite3.Error):  # it is in the report
             index.plan = content.transaction.plan()
         index.verify()
-    if not any(each.file == LEDGER_NAME for each in report.files):
-        _copy_ledger(source / LEDGER_NAME, target / LEDGER_NAME)
+    for ledger in ledgers(source):
+        if not any(each.file == ledger.name for each in report.files):
+            _copy_ledger(ledger, target / ledger.name)
     sync_folder(target)
     left = [each for each in report.passages if each.id not in reencoded]
     left += (DamagedPassage(id, "its text cannot be read", False) for id in unread)
@@ -147,6 +148,5 @@ def _encode_again(content: FolderContent, index: LocalIndex, encoder: PassageEnc
 
 
 def _copy_ledger(source: Path, target: Path) -> None:
-    if source.exists():
-        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-            old.backup(new)
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
