@@ -26,6 +26,7 @@ from m3_integrations.core.types import Query, SearchPlan
 from m3_integrations.index.local.ledger_file import (
     CHECKED_TABLES,
     CREATE_FEEDBACK,
+    CREATE_LEDGER,
     LEDGER_APPLICATION,
     LEDGER_NAME,
     LEDGER_TABLES,
@@ -44,22 +45,6 @@ SCHEMA = 1
 Role = Literal["train", "validation"]
 _ON_DISK = {"nudge-n": "n", "nudge-m": "m", "neighbors": "neighbours"}  # spelling in the file, as in format 1
 _IN_MEMORY = {stored: name for name, stored in _ON_DISK.items()}
-
-_CREATE = f"""
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE queries (
-  number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, relevant TEXT NOT NULL,
-  since INTEGER NOT NULL, until INTEGER, dense BLOB, tokens BLOB, weights BLOB, vectors BLOB, added TEXT
-);
-CREATE TABLE originals (
-  passage TEXT NOT NULL, mode TEXT NOT NULL, content TEXT NOT NULL, places BLOB NOT NULL, vectors BLOB NOT NULL,
-  PRIMARY KEY (passage, mode)
-);
-CREATE TABLE versions (
-  number INTEGER PRIMARY KEY, made TEXT NOT NULL, asked TEXT NOT NULL, moves TEXT NOT NULL, figures TEXT NOT NULL
-);
-PRAGMA application_id = {LEDGER_APPLICATION}
-"""
 T = TypeVar("T")
 
 
@@ -195,7 +180,7 @@ class Ledger:
             self._database.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
                 if not self._one("SELECT count(*) FROM sqlite_master")[0]:  # another process may have been faster
-                    for statement in _CREATE.split(";\n"):
+                    for statement in CREATE_LEDGER.split(";\n"):
                         self._write(statement)
                     with self._guarded():
                         maintain_checks(self._database)

@@ -53,6 +53,21 @@ CHECKED_TABLES = {
     for name, columns in LEDGER_TABLES.columns.items()
     if name != CHECKS_TABLE
 }
+CREATE_LEDGER = f"""
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE queries (
+  number INTEGER PRIMARY KEY, id TEXT NOT NULL, role TEXT NOT NULL, text TEXT NOT NULL, relevant TEXT NOT NULL,
+  since INTEGER NOT NULL, until INTEGER, dense BLOB, tokens BLOB, weights BLOB, vectors BLOB, added TEXT
+);
+CREATE TABLE originals (
+  passage TEXT NOT NULL, mode TEXT NOT NULL, content TEXT NOT NULL, places BLOB NOT NULL, vectors BLOB NOT NULL,
+  PRIMARY KEY (passage, mode)
+);
+CREATE TABLE versions (
+  number INTEGER PRIMARY KEY, made TEXT NOT NULL, asked TEXT NOT NULL, moves TEXT NOT NULL, figures TEXT NOT NULL
+);
+PRAGMA application_id = {LEDGER_APPLICATION}
+"""
 CREATE_FEEDBACK = """CREATE TABLE IF NOT EXISTS feedback (
   number INTEGER PRIMARY KEY, time TEXT NOT NULL, query TEXT, passage TEXT NOT NULL, useful INTEGER NOT NULL
 )"""
