@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import scipy.sparse
 
-from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, Modes, MultiVectors, SparseScore
+from m3_integrations.core.encoded import MODES, Encoded, Mode, Modes, SparseScore
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError, M3Error, WrongEncoder
 from m3_integrations.core.forking import ProcessBound
 from m3_integrations.core.sqlite.connection import connect, is_read_only, read_only_error, translate_errors
@@ -38,7 +37,7 @@ from m3_integrations.index.local.ledger_file import (
     remove_passages,
     remove_questions,
 )
-from m3_integrations.nudging.judged import Ints
+from m3_integrations.nudging.ledger_vectors import Dimensions, OriginalVector, pack_query, unpack_queries
 
 FILE_NAME = LEDGER_NAME
 SCHEMA = 1
@@ -83,20 +82,6 @@ class Version(NamedTuple):
     moved: int
     sparse_score: SparseScore = "sum"  # that of versions from before it was recorded
     plan: Mapping[str, Any] | None = None
-
-
-class OriginalVector(NamedTuple):
-    """Original vectors of one passage in one mode.
-
-    Attributes:
-        content: Content hash of the passage.
-        places: Columns of a sparse row, or positions of the multi-vectors that are stored; empty for dense.
-        vectors: The values as float32 bytes.
-    """
-
-    content: str
-    places: Ints
-    vectors: bytes
 
 
 class PendingWrite(NamedTuple):
@@ -427,7 +412,7 @@ class Ledger:
             "INSERT INTO queries (id, role, text, relevant, since, added, dense, tokens, weights, vectors) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                (query.id, role, query.text, json.dumps(dict(query.relevant)), since, added, *_blobs(encoded, i))
+                (query.id, role, query.text, json.dumps(dict(query.relevant)), since, added, *pack_query(encoded, i))
                 for i, query in enumerate(queries)
             ),
         )
@@ -509,7 +494,7 @@ class Ledger:
             role,
             *self._at(version),
         )
-        return self._parse(_unblobbed, rows, [mode for mode in MODES if mode in modes], dimensions)
+        return self._parse(unpack_queries, rows, [mode for mode in MODES if mode in modes], dimensions)
 
     def _at(self, version: int | None) -> tuple[int, int]:
         number = self.next_version if version is None else version
@@ -519,14 +504,6 @@ class Ledger:
         if not self._process.is_forked:
             self._is_closed = True
             self._database.close()
-
-
-class Dimensions(NamedTuple):
-    """Dimensions of an encoder's embeddings."""
-
-    dim: int
-    vocab: int
-    width: int
 
 
 def to_stored(name: str | None) -> str | None:
@@ -638,31 +615,3 @@ def _original(mode: Mode, width: int, content: Any, places: Any, vectors: Any) -
     if len(positions) and (positions[0] < 0 or positions[-1] >= above or np.any(np.diff(positions) <= 0)):
         raise ValueError(f"positions of original {mode} vectors that are none")
     return OriginalVector(_text(content), positions, vectors)
-
-
-def _blobs(encoded: Encoded, i: int) -> tuple[bytes | None, bytes | None, bytes | None, bytes | None]:
-    dense = encoded.dense[i].tobytes() if "dense" in encoded.modes else None
-    vectors = encoded.multi_vector[i].tobytes() if "multi_vector" in encoded.modes else None
-    if "sparse" not in encoded.modes:
-        return dense, None, None, vectors
-    row = slice(encoded.sparse.indptr[i], encoded.sparse.indptr[i + 1])
-    return dense, encoded.sparse.indices[row].astype(np.int32).tobytes(), encoded.sparse.data[row].tobytes(), vectors
-
-
-def _unblobbed(rows: Sequence[Sequence[bytes]], modes: Sequence[Mode], dimensions: Dimensions) -> Encoded:
-    parts: dict[str, Any] = {}
-    if "dense" in modes:
-        parts["dense"] = _floats(row[0] for row in rows).reshape(-1, dimensions.dim)
-    if "sparse" in modes:
-        tokens = np.frombuffer(b"".join(row[1] for row in rows), np.int32)
-        offsets = np.cumsum([0, *(len(row[1]) // 4 for row in rows)])
-        weights = _floats(row[2] for row in rows)
-        parts["sparse"] = scipy.sparse.csr_array((weights, tokens, offsets), shape=(len(rows), dimensions.vocab))
-    if "multi_vector" in modes:
-        offsets = np.cumsum([0, *(len(row[3]) // 4 // dimensions.width for row in rows)])
-        parts["multi_vector"] = MultiVectors(_floats(row[3] for row in rows).reshape(-1, dimensions.width), offsets)
-    return Encoded(**parts)
-
-
-def _floats(blobs: Iterable[bytes]) -> Array:
-    return np.frombuffer(b"".join(blobs), np.float32)

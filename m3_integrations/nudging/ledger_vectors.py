@@ -1,21 +1,43 @@
-"""Vectors between an index and its ledger: updates to write, original vectors as bytes."""
+"""Vectors between an index and its ledger: updates to write, original vectors and queries as bytes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
-from m3_integrations.core.encoded import MODES, Encoded, Mode, vector_arrays
+from m3_integrations.core.encoded import MODES, Array, Encoded, Mode, MultiVectors, vector_arrays
 from m3_integrations.index.base import Index
 from m3_integrations.nudging.corpus import IndexCorpus, OriginalVectors, replace_rows
 from m3_integrations.nudging.judged import Ints
-from m3_integrations.nudging.ledger import OriginalVector
 from m3_integrations.nudging.method.late_interaction import MovedVectors
 from m3_integrations.nudging.optimize.hybrid import ModeUpdate
 from m3_integrations.nudging.selection.score_grids import blocks
+
+
+class OriginalVector(NamedTuple):
+    """Original vectors of one passage in one mode.
+
+    Attributes:
+        content: Content hash of the passage.
+        places: Columns of a sparse row, or positions of the multi-vectors that are stored; empty for dense.
+        vectors: The values as float32 bytes.
+    """
+
+    content: str
+    places: Ints
+    vectors: bytes
+
+
+class Dimensions(NamedTuple):
+    """Dimensions of an encoder's embeddings."""
+
+    dim: int
+    vocab: int
+    width: int
 
 
 def vector_updates(corpus: IndexCorpus, moved: Mapping[Mode, ModeUpdate]) -> dict[Mode, tuple[list[str], Encoded]]:
@@ -107,3 +129,33 @@ def digest(index: Index, touched: Mapping[Mode, Sequence[str]]) -> str:
             for array in vector_arrays(index.vectors(part, (mode,)), mode):
                 hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()
+
+
+def pack_query(encoded: Encoded, i: int) -> tuple[bytes | None, bytes | None, bytes | None, bytes | None]:
+    """Return the embeddings of one query as the columns dense, tokens, weights and vectors."""
+    dense = encoded.dense[i].tobytes() if "dense" in encoded.modes else None
+    vectors = encoded.multi_vector[i].tobytes() if "multi_vector" in encoded.modes else None
+    if "sparse" not in encoded.modes:
+        return dense, None, None, vectors
+    row = slice(encoded.sparse.indptr[i], encoded.sparse.indptr[i + 1])
+    return dense, encoded.sparse.indices[row].astype(np.int32).tobytes(), encoded.sparse.data[row].tobytes(), vectors
+
+
+def unpack_queries(rows: Sequence[Sequence[bytes]], modes: Sequence[Mode], dimensions: Dimensions) -> Encoded:
+    """Return the embeddings of queries from rows of these columns."""
+    parts: dict[str, Any] = {}
+    if "dense" in modes:
+        parts["dense"] = _floats(row[0] for row in rows).reshape(-1, dimensions.dim)
+    if "sparse" in modes:
+        tokens = np.frombuffer(b"".join(row[1] for row in rows), np.int32)
+        offsets = np.cumsum([0, *(len(row[1]) // 4 for row in rows)])
+        weights = _floats(row[2] for row in rows)
+        parts["sparse"] = scipy.sparse.csr_array((weights, tokens, offsets), shape=(len(rows), dimensions.vocab))
+    if "multi_vector" in modes:
+        offsets = np.cumsum([0, *(len(row[3]) // 4 // dimensions.width for row in rows)])
+        parts["multi_vector"] = MultiVectors(_floats(row[3] for row in rows).reshape(-1, dimensions.width), offsets)
+    return Encoded(**parts)
+
+
+def _floats(blobs: Iterable[bytes]) -> Array:
+    return np.frombuffer(b"".join(blobs), np.float32)

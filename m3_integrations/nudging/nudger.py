@@ -25,10 +25,8 @@ from m3_integrations.index.validation import check_ids
 from m3_integrations.nudging.corpus import IndexCorpus
 from m3_integrations.nudging.judged import Judged
 from m3_integrations.nudging.ledger import (
-    Dimensions,
     FitOptions,
     Ledger,
-    OriginalVector,
     PendingWrite,
     Role,
     Version,
@@ -37,7 +35,14 @@ from m3_integrations.nudging.ledger import (
     to_stored,
     to_stored_time,
 )
-from m3_integrations.nudging.ledger_vectors import digest, pack, unpack, vector_updates
+from m3_integrations.nudging.ledger_vectors import (
+    Dimensions,
+    OriginalVector,
+    digest,
+    pack,
+    unpack,
+    vector_updates,
+)
 from m3_integrations.nudging.method.propagation import Propagation
 from m3_integrations.nudging.method.variants import MethodChoice, Propagate, Variant
 from m3_integrations.nudging.optimize.dense import Curve, NudgeOptions, nudge_dense

@@ -16,7 +16,7 @@ from m3_integrations.core.errors import DamagedFolder, M3Error
 from m3_integrations.index import check_index, repair_index
 from m3_integrations.index.local.array_file import map_arrays
 from m3_integrations.nudging.feedback import Feedback
-from m3_integrations.nudging.ledger import Dimensions
+from m3_integrations.nudging.ledger_vectors import Dimensions
 from m3_integrations.nudging.nudger import open_ledger
 from m3_integrations.testing import HashEncoder
 
