@@ -319,11 +319,15 @@ class Transaction:
         application, version = (self._require(f"PRAGMA {name}")[0] for name in ("application_id", "user_version"))
         if application == version == self._require("SELECT count(*) FROM sqlite_master")[0] == 0:
             return True
+        if (application ^ APPLICATION).bit_count() == 1:
+            raise damaged_catalog_error("a bit of its application id differs from what was written")
         if application != APPLICATION:
             raise IndexFolderError(f"the {FILE_NAME} there was written by another program; choose another folder")
         if version not in READABLE:
             raise newer_format_error(f"format {version}")
         fault = TABLES.find_fault(self._connection)
+        if version != FORMAT and len(self._rows("PRAGMA table_info(state)")) == STATE_COLUMNS:
+            fault = f"it has the checksums of format {FORMAT} and states format {version}"
         if fault:
             raise damaged_catalog_error(fault)
         if version == BEFORE_CUBIC_LEVELS and self.precision() == "int4":

@@ -131,6 +131,84 @@ def test_a_changed_row_of_the_catalog_is_an_error_and_costs_at_most_its_passage(
     assert len(kept) >= 298
 
 
+def pages_of(folder, table):
+    """Numbers of the first page of a table and of the others."""
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    connection.close()
+    return size, root
+
+
+ROOTS = ("sqlite_master", "state", "modes", "segments", "passages", "sqlite_autoindex_passages_1")
+
+
+@pytest.mark.parametrize("table", ROOTS)
+def test_a_damaged_root_page_costs_no_passage(folder, tmp_path, table):
+    before = saved(folder)
+    size, root = (4096, 1) if table == "sqlite_master" else pages_of(folder, table)
+    zero(folder / FILE_NAME, (root - 1) * size, size)
+    report = check_index(folder)
+    assert FILE_NAME in [each.file for each in report.files]
+    with pytest.raises(DamagedFolder):
+        use(folder)
+    assert repair_index(folder, tmp_path / "new").left == []
+    assert saved(tmp_path / "new") == before
+    assert check_index(tmp_path / "new").is_whole
+
+
+def test_passages_that_were_deleted_or_replaced_do_not_come_back_with_damaged_pages(folder, tmp_path):
+    with LocalIndex.open(folder, ENCODER) as index:
+        index.delete([f"p{i}" for i in range(50, 200)])
+        replaced = [f"p{i}" for i in range(200, 260)]
+        texts = [f"another text {id} " * 80 for id in replaced]
+        index.add([Passage(id, text) for id, text in zip(replaced, texts, strict=True)], ENCODER.encode_passages(texts))
+    before = saved(folder)
+    for page in (1, pages_of(folder, "passages")[1], pages_of(folder, "state")[1]):
+        copy, new = tmp_path / f"copy-{page}", tmp_path / f"new-{page}"
+        shutil.copytree(folder, copy)
+        zero(copy / FILE_NAME, (page - 1) * 4096, 4096)
+        repair_index(copy, new, ENCODER)
+        assert saved(new) == before
+
+
+def test_the_rows_of_a_page_without_its_beginning_are_found(folder, tmp_path):
+    before = saved(folder)
+    data = (folder / FILE_NAME).read_bytes()
+    pages = range(4096, len(data), 4096)
+    zero(folder / FILE_NAME, next(at for at in pages if data[at] == 0x0D and data.count(b"cat", at, at + 4096) > 5), 8)
+    assert repair_index(folder, tmp_path / "new").left == []
+    assert saved(tmp_path / "new") == before
+
+
+@pytest.mark.parametrize(("place", "bit"), [(60, 3), (63, 0), (63, 2), (63, 5), (68, 6), (71, 0)])
+def test_a_changed_bit_of_the_format_or_the_application_id_is_noticed(folder, tmp_path, place, bit):
+    before, path = saved(folder), folder / FILE_NAME
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+    if place < 64 and int.from_bytes(data[60:64]) > 6:
+        with pytest.raises(IndexFolderError, match="install a newer"):
+            check_index(folder)
+    else:
+        assert not check_index(folder).is_whole
+        assert repair_index(folder, tmp_path / "new").left == []
+        assert saved(tmp_path / "new") == before
+
+
+def test_what_is_in_the_log_alone_is_found_too(folder, tmp_path):
+    with LocalIndex.open(folder, ENCODER) as index:
+        index.add([Passage("new", "blue dog")], ENCODER.encode_passages(["blue dog"]))
+        index.delete(["p7"])
+        before = contents(index)
+        shutil.copytree(folder, tmp_path / "copy")  # as after a kill
+    data = bytearray((tmp_path / "copy" / FILE_NAME).read_bytes())
+    data[:4096] = data[4096 * 2 : 4096 * 3] = bytes(4096)
+    (tmp_path / "copy" / FILE_NAME).write_bytes(data)
+    repair_index(tmp_path / "copy", tmp_path / "new")
+    assert saved(tmp_path / "new" if (tmp_path / "new").exists() else tmp_path / "copy") == before
+
+
 def test_a_damaged_graph_is_removed_and_no_folder_is_made(folder, tmp_path):
     with LocalIndex.open(folder, ENCODER, exact_below=10) as index:
         index.search("dense", ENCODER.encode_queries(["red"]), 3)

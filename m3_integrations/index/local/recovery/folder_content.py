@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.errors import DamagedFolder, M3Error
 from m3_integrations.core.types import Passage
 from m3_integrations.index.local.catalog import FILE_NAME, Catalog, ModeConfig, Transaction
+from m3_integrations.index.local.recovery.salvage import salvaged_catalog
 from m3_integrations.index.local.recovery.segment_rows import SegmentRows, modes_of_files, read_segment, rows_of_files
 from m3_integrations.index.local.recovery.values import DamagedFile, DamagedPassage
 from m3_integrations.index.local.segments import Longs
@@ -110,30 +111,56 @@ class FolderContent(NamedTuple):
 def read_folder(folder: Path) -> Iterator[FolderContent]:
     """Read what can be read of an index folder.
 
+    Rows of the catalog that SQLite does not reach, because a page that leads to them is damaged, are looked for in all
+    pages.
+
     Raises:
-        DamagedFolder: If its catalog cannot be read at all.
+        DamagedFolder: If nothing of the catalog can be read.
         FileNotFoundError: If a segment is missing that a writer may have merged in the meantime.
     """
-    catalog = Catalog(folder, _TIMEOUT)
+    with ExitStack() as stack:
+        content: FolderContent | None = None
+        try:
+            content = stack.enter_context(_read_by(folder, folder))
+            problems = [each for each in content.files if each.file == FILE_NAME]
+        except DamagedFolder as error:
+            first, problems = error, [_damaged_catalog(error)]
+        if problems:
+            found = stack.enter_context(_read_by(stack.enter_context(salvaged_catalog(folder)), folder))
+            if content is None and not len(found.slots):
+                raise first
+            if content is None or sum(found.is_intact()) > sum(content.is_intact()):
+                content = found._replace(files=list(dict.fromkeys([*problems, *found.files])))
+        assert content is not None
+        yield content
+
+
+@contextmanager
+def _read_by(catalog_folder: Path, folder: Path) -> Iterator[FolderContent]:
+    """Read a folder by its catalog, or by one in another folder."""
+    catalog = Catalog(catalog_folder, _TIMEOUT)
     reading = catalog.read()
     transaction = reading.__enter__()
     try:
-        yield _read(folder, transaction)
+        yield _read(folder, transaction, is_salvaged=catalog_folder != folder)
     finally:
         with suppress(DamagedFolder):  # SQLite reports again, at the end, what it found on the way
             reading.__exit__(None, None, None)
         catalog.close()
 
 
-def _read(folder: Path, transaction: Transaction) -> FolderContent:
+def _damaged_catalog(error: Exception) -> DamagedFile:
+    return DamagedFile(FILE_NAME, str(error).partition("is damaged: ")[2].partition("; put back")[0] or str(error))
+
+
+def _read(folder: Path, transaction: Transaction, *, is_salvaged: bool) -> FolderContent:
     files: list[DamagedFile] = []
 
     def attempt(read: Callable[[], T], default: D) -> T | D:
         try:
             return read()
         except _FAILURES as error:
-            problem = str(error).partition("is damaged: ")[2].partition("; put back")[0] or str(error)
-            files.append(DamagedFile(FILE_NAME, problem))
+            files.append(_damaged_catalog(error))
             return default
 
     attempt(transaction.check_integrity, None)
@@ -144,7 +171,7 @@ def _read(folder: Path, transaction: Transaction) -> FolderContent:
     encoder = attempt(transaction.encoder, (None, None)) if state is not None else (None, None)
     modes = attempt(transaction.modes, None)
     rows = attempt(transaction.segments, None)
-    if modes is None or rows is None:
+    if modes is None or rows is None or (is_salvaged and not (modes and rows)):
         modes, rows = modes or modes_of_files(folder), rows or rows_of_files(folder)
     segments = {row.number: read_segment(folder, row, modes[row.mode]) for row in rows if row.mode in modes}
     files += (DamagedFile(each.row.file, each.problem) for each in segments.values() if each.problem)
