@@ -1,9 +1,10 @@
 """Fine-tune the bundled model on judged queries: mine hard negatives with it, then train its heads in all modes.
 
-python examples/finetune.py [STEPS]
+python examples/finetune.py [STEPS [DATA]]
 
-Only the heads are trained, which takes minutes without a GPU; parts=("encoder", "sparse", "multi_vector") or
-low_rank=16 train the encoder, too. M3Embedding, M3Encoder and FlagEmbedding load the resulting folder.
+DATA is a BEIR folder with the splits train, dev and test, by default the demo's corpus. Only the heads are trained,
+which takes minutes without a GPU; parts=("encoder", "sparse", "multi_vector") or low_rank=16 train the encoder, too.
+M3Embedding, M3Encoder and FlagEmbedding load the resulting folder.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from m3_integrations.llama_index import M3FinetuneEngine
 WORLD = Path(__file__).parent / "world"
 
 
-def main(steps: int = 40) -> None:
-    train, dev, test = (read_beir(WORLD, split) for split in ("train", "dev", "test"))
+def main(steps: int = 40, data: str | Path = WORLD) -> None:
+    train, dev, test = (read_beir(data, split) for split in ("train", "dev", "test"))
     with TemporaryDirectory() as folder:
         engine = M3FinetuneEngine(  # a JudgedCollection, an EmbeddingQAFinetuneDataset, or the path of one
             train,
@@ -44,4 +45,4 @@ def show(when: str, encoder: M3Encoder, test: JudgedCollection) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])

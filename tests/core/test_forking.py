@@ -128,8 +128,8 @@ def test_a_child_awaits_a_query_while_its_parent_batches_others(bge_m3, busy, fr
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_an_exported_model_says_that_it_cannot_be_used_in_a_child(bge_m3, backend):
-    encoder = M3Encoder.from_pretrained(str(bge_m3()), backend=backend)
+def test_an_exported_model_says_that_it_cannot_be_used_in_a_child(bge_m3, exported, backend):
+    encoder = M3Encoder.from_pretrained(str(bge_m3()), **exported(backend))
     assert fails_in_child(lambda: encoder.encode_queries(["the river"])) == ForkedProcess.__name__
 
 

@@ -117,9 +117,9 @@ def test_hidden_states_themselves_are_narrowed_by_a_head_with_a_bias_of_0(bge_m3
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_other_engines_are_narrowed_too(bge_m3, tmp_path, encoder, backend):
-    exported = load(bge_m3(), passage_prefix="passage: ", max_length=64, backend=backend, export_dir=tmp_path / "out")
-    narrow = exported.with_projection(TEXTS, 8)
+def test_other_engines_are_narrowed_too(bge_m3, exported, encoder, backend):
+    other = load(bge_m3(), passage_prefix="passage: ", max_length=64, **exported(backend))
+    narrow = other.with_projection(TEXTS, 8)
     assert narrow.backend == backend
     np.testing.assert_allclose(
         products(vectors_of(narrow)), products(vectors_of(encoder.with_projection(TEXTS, 8))), rtol=0, atol=1e-4

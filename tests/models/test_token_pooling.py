@@ -144,9 +144,9 @@ def test_a_folder_of_pooled_passages_is_refused_to_an_encoder_that_does_not_pool
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
-def test_texts_read_in_windows_are_pooled_over_all_their_windows(bge_m3, backend):
+def test_texts_read_in_windows_are_pooled_over_all_their_windows(bge_m3, exported, backend):
     text = " ".join(np.random.default_rng(0).choice(WORDS, 60))
-    options = {"max_length": 24, "window_overlap": 4, "backend": backend}
+    options = {"max_length": 24, "window_overlap": 4, **({} if backend == "torch" else exported(backend))}
     vectors = load(bge_m3(), **options).encode_passages([text]).multi_vector[0]
     pooling = load(bge_m3(), token_pooling=3, **options)
     kept = pooling.encode_passages([text]).multi_vector[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -20,10 +21,11 @@ ENGINES = [("onnx", "float32"), ("onnx", "int8"), ("openvino", "float32"), ("ope
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("onnx", "float32"), ("openvino", "float32")])
-def test_another_engine_gives_the_same_vectors_in_float32(bge_m3, backend, dtype):
+def test_another_engine_gives_the_same_vectors_in_float32(bge_m3, exported, backend, dtype):
     folder = bge_m3(colbert_width=8)
     expected = M3Encoder.from_pretrained(str(folder), device="cpu", passage_prefix="passage: ")
-    encoder = M3Encoder.from_pretrained(str(folder), backend=backend, passage_prefix="passage: ")
+    options = exported(backend, colbert_width=8)
+    encoder = M3Encoder.from_pretrained(str(folder), passage_prefix="passage: ", **options)
     assert_same(encoder.encode_passages(TEXTS), expected.encode_passages(TEXTS), **CLOSE)
     assert_same(encoder.encode_queries(["the bridge"]), expected.encode_queries(["the bridge"]), **CLOSE)
     assert encoder.encode_passages(TEXTS, ("sparse",)).modes == {"sparse"}
@@ -31,9 +33,9 @@ def test_another_engine_gives_the_same_vectors_in_float32(bge_m3, backend, dtype
 
 
 @pytest.mark.parametrize(("backend", "dtype"), ENGINES)
-def test_reduced_precision_is_near(bge_m3, backend, dtype):
+def test_reduced_precision_is_near(bge_m3, exported, backend, dtype):
     expected = M3Encoder.from_pretrained(str(bge_m3()), device="cpu").encode_passages(TEXTS)
-    found = M3Encoder.from_pretrained(str(bge_m3()), backend=backend, dtype=dtype).encode_passages(TEXTS)
+    found = M3Encoder.from_pretrained(str(bge_m3()), **exported(backend, dtype)).encode_passages(TEXTS)
     for mode in ("dense", "multi_vector"):
         ours, theirs = (each.dense if mode == "dense" else each.multi_vector.values for each in (found, expected))
         assert ours.dtype == np.float32
@@ -42,10 +44,10 @@ def test_reduced_precision_is_near(bge_m3, backend, dtype):
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_windows_and_cls_tokens_reach_the_pooled_state_of_every_engine(bge_m3, backend):
+def test_windows_and_cls_tokens_reach_the_pooled_state_of_every_engine(bge_m3, exported, backend):
     options = {"max_length": 24, "window_overlap": 4, "mcls_interval": 7}
     expected = M3Encoder.from_pretrained(str(bge_m3()), device="cpu", **options)
-    encoder = M3Encoder.from_pretrained(str(bge_m3()), backend=backend, **options)
+    encoder = M3Encoder.from_pretrained(str(bge_m3()), **exported(backend), **options)
     assert_same(encoder.encode_passages(TEXTS), expected.encode_passages(TEXTS), **CLOSE)
 
 
@@ -56,32 +58,31 @@ def test_an_engine_has_the_modes_of_its_checkpoint(bge_m3, backend):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("onnx", "int8"), ("openvino", "float32")])
-def test_an_exported_folder_is_kept_and_read_again(bge_m3, tmp_path, backend, dtype):
-    folder = tmp_path / "models" / "exported"
-    first = M3Encoder.from_pretrained(str(bge_m3()), backend=backend, dtype=dtype, export_dir=folder)
+def test_an_exported_folder_is_kept_and_read_again(bge_m3, exported, backend, dtype):
+    folder = exported(backend, dtype)["export_dir"]
+    first = M3Encoder.from_pretrained(str(bge_m3()), backend=backend, dtype=dtype)
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = M3Encoder.from_pretrained(str(bge_m3()), backend=backend, dtype=dtype, export_dir=folder)
+    again = M3Encoder.from_pretrained(str(bge_m3()), **exported(backend, dtype))
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert_same(again.encode_passages(TEXTS), first.encode_passages(TEXTS), **CLOSE)
 
 
-def test_a_folder_of_another_checkpoint_is_refused(bge_m3, tmp_path):
-    M3Encoder.from_pretrained(str(bge_m3()), backend="onnx", export_dir=tmp_path / "out")
+def test_a_folder_of_another_checkpoint_is_refused(bge_m3, exported):
     with pytest.raises(CheckpointError, match=r"exported from a checkpoint other than .*; remove .*to export again"):
-        M3Encoder.from_pretrained(str(bge_m3(seed=1)), backend="onnx", export_dir=tmp_path / "out")
+        M3Encoder.from_pretrained(str(bge_m3(seed=1)), **exported("onnx"))
 
 
-def test_a_folder_of_another_engine_or_precision_is_refused(bge_m3, tmp_path):
-    M3Encoder.from_pretrained(str(bge_m3()), backend="onnx", export_dir=tmp_path / "out")
+def test_a_folder_of_another_engine_or_precision_is_refused(bge_m3, exported):
+    folder = exported("onnx")["export_dir"]
     with pytest.raises(CheckpointError, match="for 'onnx' in float32, not for 'onnx' in int8"):
-        M3Encoder.from_pretrained(str(bge_m3()), backend="onnx", dtype="int8", export_dir=tmp_path / "out")
+        M3Encoder.from_pretrained(str(bge_m3()), backend="onnx", dtype="int8", export_dir=folder)
     with pytest.raises(CheckpointError, match="for 'onnx' in float32, not for 'openvino' in float32"):
-        M3Encoder.from_pretrained(str(bge_m3()), backend="openvino", export_dir=tmp_path / "out")
+        M3Encoder.from_pretrained(str(bge_m3()), backend="openvino", export_dir=folder)
 
 
 @pytest.mark.parametrize("damage", ["cut", "removed"])
-def test_a_damaged_folder_is_refused(bge_m3, tmp_path, damage):
-    M3Encoder.from_pretrained(str(bge_m3()), backend="openvino", export_dir=tmp_path / "out")
+def test_a_damaged_folder_is_refused(bge_m3, exported, tmp_path, damage):
+    shutil.copytree(exported("openvino")["export_dir"], tmp_path / "out")
     weights = tmp_path / "out" / "model.bin"
     weights.write_bytes(weights.read_bytes()[:-1]) if damage == "cut" else weights.unlink()
     with pytest.raises(CheckpointError, match=r"model\.bin is missing or differs from the exported file"):
