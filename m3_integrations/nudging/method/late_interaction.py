@@ -55,6 +55,24 @@ class MaxSimAlignment(NamedTuple):
         return MatchedVectors(places, pulls.astype(np.float32))
 
 
+    def pulls_by_group(self, groups: Sequence[Ints], centers: Sequence[float]) -> tuple[Ints, Floats]:
+        """Return the matched positions, ascending (m,), and pulls of shape (centers, groups, m, dim).
+
+        The queries of each group pull alone; a vector that none of them matches has a pull of zeros.
+        """
+        order = np.argsort(self.places, kind="stable")
+        places, starts = np.unique(self.places[order], return_index=True)
+        vectors, query_rows, strengths = self.vectors[order], self.query_rows[order], self.strengths[order]
+        pulls = np.empty((len(centers), len(groups), len(places), vectors.shape[1]), np.float32)
+        for group, who in enumerate(groups):
+            pulling = strengths * np.isin(query_rows, who)
+            sums = np.add.reduceat(pulling[:, None] * vectors, starts, axis=0)
+            totals = np.add.reduceat(pulling, starts)[:, None] * self.mean
+            for i, center in enumerate(centers):
+                pulls[i, group] = sums - np.float32(center) * totals
+        return places, pulls
+
+
 class MovedVectors(NamedTuple):
     """Moved vectors of some passages, ragged: those of `rows[i]` are at offsets[i]:offsets[i + 1].
 

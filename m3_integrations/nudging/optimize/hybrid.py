@@ -30,7 +30,7 @@ from m3_integrations.nudging.method.variants import (
 from m3_integrations.nudging.optimize.dense import Curve, moved_rows
 from m3_integrations.nudging.optimize.summary import summarize
 from m3_integrations.nudging.progress import OnProgress, ProgressMeter
-from m3_integrations.nudging.selection.coordinate_ascent import REST, Configuration, FusedObjective, Selected, Strength
+from m3_integrations.nudging.selection.coordinate_ascent import UNMOVED, Configuration, FusedObjective, Selected, Strength
 from m3_integrations.nudging.selection.cross_validation import is_significant_loss
 from m3_integrations.nudging.selection.folds import (
     CrossFitFolds,
@@ -42,6 +42,7 @@ from m3_integrations.nudging.selection.prescreen import SAMPLE, promising_varian
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.score_grids import (
     AnalyticScores,
+    MultiVectorScores,
     Pairs,
     PullIndex,
     ScoreGrid,
@@ -56,7 +57,7 @@ from m3_integrations.nudging.selection.score_grids import (
 ROTATION_ANGLES = np.array([0, 0.03, 0.07, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 0.9, 1.2])  # radians
 ROTATION_CHORDS = 4 * np.sin(ROTATION_ANGLES / 2) ** 2
 SPARSE_STEPS = np.array([0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2])  # times the median length
-STAGES = (0.05, 0.25, 0.5, 0.2)  # work: candidates, screening of variants, scores, selection
+STAGES = (0.05, 0.1, 0.5, 0.2, 0.15)  # work: candidates, dense variants, multi-vectors, other scores, selection
 CANDIDATES = 50  # per query and candidate mode; metrics look at the first few
 MULTI_VECTOR_METHOD: Method = "nudge-n"
 SPARSE_METHOD: Method = "nudge-m"
@@ -181,7 +182,10 @@ class _HybridNudgeProblem:
         self.control, self.progress = control_answers(folds), ProgressMeter(config.on_progress, STAGES)
         self.pairs = shortlist(corpus, folds, config, self.control)
         self.progress.end_stage()
-        self.variants, self.late_centers = self._variants(), self._late_centers()
+        self.variants = self._variants()
+        self.progress.end_stage()
+        self.multi_vector_scores = self._multi_vector_scores()
+        self.late_centers = self._screened_centers()
         self.progress.end_stage()
         grids = {mode: self._grids(mode) for mode in MODES if config.weights.get(mode)}
         self.progress.end_stage()
@@ -216,14 +220,23 @@ class _HybridNudgeProblem:
         variants = candidate_variants(self.config.method, self.config.propagate, None, *counts)
         return promising_variants(self.corpus.dense, self.folds, self.pairs, variants, self.metric)
 
-    def _late_centers(self) -> Sequence[float]:
+    def _multi_vector_scores(self) -> MultiVectorScores | None:
+        """Return the scores of multi-vectors, which a screening of centers computes for the grids as well."""
+        if not self.config.weights.get("multi_vector"):
+            return None
+        is_screened = "multi_vector" in self.config.modes and len(self.folds.eval_queries) > SAMPLE
+        return MultiVectorScores(self.corpus, self.folds, self.pairs, cached=is_screened)
+
+    def _screened_centers(self) -> Sequence[float]:
         """Return the center of multi-vectors that is best on a sample of the queries, all of them if they are few."""
-        if "multi_vector" not in self.config.modes or not self.config.weights.get("multi_vector"):
+        if self.multi_vector_scores is None or "multi_vector" not in self.config.modes:
             return MULTI_VECTOR_CENTERS[:1]
         if len(self.folds.eval_queries) <= SAMPLE:
             return MULTI_VECTOR_CENTERS
-        some, few = sample(self.folds, self.pairs)
-        grids = multi_vector_grids(self.corpus, some, few, ROTATION_CHORDS[::3], MULTI_VECTOR_CENTERS)
+        some, few, positions = sample(self.folds, self.pairs)
+        grids = self.multi_vector_scores.grids(
+            ROTATION_CHORDS[::3], MULTI_VECTOR_CENTERS, positions, self.progress.update
+        )
         objective = FusedObjective(some.eval_queries, few, {"multi_vector": grids}, self.metric, control_answers(some))
         return [MULTI_VECTOR_CENTERS[i] for i in objective.best_grids("multi_vector", 1)]
 
@@ -243,11 +256,11 @@ class _HybridNudgeProblem:
             lines = sparse_curves(self.corpus, self.folds, self.pairs, centers)
             return [AnalyticScores(each, TRAJECTORIES["nudge-m"], gammas_) for each in lines]
         chords = ROTATION_CHORDS if moves else ROTATION_CHORDS[:1]
-        update = self.progress.update
-        return [*multi_vector_grids(self.corpus, self.folds, self.pairs, chords, self.late_centers, update)]
+        assert self.multi_vector_scores is not None
+        return [*self.multi_vector_scores.grids(chords, self.late_centers, on_fraction=self.progress.update)]
 
     def _curve(self, mode: Mode, configuration: Configuration, who: Ints) -> Curve:
-        grid = dict(configuration.strengths).get(mode, REST).grid
+        grid = dict(configuration.strengths).get(mode, UNMOVED).grid
         gammas = self.objective.grids[mode][grid].gammas
         levels = [
             self.objective.mean(configuration.with_strength(mode, Strength(grid, g)), who) for g in gammas.tolist()

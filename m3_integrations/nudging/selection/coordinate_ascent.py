@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from m3_integrations.core.encoded import Mode
+from m3_integrations.core.encoded import Array, Mode
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.selection.cross_validation import SPLITS, Evidence, splits
 from m3_integrations.nudging.selection.rank_metric import RankMetric
@@ -18,7 +19,8 @@ from m3_integrations.nudging.selection.score_grids import Pairs, ScoreGrid
 FACTORS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0)  # of a mode's initial weight
 ROUNDS = 4
 BETTER = 5e-4  # minimum gain of a step
-CACHED_METRICS = 1 << 24  # cached metrics, over all queries and configurations
+CACHED_METRICS = 1 << 23  # cached metrics, over all queries and configurations
+CACHED_SCORES = 1 << 25  # cached scores, over all candidates and strengths
 
 
 class Strength(NamedTuple):
@@ -28,7 +30,7 @@ class Strength(NamedTuple):
     gamma: float
 
 
-REST = Strength(0, 0.0)
+UNMOVED = Strength(0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Configuration:
 
     @classmethod
     def at_rest(cls, weights: Mapping[Mode, float]) -> Configuration:
-        return cls(tuple((mode, REST) for mode in weights), tuple(weights.items()))
+        return cls(tuple((mode, UNMOVED) for mode in weights), tuple(weights.items()))
 
     def with_strength(self, mode: Mode, strength: Strength) -> Configuration:
         return replace(self, strengths=tuple((each, strength if each == mode else s) for each, s in self.strengths))
@@ -85,42 +87,59 @@ class FusedObjective:
         control: Judged | None = None,
     ) -> None:
         self.eval_queries, self.pairs, self.grids, self.control = eval_queries, pairs, grids, control
-        self._rankings = [_Ranking(each, pairs, metric) for each in (eval_queries, control) if each is not None]
-        self._scores: dict[tuple[Mode, Strength], Floats] = {}
-        self._metrics: dict[Configuration, tuple[Floats, Floats]] = {}
+        self._candidates = _CandidateMatrix(pairs, len(eval_queries))
+        self._ranking, *self._controls = [
+            _Ranking(each, pairs, self._candidates.place, metric) for each in (eval_queries, control) if each is not None
+        ]
+        self._matrices: dict[tuple[Mode, Strength], Array] = {}
+        self._fused, self._part = np.empty((2, *self._candidates.shape), np.float32)
+        self._specific: dict[Configuration, Floats] = {}
 
     def metrics(self, configuration: Configuration) -> Floats:
         """Return the metric of each query in a configuration, shape (queries,)."""
-        return self._measure(configuration)[0]
+        return self._ranking.metrics(self._fuse(configuration)) if self._controls else self.specific(configuration)
 
     def specific(self, configuration: Configuration) -> Floats:
         """Return the metric of each query less that of the control, shape (queries,)."""
-        return self._measure(configuration)[1]
-
-    def _measure(self, configuration: Configuration) -> tuple[Floats, Floats]:
-        known = self._metrics.get(configuration)
+        known = self._specific.get(configuration)
         if known is None:
-            if 2 * (1 + len(self._metrics)) * len(self.eval_queries) > CACHED_METRICS:
-                self._metrics.clear()
-            scores = self.scores(configuration)
-            metrics, *controls = [ranking.metrics(scores) for ranking in self._rankings]
-            known = self._metrics[configuration] = metrics, metrics - controls[0] if controls else metrics
+            if (1 + len(self._specific)) * len(self.eval_queries) > CACHED_METRICS:
+                self._specific.clear()
+            fused = self._fuse(configuration)
+            known = self._ranking.metrics(fused)
+            for control in self._controls:
+                known -= control.metrics(fused)
+            self._specific[configuration] = known
         return known
 
     def scores(self, configuration: Configuration) -> Floats:
         """Return the fused scores of the pairs, shape (pairs,)."""
-        strengths = dict(configuration.strengths)
-        fused = np.zeros(len(self.pairs.query_rows))
-        for mode, weight in configuration.weights:
-            if weight:
-                fused += weight * self._at(mode, strengths[mode])
+        fused: Floats = self._fuse(configuration)[self._candidates.place, self.pairs.query_rows]
         return fused
 
-    def _at(self, mode: Mode, strength: Strength) -> Floats:
-        strength = strength if strength.gamma else REST
-        if (mode, strength) not in self._scores:
-            self._scores[mode, strength] = self.grids[mode][strength.grid].at(strength.gamma)
-        return self._scores[mode, strength]
+    def _fuse(self, configuration: Configuration) -> Array:
+        """Return the fused scores as a matrix, which the next call overwrites."""
+        strengths = dict(configuration.strengths)
+        target = self._fused
+        for mode, weight in configuration.weights:
+            if weight:
+                np.multiply(self._matrix(mode, strengths[mode]), weight, out=target)
+                if target is self._part:
+                    self._fused += target
+                target = self._part
+        if target is self._fused:
+            self._fused[:] = 0
+        return self._fused
+
+    def _matrix(self, mode: Mode, strength: Strength) -> Array:
+        strength = strength if strength.gamma else UNMOVED
+        known = self._matrices.get((mode, strength))
+        if known is None:
+            if (1 + len(self._matrices)) * self._fused.size > CACHED_SCORES:
+                self._matrices.clear()
+            known = self._candidates.fill(self.grids[mode][strength.grid].at(strength.gamma))
+            self._matrices[mode, strength] = known
+        return known
 
     def mean(self, configuration: Configuration, who: Ints) -> float:
         """Return the weighted mean metric of these queries."""
@@ -181,7 +200,7 @@ class FusedObjective:
 
     def _best_alone(self, mode: Mode, who: Ints) -> Strength:
         alone = Configuration.at_rest({mode: 1.0})
-        strengths = [REST, *self._strengths(mode)]
+        strengths = [UNMOVED, *self._strengths(mode)]
         levels = [self._level(alone.with_strength(mode, strength), who) for strength in strengths]
         return strengths[int(np.argmax(levels))]
 
@@ -206,49 +225,67 @@ def _with_each(
     return [change(here, mode, value) for value in values]
 
 
-@dataclass(frozen=True, eq=False)
+class _CandidateMatrix:
+    """Scores of pairs as a matrix: a column for each query, its candidates by ascending row, padded with -inf."""
+
+    def __init__(self, pairs: Pairs, queries: int) -> None:
+        starts = np.searchsorted(pairs.query_rows, np.arange(queries + 1))
+        self.place = np.arange(len(pairs.rows)) - starts[pairs.query_rows]
+        self.shape = int(np.diff(starts).max(initial=0)), queries
+        self._cells = self.place * queries + pairs.query_rows
+
+    def fill(self, scores: Floats) -> Array:
+        matrix = np.full(self.shape, -np.inf, np.float32)
+        matrix.ravel()[self._cells] = scores
+        return matrix
+
+
 class _Ranking:
     """Ranks of relevant passages among the candidates of their query."""
 
-    eval_queries: Judged
-    pairs: Pairs
-    metric: RankMetric
+    def __init__(self, eval_queries: Judged, pairs: Pairs, place: Ints, metric: RankMetric) -> None:
+        self.metric, self.queries = metric, len(eval_queries)
+        width = 1 + max(int(eval_queries.rows.max(initial=0)), int(pairs.rows.max(initial=0)))
+        keys = pairs.query_rows * width + pairs.rows
+        wanted = eval_queries.query_ids * width + eval_queries.rows
+        at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+        found = np.flatnonzero(keys[at] == wanted) if len(keys) else np.empty(0, np.int64)
+        self._query_rows, self._places = eval_queries.query_ids[found], place[at[found]]
+        self._gains_by_rank = metric.gains_by_rank(eval_queries)[found]
+        number = np.arange(len(found)) - np.searchsorted(self._query_rows, self._query_rows)
+        # Relevant passages in groups with at most one of each query.
+        self._groups = [np.flatnonzero(number == i) for i in range(int(number.max(initial=-1)) + 1)]
 
-    @cached_property
-    def find_relevant(self) -> tuple[Ints, Ints]:
-        """Judged pairs whose passage is a candidate, and its position among the pairs."""
-        width = 1 + max(int(self.eval_queries.rows.max(initial=0)), int(self.pairs.rows.max(initial=0)))
-        keys = self.pairs.query_rows * width + self.pairs.rows
-        wanted = self.eval_queries.query_ids * width + self.eval_queries.rows
-        place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        found = np.flatnonzero(keys[place] == wanted) if len(keys) else np.empty(0, np.int64)
-        return found, place[found]
-
-    @cached_property
-    def _comparisons(self) -> tuple[Ints, Ints]:
-        """For each relevant candidate, its number against every candidate of its query."""
-        _, places = self.find_relevant
-        query_rows = self.pairs.query_rows[places]
-        first, last = (np.searchsorted(self.pairs.query_rows, query_rows, side) for side in ("left", "right"))
-        counts = last - first
-        mine = np.repeat(np.arange(len(places)), counts)
-        theirs = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
-        return mine, theirs
-
-    def metrics(self, scores: Floats) -> Floats:
-        """Return the metric of each query for scores of shape (pairs,); ties break by row."""
-        (found, places), (mine, theirs) = self.find_relevant, self._comparisons
-        own, other = scores[places][mine], scores[theirs]
-        ahead = (other > own) | ((other == own) & (theirs < places[mine]))
-        ranks = 1 + np.bincount(mine[ahead], minlength=len(places))
-        gains = self._gains_by_rank[found, np.minimum(ranks, self.metric.k + 1)]
-        query_rows = self.eval_queries.query_ids[found]
+    def metrics(self, scores: Array) -> Floats:
+        """Return the metric of each query for a matrix of scores; ties break by row."""
+        ranks = np.empty(len(self._places), np.int64)
+        for group in self._groups:
+            ranks[group] = 1 + self._count_ahead(scores, group)
+        gains = self._gains_by_rank[np.arange(len(ranks)), np.minimum(ranks, self.metric.k + 1)]
         if self.metric.is_additive:
-            return np.asarray(np.bincount(query_rows, gains, minlength=len(self.eval_queries)), np.float64)
-        metrics = np.zeros(len(self.eval_queries))
-        np.maximum.at(metrics, query_rows, gains)
+            return np.asarray(np.bincount(self._query_rows, gains, minlength=self.queries), np.float64)
+        metrics = np.zeros(self.queries)
+        np.maximum.at(metrics, self._query_rows, gains)
         return metrics
 
-    @cached_property
-    def _gains_by_rank(self) -> Floats:
-        return self.metric.gains_by_rank(self.eval_queries)
+    def _count_ahead(self, scores: Array, group: Ints) -> Ints:
+        columns, places = self._query_rows[group], self._places[group]
+        own = scores[places, columns]
+        if 2 * len(columns) < self.queries:
+            scores, columns = scores[:, columns], np.arange(len(columns))
+        level = np.full(scores.shape[1], np.inf, np.float32)
+        level[columns] = own
+        ahead = _count_rows(scores > level)[columns]
+        equal = scores == level
+        if np.count_nonzero(equal) > len(columns):
+            tied, lower = equal[:, columns], np.arange(len(scores))[:, None] < places
+            ahead += _count_rows(tied & lower)
+        return ahead
+
+
+def _count_rows(cells: npt.NDArray[np.bool_]) -> Ints:
+    """Return the number of true cells of each column."""
+    counts = np.zeros(cells.shape[1], np.int64)
+    for start in range(0, len(cells), 255):  # sums of bytes are fast, and this many do not overflow
+        counts += np.add.reduce(cells[start : start + 255].view(np.uint8), axis=0, dtype=np.uint8)
+    return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def promising_variants(
     """Return the variants that are best on a sample of the evaluation queries, PROMISING at most."""
     if len(variants) <= PROMISING or len(folds.eval_queries) <= SAMPLE:
         return variants
-    some, few = sample(folds, pairs)
+    some, few, _ = sample(folds, pairs)
     traced = dense_curves(passages, some, few, variants, total)
     grids = [
         AnalyticScores(curves, variant.trajectory, variant.gammas)
@@ -80,11 +81,20 @@ def promising_variants(
     return [variants[i] for i in objective.best_grids("dense", PROMISING)]
 
 
-def sample(folds: CrossFitFolds, pairs: Pairs) -> tuple[CrossFitFolds, Pairs]:
+class Sample(NamedTuple):
+    """Some of the evaluation queries, their pairs, and the positions of these among all pairs."""
+
+    folds: CrossFitFolds
+    pairs: Pairs
+    positions: Ints
+
+
+def sample(folds: CrossFitFolds, pairs: Pairs) -> Sample:
     """Return SAMPLE of the evaluation queries at equal distances, which are in no order of the log, and their pairs."""
     rows = np.unique(np.linspace(0, len(folds.eval_queries) - 1, SAMPLE).astype(np.int64))
     inside = np.flatnonzero(np.isin(pairs.query_rows, rows))
-    return folds.of_queries(rows), Pairs(np.searchsorted(rows, pairs.query_rows[inside]), pairs.rows[inside])
+    few = Pairs(np.searchsorted(rows, pairs.query_rows[inside]), pairs.rows[inside])
+    return Sample(folds.of_queries(rows), few, inside)
 
 
 def _pairs(folds: CrossFitFolds, best: RunningTopK, n: int, control: Judged) -> Pairs:

@@ -12,7 +12,7 @@ from m3_integrations.core.encoded import Array, MultiVectors
 from m3_integrations.nudging.corpus import Corpus
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.closed_form import chord_angle, direction_to, shares_of_rows
-from m3_integrations.nudging.method.late_interaction import MatchedVectors, MaxSimAlignment
+from m3_integrations.nudging.method.late_interaction import MaxSimAlignment
 from m3_integrations.nudging.method.pulls import PullField, Pulls
 from m3_integrations.nudging.method.trajectories import ScoreCurves, Trajectory
 from m3_integrations.nudging.method.variants import Variant
@@ -199,33 +199,106 @@ def _sparse_products(
 
 
 def multi_vector_grids(
-    corpus: Corpus,
-    folds: CrossFitFolds,
-    pairs: Pairs,
-    gammas: Floats,
-    centers: Sequence[float],
-    on_fraction: Callable[[float], object] | None = None,
+    corpus: Corpus, folds: CrossFitFolds, pairs: Pairs, gammas: Floats, centers: Sequence[float]
 ) -> list[TabulatedScores]:
-    """Return by center the MaxSim scores of the pairs at these step sizes, without held-out pulls.
+    """Return by center the MaxSim scores of the pairs at these step sizes, without held-out pulls."""
+    return MultiVectorScores(corpus, folds, pairs).grids(gammas, centers)
 
-    `on_fraction` is called with the fraction of the passages that is done.
+
+class MultiVectorScores:
+    """MaxSim scores of pairs while the passage vectors that training queries match rotate, without held-out pulls.
+
+    With `cached`, the similarities to all other vectors, which do not move, are computed once for several grids.
     """
-    tables = np.zeros((len(centers), len(gammas), len(pairs.query_rows)), np.float32)
-    order = np.lexsort((pairs.query_rows, pairs.rows))
-    rows, starts = np.unique(pairs.rows[order], return_index=True)
-    edges = np.append(starts, len(order))
-    pulled = PullIndex(folds.train)
-    angles = np.array([chord_angle(gamma) for gamma in gammas])
-    for start in range(0, len(rows), PASSAGES_AT_ONCE):
-        if on_fraction is not None:
-            on_fraction(start / len(rows))
-        block = corpus.multi_vector(rows[start : start + PASSAGES_AT_ONCE])
-        for i, passage in enumerate(block, start):
-            mine = order[edges[i] : edges[i + 1]]
-            if len(passage):
-                query_rows, pulling = pairs.query_rows[mine], pulled.by(rows[i], passage)
-                tables[:, :, mine] = _multi_vector_scores(passage, query_rows, folds, pulling, angles, centers)
-    return [TabulatedScores(table, gammas) for table in tables]
+
+    def __init__(self, corpus: Corpus, folds: CrossFitFolds, pairs: Pairs, *, cached: bool = False) -> None:
+        self.corpus, self.folds, self.pairs, self._pulled = corpus, folds, pairs, PullIndex(folds.train)
+        self._order = np.lexsort((pairs.query_rows, pairs.rows))
+        self.rows, starts = np.unique(pairs.rows[self._order], return_index=True)
+        self._edges = np.append(starts, len(self._order))
+        self._unmoved: dict[tuple[int, int], Array] | None = {} if cached else None
+
+    def grids(
+        self,
+        gammas: Floats,
+        centers: Sequence[float],
+        sampled: Ints | None = None,
+        on_fraction: Callable[[float], object] | None = None,
+    ) -> list[TabulatedScores]:
+        """Return the scores by center at these step sizes.
+
+        Args:
+            gammas: Step sizes, ascending from 0.
+            centers: Fractions of the mean query vector to subtract.
+            sampled: Pairs to score, ascending; None for all.
+            on_fraction: Called with the fraction of the passages that is done.
+        """
+        count = len(self.pairs.rows)
+        place = np.arange(count)
+        if sampled is not None:
+            place = np.full(count, -1)
+            place[sampled] = np.arange(len(sampled))
+        tables = np.zeros((len(centers), len(gammas), count if sampled is None else len(sampled)), np.float32)
+        angles, numbers = np.array([chord_angle(gamma) for gamma in gammas]), np.arange(len(self.rows))
+        if self._unmoved:
+            pulled = np.isin(self.rows, self._pulled.rows)
+            for number in numbers[~pulled].tolist():
+                self._fill(tables, place, self._pairs_of(number), self._unmoved.get((number, 0)))
+            numbers = numbers[pulled]
+        for done, which in enumerate(blocks(numbers)):
+            if on_fraction is not None:
+                on_fraction(done * PASSAGES_AT_ONCE / len(numbers))
+            for number, passage in zip(which.tolist(), self.corpus.multi_vector(self.rows[which]), strict=True):
+                if len(passage):
+                    self._score(number, passage, place, tables, angles, centers)
+        return [TabulatedScores(table, gammas) for table in tables]
+
+    def _pairs_of(self, number: int) -> Ints:
+        return self._order[self._edges[number] : self._edges[number + 1]]
+
+    def _fill(self, tables: Array, place: Ints, pairs: Ints, best: Array | None) -> None:
+        """Fill in the scores of pairs from the best similarity of each query vector, shape (..., vectors)."""
+        if best is not None:
+            counts = self.folds.eval_queries.in_modes.multi_vector.counts_of(self.pairs.query_rows[pairs])
+            wanted = place[pairs] >= 0
+            tables[:, :, place[pairs[wanted]]] = _means(best, counts)[..., wanted]
+
+    def _score(
+        self, number: int, passage: Array, place: Ints, tables: Array, angles: Floats, centers: Sequence[float]
+    ) -> None:
+        """Fill in the scores of a passage."""
+        mine, pulling = self._pairs_of(number), self._pulled.by(self.rows[number], passage)
+        groups = _group_queries(pulling, self.folds, self.pairs.query_rows[mine])
+        rotations = None if pulling is None else _Rotations.of(passage, pulling, [who for who, _ in groups], centers)
+        every = self.folds.eval_queries.in_modes.multi_vector
+        for group, (_, positions) in enumerate(groups):
+            pairs = mine[positions]
+            best = self._unmoved.get((number, group)) if self._unmoved is not None else None
+            if best is None:
+                vectors = every.take(self.pairs.query_rows[pairs]).values
+                best = self._unmoved_best((number, group), passage, rotations, vectors)
+            if rotations is not None:
+                wanted = place[pairs] >= 0
+                best = best[np.repeat(wanted, every.counts_of(self.pairs.query_rows[pairs]))]
+                pairs = pairs[wanted]
+                vectors = every.take(self.pairs.query_rows[pairs]).values
+                best = rotations.best(group, passage, vectors, best, angles)
+            self._fill(tables, place, pairs, best)
+
+    def _unmoved_best(
+        self, key: tuple[int, int], passage: Array, rotations: _Rotations | None, vectors: Array
+    ) -> Array:
+        """Return the best similarity of each query vector to the vectors that do not move, shape (vectors,)."""
+        best = np.empty(len(vectors), np.float32)
+        for start in range(0, len(vectors), VECTORS_AT_ONCE):
+            part = slice(start, start + VECTORS_AT_ONCE)
+            similar = passage @ vectors[part].T
+            if rotations is not None:
+                similar[rotations.places] = -np.inf
+            similar.max(axis=0, out=best[part])
+        if self._unmoved is not None:
+            self._unmoved[key] = best
+        return best
 
 
 class PullGroup(NamedTuple):
@@ -264,35 +337,6 @@ class PullIndex:
         return PullGroup(who, MaxSimAlignment.of(passage, [self.vectors[i] for i in who], strengths, self.mean))
 
 
-def _multi_vector_scores(
-    passage: Array,
-    query_rows: Ints,
-    folds: CrossFitFolds,
-    pulling: PullGroup | None,
-    angles: Floats,
-    centers: Sequence[float],
-) -> Array:
-    """Return MaxSim scores while matched vectors rotate, shape (centers, angles, queries)."""
-    scores = np.empty((len(centers), len(angles), len(query_rows)), np.float32)
-    for who, mine in _group_queries(pulling, folds, query_rows):
-        queries = folds.eval_queries.in_modes.multi_vector.take(query_rows[mine])
-        turned = [] if pulling is None or not len(who) else [pulling.matching.pulls(who, center) for center in centers]
-        moves = [_Rotation.of(passage, matched) for matched in turned]
-        best = np.empty((max(len(moves), 1), len(angles) if moves else 1, len(queries.values)), np.float32)
-        for start in range(0, len(queries.values), VECTORS_AT_ONCE):
-            part = slice(start, start + VECTORS_AT_ONCE)
-            vectors = queries.values[part]
-            similar = passage @ vectors.T
-            if not moves:
-                best[0, 0, part] = similar.max(axis=0)
-                continue
-            unmoved = np.delete(similar, moves[0].places, axis=0).max(axis=0, initial=-np.inf)
-            for of_center, rotation in zip(best, moves, strict=True):
-                of_center[:, part] = rotation.maxima(similar, vectors, unmoved, angles)
-        scores[:, :, mine] = _means(best, queries)
-    return scores
-
-
 def _group_queries(pulling: PullGroup | None, folds: CrossFitFolds, query_rows: Ints) -> list[tuple[Ints, Ints]]:
     """Group evaluation queries for which the same training queries pull: positions in `pulling`, and the queries."""
     every = np.arange(len(query_rows))
@@ -309,34 +353,46 @@ def _group_queries(pulling: PullGroup | None, folds: CrossFitFolds, query_rows: 
     return [(who, np.concatenate(mine)) for who, mine in groups.values()]
 
 
-class _Rotation(NamedTuple):
-    """Rotation of the matched vectors of a passage: positions (m,), directions (m, dim), angles to the pulls (m,)."""
+class _Rotations(NamedTuple):
+    """Rotations of the matched vectors of a passage by center and group of queries.
+
+    Attributes:
+        places: Positions of the vectors that some training query matches, shape (m,).
+        tangent: Directions, shape (centers, groups, m, dim).
+        angle: Angles to the pulls, 0 for a vector that the pulling queries do not match, shape (centers, groups, m).
+    """
 
     places: Ints
     tangent: Floats
     angle: Floats
 
     @classmethod
-    def of(cls, passage: Array, matched: MatchedVectors) -> _Rotation:
-        return cls(matched.places, *direction_to(passage[matched.places], matched.pulls))
+    def of(cls, passage: Array, pulling: PullGroup, groups: Sequence[Ints], centers: Sequence[float]) -> _Rotations:
+        places, pulls = pulling.matching.pulls_by_group(groups, centers)
+        matched = np.broadcast_to(passage[places], pulls.shape).reshape(-1, passage.shape[1])
+        tangent, angle = direction_to(matched, pulls.reshape(matched.shape))
+        return cls(places, tangent.reshape(pulls.shape), angle.reshape(pulls.shape[:-1]))
 
-    def maxima(self, similar: Array, vectors: Array, unmoved: Array, angles: Floats) -> Array:
-        """Return the best similarity of each query vector while matched vectors rotate, shape (angles, vectors)."""
-        straight, tangent = similar[self.places], self.tangent @ vectors.T
-        best = np.empty((len(angles), len(vectors)), np.float32)
-        along, across = np.empty_like(straight), np.empty_like(straight)
-        for step, angle in enumerate(angles):
-            turn = np.minimum(angle, self.angle).astype(np.float32)[:, None]
-            np.multiply(straight, np.cos(turn), out=along)
-            along += np.multiply(tangent, np.sin(turn), out=across)
-            np.maximum(unmoved, along.max(axis=0, initial=-np.inf), out=best[step])
+    def best(self, group: int, passage: Array, vectors: Array, unmoved: Array, angles: Floats) -> Array:
+        """Return the best similarity of each query vector while vectors rotate, shape (centers, angles, vectors)."""
+        best = np.empty((len(self.tangent), len(angles), len(vectors)), np.float32)
+        for start in range(0, len(vectors), VECTORS_AT_ONCE):
+            part = slice(start, start + VECTORS_AT_ONCE)
+            straight = passage[self.places] @ vectors[part].T
+            along, across = np.empty_like(straight), np.empty_like(straight)
+            for center, tangents in enumerate(self.tangent[:, group]):
+                tangent, end = tangents @ vectors[part].T, self.angle[center, group]
+                for step, angle in enumerate(angles):
+                    turn = np.minimum(angle, end).astype(np.float32)[:, None]
+                    np.multiply(straight, np.cos(turn), out=along)
+                    along += np.multiply(tangent, np.sin(turn), out=across)
+                    np.maximum(unmoved[part], along.max(axis=0, initial=-np.inf), out=best[center, step, part])
         return best
 
 
-def _means(best: Array, queries: MultiVectors) -> Array:
+def _means(best: Array, counts: Ints) -> Array:
     """Return the mean over each query's vectors of values of shape (..., vectors); 0 for a query without vectors."""
     padded = np.concatenate([best, np.zeros((*best.shape[:-1], 1), np.float32)], axis=-1)
-    sums = np.add.reduceat(padded, queries.offsets[:-1], axis=-1)
-    counts = queries.counts
+    sums = np.add.reduceat(padded, np.cumsum(counts) - counts, axis=-1)
     means: Array = np.where(counts > 0, sums / np.maximum(counts, 1), 0)
     return means
