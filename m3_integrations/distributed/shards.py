@@ -15,7 +15,7 @@ from m3_integrations.distributed.executors import Executor
 from m3_integrations.nudging.judged import Floats, Ints
 from m3_integrations.nudging.method.pulls import PullField
 from m3_integrations.nudging.method.variants import Variant
-from m3_integrations.nudging.optimize.dense import NonUnitRow, moved_rows, off_unit
+from m3_integrations.nudging.optimize.dense import NonUnitRow, first_non_unit, moved_rows
 from m3_integrations.nudging.selection.crossings import Relevant, TopKCandidates, top_k_candidates
 from m3_integrations.nudging.selection.running_top_k import RunningTopK, numbered, unmoved_blocks
 
@@ -142,7 +142,7 @@ class InitialTopK(NamedTuple):
         passages = shard.passages(self.queries.shape[1])
         unmoved_here = unmoved_blocks(passages, shard.rows(self.pulled, len(passages)))
         unmoved = ((shard.start + rows, block) for rows, block in unmoved_here)
-        off = off_unit(passages, np.arange(len(passages)))
+        off = first_non_unit(passages, np.arange(len(passages)))
         return InitialTopKResult(
             best=self._best(self.depth, numbered([passages], shard.start, passages.shape[1])),
             unmoved=self._best(self.k, unmoved),

@@ -94,7 +94,7 @@ def nudge(
     if isinstance(passages, Encoded):
         _refuse("for plain dense arrays; pass encoded.dense", gamma=gamma, center=center, background=background)
         return nudge_modes(
-            EncodedCorpus(passages), train, validation, _race(passages, modes, weights, metric, method, propagate)
+            EncodedCorpus(passages), train, validation, _config(passages, modes, weights, metric, method, propagate)
         )
     _refuse("for texts in several modes; pass an Encoded", modes=modes, weights=weights)
     options = NudgeOptions(method, metric, propagate, center, gamma)
@@ -107,7 +107,7 @@ def _refuse(meant: str, **options: object) -> None:
             raise ValueError(f"{name} is {meant}, or leave it out")
 
 
-def _race(
+def _config(
     passages: Encoded,
     modes: Modes | None,
     weights: Mapping[Mode, float] | None,

@@ -62,7 +62,7 @@ class Version(NamedTuple):
     Attributes:
         number: Number of the version, from 1.
         made: Time of the fit, ISO 8601 in UTC.
-        asked: Options of the fit.
+        options: Options of the fit.
         moves: By mode, "method", "gamma", "spread" and "centre" as they are stored.
         weights: Mode weights chosen with the nudge.
         before: Metric on the validation questions before the nudge.
@@ -74,7 +74,7 @@ class Version(NamedTuple):
 
     number: int
     made: str
-    asked: FitOptions
+    options: FitOptions
     moves: Mapping[Mode, Mapping[str, Any]]
     weights: Mapping[Mode, float]
     before: float
@@ -364,7 +364,7 @@ class Ledger:
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
                 version.number,
                 version.made,
-                json.dumps([version.asked.modes, version.asked.metric, *map(to_stored, version.asked[2:])]),
+                json.dumps([version.options.modes, version.options.metric, *map(to_stored, version.options[2:])]),
                 json.dumps(version.moves),
                 json.dumps(figures),
             )
@@ -560,8 +560,8 @@ def _query(id: Any, text: Any, relevant: Any) -> Query:
     return Query(_text(id), _text(text), grades)
 
 
-def _version(number: Any, made: Any, asked: Any, moves: Any, figures: Any) -> Version:
-    modes, metric, method, propagate = json.loads(_text(asked))
+def _version(number: Any, made: Any, options: Any, moves: Any, figures: Any) -> Version:
+    modes, metric, method, propagate = json.loads(_text(options))
     options = FitOptions(tuple(map(_mode, modes)), _text(metric), from_stored(method), from_stored(propagate))
     if options.method not in ("auto", "nudge-n", "nudge-m") or options.propagate not in ("auto", "neighbors", None):
         raise ValueError(f"the options {options!r:.80}")

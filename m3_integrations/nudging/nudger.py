@@ -50,7 +50,7 @@ from m3_integrations.nudging.optimize.hybrid import (
     ModeUpdate,
     NudgeConfig,
     dense_move,
-    late_move,
+    multi_vector_move,
     nudge_modes,
     sparse_move,
 )
@@ -157,7 +157,7 @@ class Nudger:
         versions = self._ledger.versions()
         if not versions:
             raise ValueError("there is nothing to refit; call fit(train, validation) first")
-        options = versions[-1].asked
+        options = versions[-1].options
         return self._fit(options, self._query_sets(options), test, fresh=False, on_progress=on_progress)
 
     def add_queries(self, queries: Sequence[Query], role: Role = "train") -> None:
@@ -283,7 +283,7 @@ class Nudger:
                 f"version {version} cannot be computed again: some of its questions were forgotten; "
                 "use refit() with those that count now, or revert() for the original vectors"
             )
-        query_sets = self._query_sets(known.asked, version)
+        query_sets = self._query_sets(known.options, version)
         train = self._judged(query_sets.train, corpus).judged.answered().merge_copies()
         moved = {mode: _restore_move(corpus, train, mode, move) for mode, move in known.moves.items()}
         self._write(version, moved, corpus, self._stored_plan(known))
@@ -353,7 +353,7 @@ class Nudger:
         return Version(
             number=self._ledger.next_version,
             made=now(),
-            asked=options,
+            options=options,
             moves={mode: _to_json(moved) for mode, moved in result.moved.items()},
             weights=dict(result.weights),
             before=result.before,
@@ -431,7 +431,7 @@ class Nudger:
         if given is not None and given.weights is not None:
             return replace(given, modes=None, calibration=None)  # the scores change
         sparse_score = None if version.sparse_score == sparse_score_of(self.encoder) else version.sparse_score
-        plan = given or SearchPlan(propose=self._candidate_modes(version.asked))
+        plan = given or SearchPlan(propose=self._candidate_modes(version.options))
         return replace(plan, weights=version.weights, modes=None, sparse_score=sparse_score, calibration=None)
 
     def _given_plan(self, version: Version) -> SearchPlan | None:
@@ -459,7 +459,7 @@ class Nudger:
         if options is None:
             versions = self._ledger.versions()
             every = FitOptions(tuple(self.encoder.modes & self.index.modes), "", "auto", None)
-            options = versions[-1].asked if versions else every
+            options = versions[-1].options if versions else every
         config = self._config(options)
         needed = {*options.modes, *config.weights, *config.propose, *DENSE}
         return tuple(mode for mode in MODES if mode in needed & self.encoder.modes)
@@ -648,4 +648,8 @@ def _restore_move(corpus: IndexCorpus, train: Judged, mode: Mode, move: Mapping[
     gamma, center = move["gamma"], move["centre"]
     if mode == "dense":
         return dense_move(corpus, train, Variant(from_stored(move["method"]), propagation, center), gamma)
-    return sparse_move(corpus, train, gamma, center) if mode == "sparse" else late_move(corpus, train, gamma, center)
+    return (
+        sparse_move(corpus, train, gamma, center)
+        if mode == "sparse"
+        else multi_vector_move(corpus, train, gamma, center)
+    )

@@ -222,8 +222,8 @@ def _carry_ledger(
         if not nudger.versions():  # otherwise fitted before an interruption
             stage.plan = _plan_without_weights(index.plan)
             if version is not None and any(id in known for query in train for id in query.relevant):
-                modes = tuple(mode for mode in version.asked.modes if mode in new_encoder.modes) or DENSE
-                nudger.fit(train, validation, **{**version.asked._asdict(), "modes": modes})
+                modes = tuple(mode for mode in version.options.modes if mode in new_encoder.modes) or DENSE
+                nudger.fit(train, validation, **{**version.options._asdict(), "modes": modes})
             else:
                 nudger.add_queries(train, "train")
                 nudger.add_queries(validation, "validation")

@@ -84,20 +84,20 @@ def choose_plan(encoder: Encoder, index: Index, queries: Sequence[Query], *, met
     judged, ids = _judge(encoder, index, queries)
     candidates = _Candidates.generate(index, judged, ids, present, rank_metric.k)
     search = _PlanSearch(candidates.objectives(judged, rank_metric, present.plan.fusion), present)
-    start, everyone = search.start, np.arange(len(judged))
+    start, all_queries = search.start, np.arange(len(judged))
     gains = np.zeros(len(judged))
     for part, rest in splits(len(judged)):
         gains[part] += (search.metrics(search.ascend(rest)) - search.metrics(start))[part] / SPLITS
     gain, error = mean_and_error(gains, judged.weights)
-    best = search.ascend(everyone)
+    best = search.ascend(all_queries)
     chosen = is_significant(gain, error)
     return PlanTuning(
         plan=present.with_choice(best) if chosen else index.plan or SearchPlan(),
         previous=index.plan,
         metric=metric,
         queries=len(judged),
-        before=search.mean(start, everyone),
-        after=search.mean(best, everyone),
+        before=search.mean(start, all_queries),
+        after=search.mean(best, all_queries),
         gain=gain,
         error=error,
     )
@@ -320,22 +320,22 @@ class _PlanSearch:
     def __init__(self, objectives: Mapping[int, FusedObjective], present: _PresentPlan) -> None:
         self.objectives = objectives
         candidates = max(present.plan.candidates, min(objectives))  # those of a metric at a large k are more
-        self.start = _PlanChoice(candidates, Configuration.at_rest(present.weights))
+        self.start = _PlanChoice(candidates, Configuration.unmoved(present.weights))
 
     def metrics(self, choice: _PlanChoice) -> Floats:
         return self.objectives[choice.candidates].metrics(choice.weights)
 
-    def mean(self, choice: _PlanChoice, who: Ints) -> float:
-        return self.objectives[choice.candidates].mean(choice.weights, who)
+    def mean(self, choice: _PlanChoice, subset: Ints) -> float:
+        return self.objectives[choice.candidates].mean(choice.weights, subset)
 
-    def ascend(self, who: Ints) -> _PlanChoice:
+    def ascend(self, subset: Ints) -> _PlanChoice:
         """Return the best choice found for these queries."""
-        here, level = self.start, self.mean(self.start, who)
+        here, level = self.start, self.mean(self.start, subset)
         for _ in range(ROUNDS):
             before = level
             for coordinate in range(1 + len(self.start.weights.weights)):
                 for step in self._steps(here, coordinate):
-                    if (found := self.mean(step, who)) > level + BETTER:
+                    if (found := self.mean(step, subset)) > level + BETTER:
                         here, level = step, found
             if level <= before + BETTER:
                 break

@@ -196,10 +196,10 @@ def test_a_refit_goes_by_the_options_and_queries_of_the_ledger(nudged):
     nudger.add_queries(added_queries())
     nudger.refit()
     assert nudger.version == EXPECTED["nudged"]["refit"]["version"]
-    refitted, asked = searches(nudged), nudger.versions()[-1].asked
+    refitted, fitted = searches(nudged), nudger.versions()[-1].options
     train, validation = nudger.queries("train"), nudger.queries("validation")
     assert {query.id for query in added_queries()} <= {query.id for query in [*train, *validation]}
-    options = {"modes": asked.modes, "metric": asked.metric, "method": asked.method, "propagate": asked.propagate}
+    options = {"modes": fitted.modes, "metric": fitted.metric, "method": fitted.method, "propagate": fitted.propagate}
     nudger.fit(train, validation, **options)
     assert_same_searches(searches(nudged), refitted)
 

@@ -179,9 +179,9 @@ def _warn_of_few(count: int) -> list[str]:
 
 
 def _version_to_json(version: Version) -> dict[str, Any]:
-    asked = {"modes": list(version.asked.modes), "metric": version.asked.metric, "weights": dict(version.weights)}
+    options = {"modes": list(version.options.modes), "metric": version.options.metric, "weights": dict(version.weights)}
     figures = {"before": version.before, "after": version.after, "moved": version.moved}
-    return {"version": version.number, "made": version.made, **asked, **figures}
+    return {"version": version.number, "made": version.made, **options, **figures}
 
 
 def _report_to_json(report: NudgeReport) -> dict[str, Any]:
@@ -213,6 +213,6 @@ def _print_versions(versions: Sequence[Version], current: int) -> None:
     rows = table("version", "made", "modes", "metric", "before", "after", "moved")
     for each in versions:
         figures = f"{each.before:.3f}", f"{each.after:.3f}", str(each.moved)
-        rows.add_row(str(each.number), each.made[:16], ", ".join(each.asked.modes), each.asked.metric, *figures)
+        rows.add_row(str(each.number), each.made[:16], ", ".join(each.options.modes), each.options.metric, *figures)
     terminal.print(rows)
     terminal.print(f"The index holds {f'version {current}' if current else 'the original vectors'}.")

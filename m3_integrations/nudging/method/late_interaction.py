@@ -45,15 +45,14 @@ class MaxSimAlignment(NamedTuple):
         hard = np.repeat(np.asarray(strengths, np.float32), counts)
         return cls(np.repeat(np.arange(len(counts)), counts), vectors, hard, (vectors @ passage.T).argmax(axis=1), mean)
 
-    def pulls(self, who: Ints | None = None, center: float = 0.0) -> MatchedVectors:
+    def pulls(self, queries: Ints | None = None, center: float = 0.0) -> MatchedVectors:
         """Return the pulls of all queries or of these alone, with `center` times the mean vector subtracted."""
-        mine = slice(None) if who is None else np.isin(self.query_rows, who)
+        mine = slice(None) if queries is None else np.isin(self.query_rows, queries)
         order = np.argsort(self.places[mine], kind="stable")
         places, starts = np.unique(self.places[mine][order], return_index=True)
         pulling = self.strengths[mine, None] * (self.vectors[mine] - center * self.mean)
         pulls = np.add.reduceat(pulling[order], starts, axis=0) if len(places) else pulling[:0]
         return MatchedVectors(places, pulls.astype(np.float32))
-
 
     def pulls_by_group(self, groups: Sequence[Ints], centers: Sequence[float]) -> tuple[Ints, Floats]:
         """Return the matched positions, ascending (m,), and pulls of shape (centers, groups, m, dim).
@@ -64,8 +63,8 @@ class MaxSimAlignment(NamedTuple):
         places, starts = np.unique(self.places[order], return_index=True)
         vectors, query_rows, strengths = self.vectors[order], self.query_rows[order], self.strengths[order]
         pulls = np.empty((len(centers), len(groups), len(places), vectors.shape[1]), np.float32)
-        for group, who in enumerate(groups):
-            pulling = strengths * np.isin(query_rows, who)
+        for group, queries in enumerate(groups):
+            pulling = strengths * np.isin(query_rows, queries)
             sums = np.add.reduceat(pulling[:, None] * vectors, starts, axis=0)
             totals = np.add.reduceat(pulling, starts)[:, None] * self.mean
             for i, center in enumerate(centers):

@@ -35,7 +35,7 @@ from m3_integrations.nudging.selection.prescreen import SHORT, prescreen_variant
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.running_top_k import RunningTopK, numbered, unmoved_blocks
 
-CROSSED = 1 << 28  # training queries that judge, times passages, up to which that is quick
+CROSS_FITTING_LIMIT = 1 << 28  # training queries that evaluate, times passages, up to which cross-fitting is quick
 
 
 class Curve(NamedTuple):
@@ -147,10 +147,10 @@ def nudge_dense(
 
 
 class VariantShortlist(NamedTuple):
-    """Variants to sweep exactly; `seen` is the result of the prescreen, if there was one."""
+    """Variants to sweep exactly; `prescreened` is the result of the prescreen, if there was one."""
 
     variants: Sequence[Variant]
-    seen: Selected | None
+    prescreened: Selected | None
 
 
 class NonUnitRow(NamedTuple):
@@ -242,12 +242,12 @@ class DenseNudgeProblem:
         """Return how many of the best background passages are needed."""
         return max(SHORT, self.metric.k) if _is_prescreened(possible, method, gamma) else self.metric.k
 
-    def possible(self, every: Sequence[Variant], off: NonUnitRow | None = None) -> list[Variant]:
+    def possible(self, every: Sequence[Variant], non_unit: NonUnitRow | None = None) -> list[Variant]:
         """Return the variants that apply.
 
         Args:
             every: Variants to consider.
-            off: First non-unit row of all passages, if these are a part of them.
+            non_unit: First non-unit row of all passages, if these are a part of them.
 
         Raises:
             ValueError: If no variant applies because a passage is not a unit vector.
@@ -257,16 +257,16 @@ class DenseNudgeProblem:
             _require_finite(self.passages, np.arange(len(self.passages)), self.numbers)
         else:
             every = list(dict.fromkeys(variant._replace(propagation=None) for variant in every))
-        off_pulled = self._named(off_unit(self.passages, pulled))
-        off_any = off_pulled
-        if off_pulled is None and any(variant.propagation for variant in every):
-            off_any = off or off_unit(self.passages, np.arange(len(self.passages)))
+        non_unit_pulled = self._named(first_non_unit(self.passages, pulled))
+        non_unit_any = non_unit_pulled
+        if non_unit_pulled is None and any(variant.propagation for variant in every):
+            non_unit_any = non_unit or first_non_unit(self.passages, np.arange(len(self.passages)))
         possible = [
             variant
             for variant in every
-            if variant.method == "nudge-m" or (off_any if variant.propagation else off_pulled) is None
+            if variant.method == "nudge-m" or (non_unit_any if variant.propagation else non_unit_pulled) is None
         ]
-        found = off_pulled or off_any
+        found = non_unit_pulled or non_unit_any
         if not possible and found:
             raise ValueError(
                 f"passage {found.row} has length {found.length:.4g} and method 'nudge-n' needs length 1; "
@@ -274,8 +274,8 @@ class DenseNudgeProblem:
             )
         return possible
 
-    def _named(self, off: NonUnitRow | None) -> NonUnitRow | None:
-        return off and off._replace(row=int(self.numbers[off.row]))
+    def _named(self, non_unit: NonUnitRow | None) -> NonUnitRow | None:
+        return non_unit and non_unit._replace(row=int(self.numbers[non_unit.row]))
 
     def shortlist(self, possible: Sequence[Variant], method: MethodChoice, gamma: float | None) -> VariantShortlist:
         """Return the variant that the prescreen prefers, or all of them for a given gamma.
@@ -289,10 +289,10 @@ class DenseNudgeProblem:
             raise ValueError("no validation query has an answer to choose gamma by; judge some, or give gamma")
         if not _is_prescreened(possible, method, gamma):
             return VariantShortlist(possible, None)
-        variant, seen = prescreen_variants(
-            self.passages, self.folds, self._best_at_rest(), possible, self.metric, self.total
+        variant, prescreened = prescreen_variants(
+            self.passages, self.folds, self._best_unmoved(), possible, self.metric, self.total
         )
-        return VariantShortlist([variant], seen)
+        return VariantShortlist([variant], prescreened)
 
     def solve(self, shortlist: VariantShortlist, method: MethodChoice, gamma: float | None) -> Nudged:
         """Nudge by the best of these variants, at the given gamma or its best one."""
@@ -314,15 +314,15 @@ class DenseNudgeProblem:
     def _choice(self, shortlist: VariantShortlist) -> Choice:
         """Return the exact gamma and the cross-validated gain of the whole choice."""
         joint = self.joint_sweep(shortlist.variants[0])
-        if shortlist.seen is None:
+        if shortlist.prescreened is None:
             return choose([joint])
-        ((_, strength),) = shortlist.seen.configuration.strengths
+        ((_, strength),) = shortlist.prescreened.configuration.strengths
         steps = shortlist.variants[0].gammas
         place = int(np.searchsorted(steps, strength.gamma))
         gamma = 0.0
         if place:  # exact between the neighbors of the step that the prescreen prefers
             gamma, _ = joint.best(steps[place - 1], steps[place + 1] if place + 1 < len(steps) else np.inf)
-        return Choice(0, gamma, shortlist.seen.evidence)
+        return Choice(0, gamma, shortlist.prescreened.evidence)
 
     def sweep(self, variant: Variant) -> Sweep:
         """Sweep over the validation queries, or over the folds if none has an answer."""
@@ -344,7 +344,7 @@ class DenseNudgeProblem:
             fold_problems.append(_FoldProblem(self.passages, train, eval_queries, self.metric, background, self.total))
         return fold_problems
 
-    def _best_at_rest(self) -> RunningTopK:
+    def _best_unmoved(self) -> RunningTopK:
         return self.background.update(
             numbered([self.passages], 0, self.passages.shape[1]), self.folds.eval_queries.queries
         )
@@ -371,7 +371,7 @@ class DenseNudgeProblem:
 
 def make_folds(train: Judged, validation: Judged, passages: int | None) -> CrossFitFolds:
     """Build the folds; training queries are held out too if `passages` of them are few enough, None for never."""
-    cross_fitted = passages is not None and min(len(train), FEW_QUERIES) <= CROSSED // max(passages, 1)
+    cross_fitted = passages is not None and min(len(train), FEW_QUERIES) <= CROSS_FITTING_LIMIT // max(passages, 1)
     train, eval_queries = distinct_queries(train, validation, cross_fitted=cross_fitted)
     return CrossFitFolds.k_fold(train, eval_queries, FEW_QUERIES if cross_fitted else 0)
 
@@ -420,7 +420,7 @@ def _checked(passages: Floats, train: Judged, validation: Judged) -> Floats:
     return passages
 
 
-def off_unit(passages: Floats, rows: Ints) -> NonUnitRow | None:
+def first_non_unit(passages: Floats, rows: Ints) -> NonUnitRow | None:
     """The first of these rows whose length is not 1."""
     for part in parts(len(rows)):
         lengths = np.linalg.norm(passages[rows[part]], axis=1)

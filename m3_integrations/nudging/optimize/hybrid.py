@@ -30,7 +30,13 @@ from m3_integrations.nudging.method.variants import (
 from m3_integrations.nudging.optimize.dense import Curve, moved_rows
 from m3_integrations.nudging.optimize.summary import summarize
 from m3_integrations.nudging.progress import OnProgress, ProgressMeter
-from m3_integrations.nudging.selection.coordinate_ascent import UNMOVED, Configuration, FusedObjective, Selected, Strength
+from m3_integrations.nudging.selection.coordinate_ascent import (
+    UNMOVED,
+    Configuration,
+    FusedObjective,
+    Selected,
+    Strength,
+)
 from m3_integrations.nudging.selection.cross_validation import is_significant_loss
 from m3_integrations.nudging.selection.folds import (
     CrossFitFolds,
@@ -185,17 +191,17 @@ class _HybridNudgeProblem:
         self.variants = self._variants()
         self.progress.end_stage()
         self.multi_vector_scores = self._multi_vector_scores()
-        self.late_centers = self._screened_centers()
+        self.multi_vector_centers = self._screened_centers()
         self.progress.end_stage()
         grids = {mode: self._grids(mode) for mode in MODES if config.weights.get(mode)}
         self.progress.end_stage()
         self.objective = FusedObjective(folds.eval_queries, self.pairs, grids, self.metric, self.control)
 
     def nudged(self) -> NudgedModes:
-        start = Configuration.at_rest({mode: weight for mode in MODES if (weight := self.config.weights.get(mode))})
+        start = Configuration.unmoved({mode: weight for mode in MODES if (weight := self.config.weights.get(mode))})
         choice = self.objective.choose(start, tune_weights=self.config.tune_weights, on_fraction=self.progress.update)
         evaluated = self.folds.eval_in(0)
-        who = evaluated if len(evaluated) else np.arange(len(self.folds.eval_queries))
+        subset = evaluated if len(evaluated) else np.arange(len(self.folds.eval_queries))
         gains = (self.objective.metrics(choice.configuration) - self.objective.metrics(start))[evaluated]
         vetoed = is_significant_loss(gains, self.folds.eval_queries.weights[evaluated])
         moves = self.config.method != "auto" or (choice.is_significant and not vetoed)
@@ -206,9 +212,9 @@ class _HybridNudgeProblem:
             moved={mode: self._moved(mode, strength) for mode, strength in strengths.items()},
             weights={mode: weight for mode, weight in configuration.weights if weight},
             metric=self.config.metric,
-            before=self.objective.mean(start, who),
-            after=self.objective.mean(configuration, who),
-            curves={mode: self._curve(mode, choice.configuration, who) for mode in self.config.modes},
+            before=self.objective.mean(start, subset),
+            after=self.objective.mean(configuration, subset),
+            curves={mode: self._curve(mode, choice.configuration, subset) for mode in self.config.modes},
             choice=choice,
             folds=self.folds,
         )
@@ -257,13 +263,13 @@ class _HybridNudgeProblem:
             return [AnalyticScores(each, TRAJECTORIES["nudge-m"], gammas_) for each in lines]
         chords = ROTATION_CHORDS if moves else ROTATION_CHORDS[:1]
         assert self.multi_vector_scores is not None
-        return [*self.multi_vector_scores.grids(chords, self.late_centers, on_fraction=self.progress.update)]
+        return [*self.multi_vector_scores.grids(chords, self.multi_vector_centers, on_fraction=self.progress.update)]
 
-    def _curve(self, mode: Mode, configuration: Configuration, who: Ints) -> Curve:
+    def _curve(self, mode: Mode, configuration: Configuration, subset: Ints) -> Curve:
         grid = dict(configuration.strengths).get(mode, UNMOVED).grid
         gammas = self.objective.grids[mode][grid].gammas
         levels = [
-            self.objective.mean(configuration.with_strength(mode, Strength(grid, g)), who) for g in gammas.tolist()
+            self.objective.mean(configuration.with_strength(mode, Strength(grid, g)), subset) for g in gammas.tolist()
         ]
         return Curve(gammas, np.array(levels))
 
@@ -272,7 +278,9 @@ class _HybridNudgeProblem:
             return dense_move(self.corpus, self.folds.train, self.variants[strength.grid], strength.gamma)
         if mode == "sparse":
             return sparse_move(self.corpus, self.folds.train, strength.gamma, SPARSE_CENTERS[strength.grid])
-        return late_move(self.corpus, self.folds.train, strength.gamma, self.late_centers[strength.grid])
+        return multi_vector_move(
+            self.corpus, self.folds.train, strength.gamma, self.multi_vector_centers[strength.grid]
+        )
 
 
 def dense_move(corpus: Corpus, train: Judged, variant: Variant, gamma: float) -> ModeUpdate:
@@ -291,7 +299,7 @@ def sparse_move(corpus: Corpus, train: Judged, gamma: float, center: float = 0.0
     return ModeUpdate(rows, pushed, SPARSE_METHOD, gamma, None, center)
 
 
-def late_move(corpus: Corpus, train: Judged, gamma: float, center: float) -> ModeUpdate:
+def multi_vector_move(corpus: Corpus, train: Judged, gamma: float, center: float) -> ModeUpdate:
     """Rotate each passage vector that a training query's vector matches towards that vector."""
     pulled = PullIndex(train)
     moved: list[tuple[int, Ints, Array]] = []

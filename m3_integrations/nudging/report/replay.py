@@ -128,7 +128,7 @@ def replay(
         for mode in MODES
         if config.weights.get(mode) or weights.get(mode)
     }
-    original = Configuration.at_rest({mode: config.weights.get(mode, 0.0) for mode in grids})
+    original = Configuration.unmoved({mode: config.weights.get(mode, 0.0) for mode in grids})
     nudged = _nudged({mode: weights.get(mode, 0.0) for mode in grids}, moved)
     before, after = (
         _ranked(folds.eval_queries, pairs, np.searchsorted(every, key), grids, configuration, config.metric)
@@ -182,18 +182,18 @@ def metric_curves(
         for mode in MODES
         if weights.get(mode)
     }
-    nudged, everyone = _nudged({mode: weights[mode] for mode in grids}, moved), np.arange(len(folds.eval_queries))
+    nudged, all_queries = _nudged({mode: weights[mode] for mode in grids}, moved), np.arange(len(folds.eval_queries))
     curves: dict[Mode, dict[str, Floats]] = {mode: {} for mode in gammas if mode in grids}
     for metric in metrics:
         objective = FusedObjective(folds.eval_queries, pairs, grids, RankMetric.of(metric))
         for mode, levels in curves.items():
             steps = [nudged.with_strength(mode, Strength(0, gamma)) for gamma in gammas[mode].tolist()]
-            levels[metric] = np.array([objective.mean(each, everyone) for each in steps])
+            levels[metric] = np.array([objective.mean(each, all_queries) for each in steps])
     return curves
 
 
 def _nudged(weights: Mapping[Mode, float], moved: Mapping[Mode, ModeUpdate]) -> Configuration:
-    configuration = Configuration.at_rest(weights)
+    configuration = Configuration.unmoved(weights)
     for mode, update in moved.items():
         configuration = configuration.with_strength(mode, Strength(0, update.gamma))
     return configuration

@@ -41,7 +41,7 @@ class Configuration:
     weights: tuple[tuple[Mode, float], ...]
 
     @classmethod
-    def at_rest(cls, weights: Mapping[Mode, float]) -> Configuration:
+    def unmoved(cls, weights: Mapping[Mode, float]) -> Configuration:
         return cls(tuple((mode, UNMOVED) for mode in weights), tuple(weights.items()))
 
     def with_strength(self, mode: Mode, strength: Strength) -> Configuration:
@@ -89,7 +89,9 @@ class FusedObjective:
         self.eval_queries, self.pairs, self.grids, self.control = eval_queries, pairs, grids, control
         self._candidates = _CandidateMatrix(pairs, len(eval_queries))
         self._ranking, *self._controls = [
-            _Ranking(each, pairs, self._candidates.place, metric) for each in (eval_queries, control) if each is not None
+            _Ranking(each, pairs, self._candidates.place, metric)
+            for each in (eval_queries, control)
+            if each is not None
         ]
         self._matrices: dict[tuple[Mode, Strength], Array] = {}
         self._fused, self._part = np.empty((2, *self._candidates.shape), np.float32)
@@ -141,14 +143,14 @@ class FusedObjective:
             self._matrices[mode, strength] = known
         return known
 
-    def mean(self, configuration: Configuration, who: Ints) -> float:
+    def mean(self, configuration: Configuration, subset: Ints) -> float:
         """Return the weighted mean metric of these queries."""
-        weights = self.eval_queries.weights[who]
-        return float(self.metrics(configuration)[who] @ weights / weights.sum())
+        weights = self.eval_queries.weights[subset]
+        return float(self.metrics(configuration)[subset] @ weights / weights.sum())
 
-    def _level(self, configuration: Configuration, who: Ints) -> float:
-        weights = self.eval_queries.weights[who]
-        return float(self.specific(configuration)[who] @ weights / weights.sum())
+    def _level(self, configuration: Configuration, subset: Ints) -> float:
+        weights = self.eval_queries.weights[subset]
+        return float(self.specific(configuration)[subset] @ weights / weights.sum())
 
     def choose(
         self, start: Configuration, *, tune_weights: bool, on_fraction: Callable[[float], object] | None = None
@@ -167,41 +169,44 @@ class FusedObjective:
                 on_fraction(number / len(parts))
             chosen = self._coordinate_ascent(start, rest, tune_weights)
             gains[part] += (self.specific(chosen) - self.specific(start))[part] / SPLITS
-        at_rest = None if self.control is None else self.specific(start)
-        evidence = Evidence.of(gains, self.eval_queries.weights, at_rest)
+        unmoved = None if self.control is None else self.specific(start)
+        evidence = Evidence.of(gains, self.eval_queries.weights, unmoved)
         return Selected(self._coordinate_ascent(start, np.arange(n), tune_weights), evidence)
 
     def best_grids(self, mode: Mode, count: int) -> list[int]:
         """Return the grids of a mode, alone, with the best levels, ascending."""
-        alone, everyone = Configuration.at_rest({mode: 1.0}), np.arange(len(self.eval_queries))
+        alone, all_queries = Configuration.unmoved({mode: 1.0}), np.arange(len(self.eval_queries))
         levels = [
-            max(self._level(alone.with_strength(mode, Strength(i, gamma)), everyone) for gamma in each.gammas.tolist())
+            max(
+                self._level(alone.with_strength(mode, Strength(i, gamma)), all_queries)
+                for gamma in each.gammas.tolist()
+            )
             for i, each in enumerate(self.grids[mode])
         ]
         return sorted(np.argsort(-np.array(levels), kind="stable")[:count].tolist())
 
-    def _coordinate_ascent(self, start: Configuration, who: Ints, tune_weights: bool) -> Configuration:
+    def _coordinate_ascent(self, start: Configuration, subset: Ints, tune_weights: bool) -> Configuration:
         """Ascend on these queries, starting from each mode's best step size alone; variants stay fixed."""
         here = start
         for mode, _ in start.weights:
-            here = here.with_strength(mode, self._best_alone(mode, who))
+            here = here.with_strength(mode, self._best_alone(mode, subset))
         grids = {mode: strength.grid for mode, strength in here.strengths}
-        level = self._level(here, who)
+        level = self._level(here, subset)
         for _ in range(ROUNDS):
             before = level
             for coordinate in self._coordinates(start, grids, tune_weights):
                 steps = coordinate(here)
-                levels = [self._level(step, who) for step in steps]
+                levels = [self._level(step, subset) for step in steps]
                 if max(levels) > level + BETTER:
                     here, level = steps[int(np.argmax(levels))], max(levels)
             if level <= before + BETTER:
                 break
         return here
 
-    def _best_alone(self, mode: Mode, who: Ints) -> Strength:
-        alone = Configuration.at_rest({mode: 1.0})
+    def _best_alone(self, mode: Mode, subset: Ints) -> Strength:
+        alone = Configuration.unmoved({mode: 1.0})
         strengths = [UNMOVED, *self._strengths(mode)]
-        levels = [self._level(alone.with_strength(mode, strength), who) for strength in strengths]
+        levels = [self._level(alone.with_strength(mode, strength), subset) for strength in strengths]
         return strengths[int(np.argmax(levels))]
 
     def _strengths(self, mode: Mode) -> list[Strength]:

@@ -39,14 +39,14 @@ class Evidence(NamedTuple):
     queries: int = 0
 
     @classmethod
-    def of(cls, gains: Floats, weights: Floats, at_rest: Floats | None = None) -> Evidence:
+    def of(cls, gains: Floats, weights: Floats, unmoved: Floats | None = None) -> Evidence:
         """Compute the evidence of gains, and of the metric before less that of the control, both by query."""
         gain, error = mean_and_error(gains, weights)
         squares = float(gains @ gains)
         changed = float(np.abs(gains).sum() ** 2 / squares) if squares > 0 else 0.0
         agreement = np.inf
-        if at_rest is not None:
-            mean, spread = mean_and_error(at_rest, weights)
+        if unmoved is not None:
+            mean, spread = mean_and_error(unmoved, weights)
             agreement = mean / max(spread, ROUNDING)
         return cls(gain, error, changed, float(agreement), len(gains))
 

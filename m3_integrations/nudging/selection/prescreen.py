@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m3_integrations.nudging.judged import Floats, Judged
+from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.trajectories import ScoreCurves
 from m3_integrations.nudging.method.variants import Variant
 from m3_integrations.nudging.selection.coordinate_ascent import Configuration, FusedObjective, Selected
@@ -54,7 +54,7 @@ def prescreen_variants(
         for curves, variant in zip(traced, variants, strict=True)
     ]
     chosen = FusedObjective(folds.eval_queries, every, {"dense": grids}, metric, control).choose(
-        Configuration.at_rest({"dense": 1.0}), tune_weights=False
+        Configuration.unmoved({"dense": 1.0}), tune_weights=False
     )
     ((_, strength),) = chosen.configuration.strengths
     return variants[strength.grid], chosen

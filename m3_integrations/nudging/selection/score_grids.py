@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import scipy.sparse
 
-from m3_integrations.core.encoded import Array, MultiVectors
+from m3_integrations.core.encoded import Array
 from m3_integrations.nudging.corpus import Corpus
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.closed_form import chord_angle, direction_to, shares_of_rows
@@ -76,8 +76,8 @@ def dense_curves(
 
     `total` is the number of passages in all, if these are a part.
     """
-    at_rest, count = np.zeros(len(pairs.query_rows)), len(pairs.query_rows)
-    every = [ScoreCurves(at_rest, *np.zeros((2, count))) for _ in variants]
+    unmoved, count = np.zeros(len(pairs.query_rows)), len(pairs.query_rows)
+    every = [ScoreCurves(unmoved, *np.zeros((2, count))) for _ in variants]
     queries = np.asarray(folds.eval_queries.queries, np.float32)
     for fold in range(len(folds.held_out)):
         here = np.flatnonzero(folds.fold_of[pairs.query_rows] == fold)
@@ -112,11 +112,11 @@ def _trace(
         low, high = edges[start], edges[start + len(block)]
         which = order[low:high]
         at = np.repeat(np.arange(len(block)), np.diff(edges[start : start + len(block) + 1]))
-        before, asking = np.asarray(passages[block], np.float32), pairs.query_rows[which]
-        traced[0][2].a[which] = _row_products(queries, asking, before, at)
+        before, query_rows = np.asarray(passages[block], np.float32), pairs.query_rows[which]
+        traced[0][2].a[which] = _row_products(queries, query_rows, before, at)
         for pulls, trajectory, curves in traced:
             moves = trajectory.direction(before, _pulls_at(pulls, block, before.shape[1]))
-            curves.b[which] = _row_products(queries, asking, moves.tangent, at)
+            curves.b[which] = _row_products(queries, query_rows, moves.tangent, at)
             curves.end[which] = moves.angle[at]
 
 
@@ -142,7 +142,7 @@ def sparse_pulls(train: Judged, center: float = 0.0) -> tuple[Ints, scipy.sparse
 
     A pull is the sum of the queries' sparse rows by weight and grade, reduced to its TERMS largest terms. Each term is
     first divided by the power `center` of 1 + the number of queries that contain it, so that terms of every question,
-    such as "what" and "who", hardly pull. Pulls do not depend on how sparse scores are divided.
+    such as "what" and "pulling_queries", hardly pull. Pulls do not depend on how sparse scores are divided.
     """
     rows, shares = shares_of_rows(train)
     queries = train.in_modes.with_sparse_score("sum").sparse
@@ -175,8 +175,8 @@ def _unit_rows(rows: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
 def sparse_curves(corpus: Corpus, folds: CrossFitFolds, pairs: Pairs, centers: Sequence[float]) -> list[ScoreCurves]:
     """Return by center the scores of the pairs as lines over the step size (NUDGE-M in token space)."""
     passages, queries = corpus.sparse, folds.eval_queries.in_modes.sparse
-    at_rest = _sparse_products(queries, pairs.query_rows, passages, pairs.rows)
-    every = [ScoreCurves(at_rest, *np.zeros((2, len(at_rest)))) for _ in centers]
+    unmoved = _sparse_products(queries, pairs.query_rows, passages, pairs.rows)
+    every = [ScoreCurves(unmoved, *np.zeros((2, len(unmoved)))) for _ in centers]
     for fold in range(len(folds.held_out)):
         train, mine = folds.train_queries_for(fold), folds.fold_of[pairs.query_rows] == fold
         for center, curves in zip(centers, every, strict=True):
@@ -269,7 +269,11 @@ class MultiVectorScores:
         """Fill in the scores of a passage."""
         mine, pulling = self._pairs_of(number), self._pulled.by(self.rows[number], passage)
         groups = _group_queries(pulling, self.folds, self.pairs.query_rows[mine])
-        rotations = None if pulling is None else _Rotations.of(passage, pulling, [who for who, _ in groups], centers)
+        rotations = (
+            None
+            if pulling is None
+            else _Rotations.of(passage, pulling, [pulling_queries for pulling_queries, _ in groups], centers)
+        )
         every = self.folds.eval_queries.in_modes.multi_vector
         for group, (_, positions) in enumerate(groups):
             pairs = mine[positions]
@@ -304,7 +308,7 @@ class MultiVectorScores:
 class PullGroup(NamedTuple):
     """Training queries that pull a passage, ascending, and the passage vectors that their vectors match."""
 
-    who: Ints
+    query_rows: Ints
     matching: MaxSimAlignment
 
 
@@ -332,9 +336,12 @@ class PullIndex:
         low, high = np.searchsorted(self.rows, [row, row + 1])
         if low == high or not len(passage):
             return None
-        who = self.query_rows[low:high]
+        pulling_queries = self.query_rows[low:high]
         strengths = self.strengths[low:high].tolist()
-        return PullGroup(who, MaxSimAlignment.of(passage, [self.vectors[i] for i in who], strengths, self.mean))
+        return PullGroup(
+            pulling_queries,
+            MaxSimAlignment.of(passage, [self.vectors[i] for i in pulling_queries], strengths, self.mean),
+        )
 
 
 def _group_queries(pulling: PullGroup | None, folds: CrossFitFolds, query_rows: Ints) -> list[tuple[Ints, Ints]]:
@@ -346,11 +353,11 @@ def _group_queries(pulling: PullGroup | None, folds: CrossFitFolds, query_rows: 
     evaluated = folds.fold_of[query_rows]
     for fold in np.unique(evaluated).tolist():
         held_out = folds.held_out[fold]
-        place = np.minimum(np.searchsorted(held_out, pulling.who), max(len(held_out) - 1, 0))
-        out = held_out[place] == pulling.who if len(held_out) else np.zeros(len(pulling.who), bool)
-        who = np.flatnonzero(~out)
-        groups.setdefault(who.tobytes(), (who, []))[1].append(every[evaluated == fold])
-    return [(who, np.concatenate(mine)) for who, mine in groups.values()]
+        place = np.minimum(np.searchsorted(held_out, pulling.query_rows), max(len(held_out) - 1, 0))
+        out = held_out[place] == pulling.query_rows if len(held_out) else np.zeros(len(pulling.query_rows), bool)
+        pulling_queries = np.flatnonzero(~out)
+        groups.setdefault(pulling_queries.tobytes(), (pulling_queries, []))[1].append(every[evaluated == fold])
+    return [(pulling_queries, np.concatenate(mine)) for pulling_queries, mine in groups.values()]
 
 
 class _Rotations(NamedTuple):

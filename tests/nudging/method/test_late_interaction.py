@@ -18,7 +18,7 @@ from m3_integrations.nudging.method.late_interaction import MaxSimAlignment, Mov
 from m3_integrations.nudging.method.propagation import Propagation
 from m3_integrations.nudging.method.trajectories import NudgeM
 from m3_integrations.nudging.method.variants import Variant
-from m3_integrations.nudging.optimize.hybrid import apply_updates, dense_move, late_move, sparse_move
+from m3_integrations.nudging.optimize.hybrid import apply_updates, dense_move, multi_vector_move, sparse_move
 from m3_integrations.nudging.selection.cross_validation import SPLITS, splits
 from m3_integrations.nudging.selection.folds import CrossFitFolds
 from m3_integrations.nudging.selection.score_grids import (
@@ -74,7 +74,7 @@ def test_the_late_ladder_is_the_score_of_the_turned_passages(seed, center):
     corpus, gammas = EncodedCorpus(passages), np.array([0.0, 0.02, 0.3])
     grid = multi_vector_grids(corpus, _alone(train, validation), _everyone(passages, validation), gammas, [center])[0]
     for gamma in gammas:
-        moved = apply_updates(passages, {"multi_vector": late_move(corpus, train, gamma, center)})
+        moved = apply_updates(passages, {"multi_vector": multi_vector_move(corpus, train, gamma, center)})
         exact = multi_vector_scores(validation.in_modes.multi_vector, moved.multi_vector)
         np.testing.assert_allclose(grid.at(gamma).reshape(exact.shape), exact, atol=2e-6)
 
@@ -129,7 +129,7 @@ def test_a_panel_is_not_pulled_by_its_own_questions():
     grid = multi_vector_grids(corpus, folds, pairs, np.array([0.0, gamma]), [0.0])[0].at(gamma)
     for fold in range(3):
         rest = train.take(np.flatnonzero(np.arange(len(train)) % 3 != fold))
-        moved = apply_updates(passages, {"multi_vector": late_move(corpus, rest, gamma, 0.0)})
+        moved = apply_updates(passages, {"multi_vector": multi_vector_move(corpus, rest, gamma, 0.0)})
         evaluated = folds.eval_in(fold)
         exact = multi_vector_scores(folds.eval_queries.take(evaluated).in_modes.multi_vector, moved.multi_vector)
         np.testing.assert_allclose(grid.reshape(-1, len(passages))[evaluated], exact, atol=2e-6)
