@@ -648,8 +648,5 @@ def _restore_move(corpus: IndexCorpus, train: Judged, mode: Mode, move: Mapping[
     gamma, center = move["gamma"], move["centre"]
     if mode == "dense":
         return dense_move(corpus, train, Variant(from_stored(move["method"]), propagation, center), gamma)
-    return (
-        sparse_move(corpus, train, gamma, center)
-        if mode == "sparse"
-        else multi_vector_move(corpus, train, gamma, center)
-    )
+    move = sparse_move if mode == "sparse" else multi_vector_move
+    return move(corpus, train, gamma, center)
