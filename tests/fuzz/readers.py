@@ -114,6 +114,7 @@ FOLDERS: Mapping[str, tuple[str, str, Callable[[Path], Any]]] = {
     "sparse segment": ("index", "sparse-*.segment", use_index),
     "multi-vector segment": ("index", "multi_vector-*.segment", use_index),
     "graph": ("index", "*.graph", use_index),
+    "centroid lists": ("index", "*.lists", use_index),
     "ledger": ("index", "nudges.sqlite", use_ledger),
     "checkpoint config": ("bge", "config.json", use_checkpoint),
     "checkpoint weights": ("bge", "model.safetensors", use_checkpoint),

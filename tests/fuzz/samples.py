@@ -128,7 +128,7 @@ def weight_file() -> bytes:
 
 @functools.cache
 def folders(place: Path) -> dict[str, Path]:
-    """Write an index with a ledger and a graph, and checkpoints of two layouts."""
+    """Write an index with a ledger and derived files, and checkpoints of two layouts."""
     tiny = TinyCheckpoint(hidden=8, layers=1, heads=2, positions=32, colbert_width=8)
     (place / "bge").mkdir(parents=True)
     (place / "st").mkdir()
@@ -140,7 +140,7 @@ def folders(place: Path) -> dict[str, Path]:
 
 
 def write_index(folder: Path) -> Path:
-    """Write a nudged index with a graph."""
+    """Write a nudged index with a graph and centroid lists."""
     texts = [f"topic{i % 4} word{i}" for i in range(12)]
     queries = [Query(f"q{i}", f"ask{i % 4} topic{i % 4}", {f"p{i % 4}": 1.0}) for i in range(12)]
     with LocalIndex.open(folder, ENCODER, precision={"multi_vector": "int8"}, exact_below=2) as index:
@@ -148,4 +148,5 @@ def write_index(folder: Path) -> Path:
         with closing(Nudger(ENCODER, index)) as nudger:
             nudger.fit(queries[:8], queries[8:], modes=("dense", "sparse", "multi_vector"), method="nudge-n")
         index.search("dense", ENCODER.encode_queries(["topic1"]), 2)
+        index.search("multi_vector", ENCODER.encode_queries(["topic1"]), 2)
     return folder

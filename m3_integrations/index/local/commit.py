@@ -15,7 +15,7 @@ from m3_integrations.core.encoded import Encoded, Mode
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError
 from m3_integrations.core.files import sync_folder, translate_write_errors
 from m3_integrations.index.local.array_file import damaged_file_error
-from m3_integrations.index.local.candidates.hnsw import UNFINISHED_NAME
+from m3_integrations.index.local.candidates.derived_files import UNFINISHED_NAME
 from m3_integrations.index.local.catalog import SEGMENT_NAME, ModeConfig, SegmentRow, Transaction
 from m3_integrations.index.local.segments import UNPUBLISHED, Longs, write_segment
 from m3_integrations.index.local.snapshot import Snapshot

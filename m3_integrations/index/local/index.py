@@ -23,6 +23,7 @@ from m3_integrations.index.filters import Where
 from m3_integrations.index.local import search
 from m3_integrations.index.local.array_file import damaged_file_error
 from m3_integrations.index.local.candidates.hnsw import HnswSearcher
+from m3_integrations.index.local.candidates.late_interaction import LateInteractionSearcher
 from m3_integrations.index.local.catalog import FILE_NAME, SEGMENT_NAME, Catalog, Transaction
 from m3_integrations.index.local.commit import (
     WriteTransaction,
@@ -40,6 +41,7 @@ from m3_integrations.index.quantization.codecs import DEFAULT_PRECISION, Precisi
 
 _MAX_READ_ATTEMPTS = 5
 _REPLACED_AT_ONCE = 512
+_EXACT_BELOW: Mapping[Mode, int] = {"dense": 200_000, "multi_vector": 20_000}
 T = TypeVar("T")
 
 
@@ -48,15 +50,16 @@ class LocalIndex(ClosableIndex):
 
     Open it with `LocalIndex.open`; its methods are documented in `Index` and `HybridIndex`. It has one writer at a time
     and any number of readers, in threads or processes; every call sees the newest committed state. Searches return
-    exactly what `MemoryIndex` returns, bit for bit; a dense search of more than `exact_below` passages may miss some
-    hits, and scores those that it finds exactly.
+    exactly what `MemoryIndex` returns, bit for bit; a dense or late-interaction search of more than `exact_below`
+    passages may miss some hits, and scores those that it finds exactly.
     """
 
-    def __init__(self, folder: Path, catalog: Catalog, exact_below: int) -> None:
+    def __init__(self, folder: Path, catalog: Catalog, exact_below: Mapping[Mode, int]) -> None:
         self.folder = folder
         self._catalog = catalog
         self._exact_below = exact_below
         self._hnsw = HnswSearcher(folder)
+        self._late_interaction = LateInteractionSearcher(folder)
         self._lock = ForkSafeLock()
         self._latest = Snapshot(folder)
         self._fingerprint: str | None = None  # of the encoder, once it is known
@@ -68,7 +71,7 @@ class LocalIndex(ClosableIndex):
         encoder: Fingerprinted | None = None,
         *,
         precision: Mapping[Mode, Precision] | None = None,
-        exact_below: int = 200_000,
+        exact_below: int | Mapping[Mode, int] | None = None,
         write_timeout: float = 60.0,
     ) -> LocalIndex:
         """Open the index in a folder, and create it if there is none.
@@ -80,9 +83,10 @@ class LocalIndex(ClosableIndex):
             precision: {"multi_vector": "float32", "int8" or "int4"}: how a new index stores multi-vectors. None accepts
                 the precision of the index; that of a new one is float32. `vectors` returns, and `score` scores, the
                 stored values.
-            exact_below: Largest number of passages, after filtering, of which a dense search is exact. Above it, an
-                HNSW graph generates candidates; the first such search builds it, in minutes for a million passages, and
-                saves it in the folder.
+            exact_below: Largest number of passages, after filtering, of which a search is exact: one number, or one for
+                "dense" and for "multi_vector"; the defaults are 200,000 and 20,000. Above it, candidates are generated
+                by an HNSW graph, and by centroid lists. The first such search builds them, a graph in minutes for a
+                million passages, and saves them in the folder. Sparse search is always exact.
             write_timeout: Seconds that a write waits for the write of another process.
 
         Returns:
@@ -94,12 +98,12 @@ class LocalIndex(ClosableIndex):
             DamagedFolder: If the index is damaged.
             ValueError, MissingMode: If the precision is invalid.
         """
-        wanted = check_precision(precision)
+        wanted, below = check_precision(precision), _check_exact_below(exact_below)
         path = Path(folder).absolute()
         with translate_write_errors(path):
             _check_folder(path)
             make_folder(path)
-        index = cls(path, Catalog(path, write_timeout), exact_below)
+        index = cls(path, Catalog(path, write_timeout), below)
         try:
             index._prepare(encoder, wanted)
         except BaseException:
@@ -109,7 +113,7 @@ class LocalIndex(ClosableIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let pickles and copies open the folder again, with connections of their own."""
-        return _reopen, (str(self.folder), self._exact_below, self._catalog.timeout)
+        return _reopen, (str(self.folder), dict(self._exact_below), self._catalog.timeout)
 
     @property
     def modes(self) -> frozenset[Mode]:
@@ -334,6 +338,7 @@ class LocalIndex(ClosableIndex):
         self._catalog.close()
         self._latest = Snapshot(self.folder)
         self._hnsw.reset()
+        self._late_interaction.reset()
 
     def __repr__(self) -> str:
         return f"LocalIndex.open({str(self.folder)!r}){self._describe_plan()}"
@@ -350,8 +355,9 @@ class LocalIndex(ClosableIndex):
         """Return scored rows, a superset of the top k of the allowed rows, per query."""
         if mode == "sparse":
             return search.scan_inverted_lists(snapshot, queries, k, allowed)
-        if mode == "dense" and len(allowed) > self._exact_below:
-            candidates = self._hnsw.generate_candidates(snapshot, queries, k, allowed)
+        if len(allowed) > self._exact_below[mode]:
+            searcher = self._hnsw if mode == "dense" else self._late_interaction
+            candidates = searcher.generate_candidates(snapshot, queries, k, allowed)
         else:
             candidates = search.generate_candidates(snapshot, mode, queries, k, allowed)
         return search.score_candidates(snapshot, mode, queries, candidates)
@@ -466,8 +472,9 @@ class LocalIndex(ClosableIndex):
                 "and the disk, then repeat"
             )
         self._catalog.rewrite()
-        # Rewriting waited for all readers of earlier states, so none can save another graph of them.
+        # Rewriting waited for all readers of earlier states, so none can save another graph or other lists of them.
         self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
+        self._late_interaction.remove_saved()
         for ledger in ledgers(self.folder):
             forget_passages(ledger, ids, self.write_timeout)
         former = self.folder.with_name(f"{self.folder.name}.previous")  # kept by a re-encoding
@@ -513,6 +520,18 @@ def _slots(transaction: Transaction, ids: Collection[str]) -> list[int]:
     return [found[id] for id in ids]
 
 
+def _check_exact_below(exact_below: int | Mapping[Mode, int] | None) -> dict[Mode, int]:
+    """Return the limit of each mode with approximate search, or raise ValueError."""
+    if exact_below is None:
+        return dict(_EXACT_BELOW)
+    given = exact_below if isinstance(exact_below, Mapping) else dict.fromkeys(_EXACT_BELOW, exact_below)
+    if not given.keys() <= _EXACT_BELOW.keys() or any(limit < 0 for limit in given.values()):
+        raise ValueError(
+            f"exact_below={exact_below!r} is not a number of passages, nor one for each of {list(_EXACT_BELOW)}"
+        )
+    return {**_EXACT_BELOW, **given}
+
+
 def _check_folder(folder: Path) -> None:
     """Raise IndexFolderError for a file, or a folder with other content."""
     if folder.exists() and not folder.is_dir():
@@ -547,7 +566,7 @@ def _unknown_segments(folder: Path, names: Sequence[str]) -> UnknownSegments:
     )
 
 
-def _reopen(folder: str, exact_below: int, write_timeout: float) -> LocalIndex:
+def _reopen(folder: str, exact_below: Mapping[Mode, int], write_timeout: float) -> LocalIndex:
     if not Path(folder).is_dir():
         raise IndexFolderError(f"the folder {folder} of a copied LocalIndex is missing; open the index where it is now")
     return LocalIndex.open(folder, exact_below=exact_below, write_timeout=write_timeout)

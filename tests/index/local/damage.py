@@ -26,6 +26,7 @@ KINDS = (
     "sparse-*.segment",
     "multi_vector-*.segment",
     "*.graph",
+    "*.lists",
     "catalogue.sqlite",
     "nudges.sqlite",
 )
@@ -33,7 +34,7 @@ PAGE = 4096
 
 
 def make_folder(folder: Path, precision: str) -> None:
-    """Make an index with replaced, deleted and nudged passages, a graph and a ledger."""
+    """Make an index with replaced, deleted and nudged passages, a graph, centroid lists and a ledger."""
     words = random.Random(3)
     texts = [f"text {i} " + " ".join(f"w{words.randrange(300)}" for _ in range(12)) for i in range(240)]
     options = {"precision": {"multi_vector": precision}, "exact_below": 50}
@@ -50,7 +51,8 @@ def make_folder(folder: Path, precision: str) -> None:
         nudger.fit(queries[:25], queries[25:], modes=("dense",))
         nudger.close()
         Feedback(ENCODER, index).add("w1 w2", "p30", is_useful=True)
-        index.search("dense", ENCODER.encode_queries(["w1"]), 3)  # saves a graph
+        for mode in ("dense", "multi_vector"):
+            index.search(mode, ENCODER.encode_queries(["w1"]), 3)  # saves a graph, and lists
 
 
 def answers(folder: Path) -> list[object]:

@@ -1,1 +1,1 @@
-"""Candidate generation: HNSW graph, approximate MaxSim."""
+"""Candidate generation: HNSW graph, centroid lists of late interaction, approximate MaxSim."""

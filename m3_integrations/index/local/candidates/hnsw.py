@@ -7,9 +7,7 @@ reads. Candidates from the graph are scored exactly afterwards, from the segment
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +17,21 @@ import numpy.typing as npt
 
 from m3_integrations.core.encoded import Array, Arrays, Encoded
 from m3_integrations.core.errors import DamagedFolder
-from m3_integrations.core.files import checksum, sync_folder
+from m3_integrations.core.files import sync_folder
 from m3_integrations.core.forking import ForkSafeLock
-from m3_integrations.index.local.array_file import map_arrays, write_arrays
+from m3_integrations.index.local.array_file import map_arrays
+from m3_integrations.index.local.candidates.derived_files import (
+    array_types,
+    current_rows,
+    derived_files,
+    load_derived,
+    save_derived,
+)
 from m3_integrations.index.local.search import generate_candidates
 from m3_integrations.index.local.segments import Longs
 from m3_integrations.index.local.snapshot import Snapshot
 from m3_integrations.index.quantization.dense_int8 import load_faiss
 
-GRAPH_NAME = re.compile(r"dense-([0-9]{8,19})-([0-9a-f]{64})\.graph", re.ASCII)
-UNFINISHED_NAME = re.compile(r"dense-[0-9a-f]{16}\.graph\.unfinished", re.ASCII)
 _M = 16
 _EF_CONSTRUCTION = 80
 _EF_SEARCH = 256
@@ -79,9 +82,7 @@ class _GraphView(NamedTuple):
 
     @classmethod
     def from_snapshot(cls, graph: HnswGraph, snapshot: Snapshot) -> _GraphView:
-        rows = snapshot.rows_of(graph.slots)
-        is_current = (rows >= 0) & snapshot.live[rows] & (snapshot.written("dense")[rows] <= graph.generation)
-        return cls(graph, snapshot.generation, np.where(is_current, rows, -1))
+        return cls(graph, snapshot.generation, current_rows(snapshot, "dense", graph.slots, graph.generation))
 
     def covers(self, snapshot: Snapshot) -> bool:
         return bool(np.count_nonzero(self.rows >= 0) >= _MIN_COVERAGE * snapshot.live_count)
@@ -128,15 +129,14 @@ class HnswSearcher:
 
     def remove_outdated(self, snapshot: Snapshot) -> None:
         """Remove saved graphs with a vector that is not current, and sync the folder: a graph copies its vectors."""
-        for path, generation, _ in saved_graphs(self._folder):
+        for file in derived_files(self._folder, "graph"):
             try:
-                slots = map_arrays(path, path.stat().st_size)["slots"]
-                view = _GraphView.from_snapshot(HnswGraph(generation, slots, None), snapshot)
-                is_current = bool((view.rows >= 0).all())
+                slots = map_arrays(file.path, file.path.stat().st_size)["slots"]
+                is_current = bool((current_rows(snapshot, "dense", slots, file.generation) >= 0).all())
             except (OSError, DamagedFolder, KeyError, ValueError, TypeError):
                 is_current = False  # a damaged one is of no use
             if not is_current:
-                path.unlink(missing_ok=True)
+                file.path.unlink(missing_ok=True)
         sync_folder(self._folder)
 
     def reset(self) -> None:
@@ -185,27 +185,12 @@ def build(generation: int, slots: Longs, blocks: Iterable[Array], dim: int) -> H
 
 def save(folder: Path, graph: HnswGraph) -> None:
     """Save a graph atomically, replacing all others in the folder."""
-    unfinished = folder / f"dense-{secrets.token_hex(8)}.graph.unfinished"
-    try:
-        written = write_arrays(unfinished, _to_arrays(graph))
-        finished = unfinished.rename(folder / f"dense-{graph.generation:08d}-{written.checksum}.graph")
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    for path, _, _ in saved_graphs(folder):
-        if path != finished:
-            path.unlink(missing_ok=True)
+    save_derived(folder, "dense", "graph", graph.generation, _to_arrays(graph))
 
 
 def load(folder: Path, generation: int, dim: int) -> HnswGraph | None:
     """Load the newest valid graph up to a generation; None if there is none."""
-    for path, graph_generation, digest in sorted(saved_graphs(folder), key=lambda saved: -saved[1]):
-        try:
-            if graph_generation <= generation and checksum(path) == digest:
-                return _from_arrays(graph_generation, map_arrays(path, path.stat().st_size), dim)
-        except (OSError, DamagedFolder, ValueError):
-            continue  # it is derived data and can be built again
-    return None
+    return load_derived(folder, "graph", generation, lambda own, arrays: _from_arrays(own, arrays, dim))
 
 
 def _build_from_snapshot(snapshot: Snapshot) -> HnswGraph:
@@ -213,14 +198,6 @@ def _build_from_snapshot(snapshot: Snapshot) -> HnswGraph:
     starts = range(0, len(rows), _BLOCK_ROWS)
     blocks = (snapshot.vectors("dense", rows[start : start + _BLOCK_ROWS]).dense for start in starts)
     return build(snapshot.generation, snapshot.slots[rows], blocks, snapshot.widths["dense"])
-
-
-def saved_graphs(folder: Path) -> Iterator[tuple[Path, int, str]]:
-    """Iterate over the files of graphs, with the generation and checksum in their names."""
-    for path in list(folder.iterdir()):
-        name = GRAPH_NAME.fullmatch(path.name)
-        if name:
-            yield path, int(name[1]), name[2]
 
 
 def _empty_index(dim: int) -> Any:
@@ -242,9 +219,8 @@ def _to_arrays(graph: HnswGraph) -> Arrays:
 
 def _from_arrays(generation: int, arrays: Mapping[str, npt.NDArray[Any]], dim: int) -> HnswGraph:
     """Raise ValueError for arrays of no valid graph: FAISS does not check them."""
-    types = {name: (array.dtype.str, array.ndim) for name, array in arrays.items()}
-    if types != _TYPES:
-        raise ValueError(f"arrays of {types}")
+    if array_types(arrays) != _TYPES:
+        raise ValueError(f"arrays of {array_types(arrays)}")
     faiss, index = load_faiss(), _empty_index(dim)
     hnsw = index.hnsw
     storage = faiss.downcast_index(index.storage)

@@ -6,9 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 from m3_integrations.core.errors import DamagedFolder
-from m3_integrations.core.files import checksum
 from m3_integrations.index.local.array_file import damaged_file_error
-from m3_integrations.index.local.candidates.hnsw import saved_graphs
+from m3_integrations.index.local.candidates.derived_files import derived_files
 from m3_integrations.index.local.catalog import FILE_NAME
 from m3_integrations.index.local.ledger_file import find_ledger_fault, ledgers
 from m3_integrations.index.local.recovery.folder_content import read_folder
@@ -48,7 +47,7 @@ def require_catalog(folder: Path) -> None:
 
 
 def _check(folder: Path) -> CheckReport:
-    others = [*_damaged_graphs(folder), *_damaged_ledgers(folder)]
+    others = [*_damaged_derived_files(folder), *_damaged_ledgers(folder)]
     try:
         with read_folder(folder) as content:
             damaged = content.damaged_passages()
@@ -58,11 +57,10 @@ def _check(folder: Path) -> CheckReport:
         return CheckReport(folder, 0, [DamagedFile(FILE_NAME, problem), *others], [])
 
 
-def _damaged_graphs(folder: Path) -> list[DamagedFile]:
+def _damaged_derived_files(folder: Path) -> list[DamagedFile]:
+    problem = "differs from what was written; it is built again when it is needed"
     return [
-        DamagedFile(path.name, "differs from what was written; it is built again when it is needed", is_derived=True)
-        for path, _, digest in saved_graphs(folder)
-        if checksum(path) != digest
+        DamagedFile(file.path.name, problem, is_derived=True) for file in derived_files(folder) if not file.is_intact()
     ]
 
 
