@@ -34,7 +34,8 @@ SECTION_NUMBERS = {
     **{"columns": 20, "weights": 21, "terms": 22, "term_offsets": 23, "posted": 24, "posted_weights": 25},
     **{"common": 26, "common_weights": 27, "numbers": 30, "scales": 31},
     **{"levels": 40, "neighbours": 41, "entry": 42, "codes": 43},
-    **{"trained": 50, "coarse_centroids": 51, "cells": 52, "centroids": 53, "list_offsets": 54, "listed": 55},
+    **{"trained": 50, "coarse_centroids": 51, "cells": 52, "centroids": 53, "lengths": 54},
+    **{"list_offsets": 55, "listed": 56},
 }
 _BLOCK_BYTES = 1 << 16
 _SMALL_BLOCK_BYTES = 1 << 14  # of arrays that queries read some rows of

@@ -267,8 +267,9 @@ def test_an_invalid_limit_is_refused(folder, exact_below):
 def test_each_vector_belongs_to_a_centroid_near_it():
     values = vectors(0).multi_vector.values
     centers = find_centroids(values, 60, np.random.default_rng(0))
-    nearest = centers.assign(values)
+    nearest, best = centers.assign(values)
     similarities = values @ centers.fine.T
+    assert np.allclose(best, similarities[np.arange(len(values)), nearest], atol=1e-5)
     assert 30 < len(np.unique(nearest)) <= len(centers.fine) <= 80
     assert np.allclose(np.linalg.norm(centers.fine, axis=1), 1, atol=1e-5)
     assert np.mean(similarities[np.arange(len(values)), nearest] > similarities.max(axis=1) - 0.2) > 0.8

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from m3_integrations.core.encoded import Array, Ints
 
 _ITERATIONS = 5
+_CELLS = 2  # compared with a vector
 _BLOCK_VECTORS = 1 << 14
 _INERTIA = 1e-6  # weight of a centroid in the next one, so that one without vectors keeps its direction
 
@@ -28,13 +29,24 @@ class Centroids(NamedTuple):
     starts: npt.NDArray[np.int64]
     fine: Array
 
-    def assign(self, vectors: Array) -> Ints:
-        """Return the centroid of each vector: the nearest one in the nearest cell, shape (vectors,)."""
-        assigned = np.empty(len(vectors), np.int64)
-        for cell, own in _groups(_nearest(vectors, self.coarse), len(self.coarse)):
-            centroids = self.fine[self.starts[cell] : self.starts[cell + 1]]
-            assigned[own] = self.starts[cell] + _nearest(vectors[own], centroids)
-        return assigned
+    def assign(self, vectors: Array) -> tuple[Ints, Array]:
+        """Return the nearest centroid of each vector in the nearest cells, and their inner product."""
+        assigned, best = np.zeros(len(vectors), np.int64), np.full(len(vectors), -np.inf, np.float32)
+        for start in range(0, len(vectors), _BLOCK_VECTORS):
+            block = slice(start, start + _BLOCK_VECTORS)
+            for cells in _nearest_cells(vectors[block], self.coarse):
+                self._assign_in_cells(vectors[block], cells, assigned[block], best[block])
+        return assigned, best
+
+    def _assign_in_cells(self, vectors: Array, cells: Ints, assigned: Ints, best: Array) -> None:
+        """Update the nearest centroids of vectors by those in one cell for each."""
+        for cell, own in _groups(cells, len(self.coarse)):
+            similarities = vectors[own] @ self.fine[self.starts[cell] : self.starts[cell + 1]].T
+            nearest = similarities.argmax(axis=1)
+            similarity = similarities[np.arange(len(own)), nearest]
+            is_nearer = similarity > best[own]
+            assigned[own[is_nearer]] = self.starts[cell] + nearest[is_nearer]
+            best[own[is_nearer]] = similarity[is_nearer]
 
 
 def find_centroids(vectors: Array, count: int, random: np.random.Generator) -> Centroids:
@@ -66,6 +78,13 @@ def _k_means(vectors: Array, count: int, random: np.random.Generator) -> Array:
             sums[centroid] += vectors[own].sum(axis=0)
         centroids = _normalized(sums)
     return centroids
+
+
+def _nearest_cells(vectors: Array, coarse: Array) -> Iterator[Ints]:
+    """Iterate over the nearest cells of each vector, in no order."""
+    count = min(_CELLS, len(coarse))
+    nearest = np.argpartition(vectors @ coarse.T, len(coarse) - count, axis=1)[:, len(coarse) - count :]
+    return iter(nearest.T)
 
 
 def _nearest(vectors: Array, centroids: Array) -> Ints:

@@ -1,9 +1,9 @@
 """First stage of late interaction: centroids with inverted lists of passages (PLAID, arXiv 2205.09707).
 
-Each multi-vector belongs to the list of its centroid. A query vector probes the lists of its best centroids: the first
-of them with a passage gives the passage's similarity, and passages in none of them get that of the next centroid, as an
-estimate (WARP, arXiv 2501.17788). The passages with the highest sums are candidates, which are scored exactly
-afterwards.
+Each multi-vector is estimated by the mean of those with the same centroid, which lists their passages. A query vector
+probes the lists of the best means: the best one with a passage gives the passage's similarity, and passages in none of
+them get that of the next mean (as in WARP, arXiv 2501.17788). The passages with the highest sums are candidates, which
+are scored exactly afterwards.
 
 The lists are derived from the segments, like the HNSW graph, and saved with the centroids. Vectors that are written
 later are added to the lists of the same centroids; when most vectors are newer, centroids are chosen again.
@@ -37,10 +37,10 @@ from m3_integrations.index.local.segments import Longs
 from m3_integrations.index.local.snapshot import Snapshot
 
 _PROBES = 128
-_MIN_CANDIDATES = 1000
+_MIN_CANDIDATES = 1500
 _CANDIDATES_PER_HIT = 20
 _MIN_REDUCTION = 4  # candidates are used if they are fewer than the rows by this factor
-_CENTROIDS_PER_ROOT = 6.0  # centroids per square root of the number of vectors
+_CENTROIDS_PER_ROOT = 8  # centroids per square root of the number of vectors
 _MAX_CENTROIDS = 1 << 16
 _SAMPLE_PER_CENTROID = 24
 _MAX_SAMPLE_VALUES = 1 << 27
@@ -50,7 +50,7 @@ _MIN_UNLISTED = 256
 _MAX_GROWTH = 4
 _TYPES = {
     **{"slots": ("<i8", 1), "trained": ("<i8", 1), "coarse_centroids": ("<f4", 2), "cells": ("<i8", 1)},
-    **{"centroids": ("<f4", 2), "list_offsets": ("<i8", 1), "listed": ("<i4", 1)},
+    **{"centroids": ("<f4", 2), "lengths": ("<f4", 1), "list_offsets": ("<i8", 1), "listed": ("<i4", 1)},
 }
 
 
@@ -62,6 +62,8 @@ class CentroidLists(NamedTuple):
         trained: Number of passages among which the centroids were chosen.
         slots: Slot of each listed passage, shape (n,).
         centroids: The centroids.
+        lengths: Mean inner product of each centroid with its vectors, shape (centroids,): times the centroid, it
+            estimates each of them.
         offsets: Start of the list of each centroid, shape (centroids + 1,).
         listed: Positions in `slots`, ascending in each list, without repetition.
     """
@@ -70,6 +72,7 @@ class CentroidLists(NamedTuple):
     trained: int
     slots: Longs
     centroids: Centroids
+    lengths: Array
     offsets: Longs
     listed: npt.NDArray[np.int32]
 
@@ -86,7 +89,7 @@ class CentroidLists(NamedTuple):
         """
         scores = np.zeros(len(self.slots), np.float32)
         similarities = np.empty(len(self.slots), np.float32)
-        for by_centroid in query @ self.centroids.fine.T:
+        for by_centroid in (query @ self.centroids.fine.T) * self.lengths:
             self._write_similarities(by_centroid, similarities)
             scores += similarities
         if is_allowed is None:
@@ -126,6 +129,20 @@ class _ListsView(NamedTuple):
         is_unlisted = np.append(snapshot.live, False)  # the last element is for row -1
         is_unlisted[self.rows] = False
         return np.flatnonzero(is_unlisted)
+
+
+class _Entries(NamedTuple):
+    """Assignments of rows to centroids.
+
+    Attributes:
+        labels: A centroid of a row, shape (entries,); a row has an entry for each of its centroids.
+        positions: Position of the row, ascending, shape (entries,).
+        mean_similarities: Mean inner product of each centroid with its vectors.
+    """
+
+    labels: Ints
+    positions: Ints
+    mean_similarities: Array
 
 
 class LateInteractionSearcher:
@@ -189,7 +206,8 @@ class LateInteractionSearcher:
         if not self._build_lock.acquire(blocking=False):
             return None
         try:
-            self._view = self._updated_view(view, snapshot)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._view = self._updated_view(view, snapshot)
             return self._view
         finally:
             self._build_lock.release()
@@ -221,8 +239,11 @@ def build(snapshot: Snapshot) -> CentroidLists:
     count = int(min(_MAX_CENTROIDS, _CENTROIDS_PER_ROOT * total**0.5))
     sample = _sample(snapshot, rows, _SAMPLE_PER_CENTROID * count / max(1, total), random)
     centroids = find_centroids(sample, count, random)
-    offsets, listed = _list_rows(snapshot, rows, centroids)
-    return CentroidLists(snapshot.generation, len(rows), snapshot.slots[rows], centroids, offsets, listed)
+    entries = _assign_rows(snapshot, rows, centroids)
+    lists = _to_lists(entries.labels, entries.positions, len(centroids.fine))
+    return CentroidLists(
+        snapshot.generation, len(rows), snapshot.slots[rows], centroids, entries.mean_similarities, *lists
+    )
 
 
 def load(folder: Path, snapshot: Snapshot) -> CentroidLists | None:
@@ -236,12 +257,12 @@ def _extend(view: _ListsView, snapshot: Snapshot) -> CentroidLists:
     known, kept, added = view.lists, view.rows >= 0, view.unlisted(snapshot)
     positions = np.where(kept, np.cumsum(kept) - 1, -1)[known.listed]
     labels = np.repeat(np.arange(len(known.offsets) - 1), np.diff(known.offsets))
-    offsets, listed = _list_rows(snapshot, added, known.centroids)
-    labels = np.concatenate([labels[positions >= 0], np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))])
-    positions = np.concatenate([positions[positions >= 0], listed + np.count_nonzero(kept)])
+    new = _assign_rows(snapshot, added, known.centroids)
+    labels = np.concatenate([labels[positions >= 0], new.labels])
+    positions = np.concatenate([positions[positions >= 0], new.positions + np.count_nonzero(kept)])
     slots = np.concatenate([known.slots[kept], snapshot.slots[added]])
     lists = _to_lists(labels, positions, len(known.centroids.fine))
-    return CentroidLists(snapshot.generation, known.trained, slots, known.centroids, *lists)
+    return CentroidLists(snapshot.generation, known.trained, slots, known.centroids, known.lengths, *lists)
 
 
 def _sample(snapshot: Snapshot, rows: Longs, share: float, random: np.random.Generator) -> Array:
@@ -254,17 +275,21 @@ def _sample(snapshot: Snapshot, rows: Longs, share: float, random: np.random.Gen
     return vectors if len(vectors) else np.zeros((1, width), np.float32)
 
 
-def _list_rows(snapshot: Snapshot, rows: Longs, centroids: Centroids) -> tuple[Longs, npt.NDArray[np.int32]]:
-    """Return the offsets and the lists of rows, as their positions."""
+def _assign_rows(snapshot: Snapshot, rows: Longs, centroids: Centroids) -> _Entries:
+    """Assign the vectors of rows to centroids."""
+    count = len(centroids.fine)
     labels, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    sums, sizes = np.zeros(count), np.zeros(count)
     for part in in_parts(snapshot.locate_multi_vectors(rows).counts, _BLOCK_VECTORS) if len(rows) else []:
         vectors: MultiVectors = snapshot.vectors("multi_vector", rows[part]).multi_vector
-        # A passage is listed once for each centroid.
-        owners = np.repeat(np.arange(len(part)), vectors.counts)
-        pairs = np.unique(owners * len(centroids.fine) + centroids.assign(vectors.values))
-        labels.append(pairs % len(centroids.fine))
-        positions.append(part[pairs // len(centroids.fine)])
-    return _to_lists(np.concatenate(labels), np.concatenate(positions), len(centroids.fine))
+        assigned, similarities = centroids.assign(vectors.values)
+        sums += np.bincount(assigned, similarities, minlength=count)
+        sizes += np.bincount(assigned, minlength=count)
+        pairs = np.unique(np.repeat(np.arange(len(part)), vectors.counts) * count + assigned)
+        labels.append(pairs % count)
+        positions.append(part[pairs // count])
+    means = np.nan_to_num(sums / np.maximum(1, sizes)).astype(np.float32)
+    return _Entries(np.concatenate(labels), np.concatenate(positions), means)
 
 
 def _to_lists(labels: Ints, positions: Ints, count: int) -> tuple[Longs, npt.NDArray[np.int32]]:
@@ -287,6 +312,7 @@ def _to_arrays(lists: CentroidLists) -> Arrays:
         "coarse_centroids": lists.centroids.coarse,
         "cells": lists.centroids.starts,
         "centroids": lists.centroids.fine,
+        "lengths": lists.lengths,
         "list_offsets": lists.offsets,
         "listed": lists.listed,
     }
@@ -297,17 +323,19 @@ def _from_arrays(generation: int, arrays: Mapping[str, npt.NDArray[Any]], width:
     if array_types(arrays) != _TYPES:
         raise ValueError(f"arrays of {array_types(arrays)}")
     slots, cells, offsets, listed = (arrays[name] for name in ("slots", "cells", "list_offsets", "listed"))
-    (trained,) = arrays["trained"].tolist()
+    (trained,), lengths = arrays["trained"].tolist(), arrays["lengths"]
     centroids = Centroids(arrays["coarse_centroids"], cells, arrays["centroids"])
     if any(each.shape[1] != width or not np.isfinite(each).all() for each in (centroids.coarse, centroids.fine)):
         raise ValueError("invalid centroids")
+    if len(lengths) != len(centroids.fine) or not np.isfinite(lengths).all():
+        raise ValueError("invalid lengths of means")
     if not _are_offsets(cells, len(centroids.coarse), len(centroids.fine), 1):
         raise ValueError("invalid cells")
     if not _are_offsets(offsets, len(centroids.fine), len(listed), 0):
         raise ValueError("invalid offsets of lists")
     if len(listed) and not 0 <= listed.min() <= listed.max() < len(slots):
         raise ValueError("an unknown passage in a list")
-    return CentroidLists(generation, trained, slots, centroids, offsets, listed)
+    return CentroidLists(generation, trained, slots, centroids, lengths, offsets, listed)
 
 
 def _are_offsets(offsets: Longs, count: int, total: int, smallest: int) -> bool:
