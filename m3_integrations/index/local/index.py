@@ -41,7 +41,7 @@ from m3_integrations.index.quantization.codecs import DEFAULT_PRECISION, Precisi
 
 _MAX_READ_ATTEMPTS = 5
 _REPLACED_AT_ONCE = 512
-_EXACT_BELOW: Mapping[Mode, int] = {"dense": 200_000, "multi_vector": 20_000}
+_EXACT_BELOW: Mapping[Mode, int] = {"dense": 200_000, "multi_vector": 10_000}
 T = TypeVar("T")
 
 
@@ -84,7 +84,7 @@ class LocalIndex(ClosableIndex):
                 the precision of the index; that of a new one is float32. `vectors` returns, and `score` scores, the
                 stored values.
             exact_below: Largest number of passages, after filtering, of which a search is exact: one number, or one for
-                "dense" and for "multi_vector"; the defaults are 200,000 and 20,000. Above it, candidates are generated
+                "dense" and for "multi_vector"; the defaults are 200,000 and 10,000. Above it, candidates are generated
                 by an HNSW graph, and by centroid lists. The first such search builds them, a graph in minutes for a
                 million passages, and saves them in the folder. Sparse search is always exact.
             write_timeout: Seconds that a write waits for the write of another process.

@@ -123,6 +123,20 @@ def test_many_new_vectors_are_listed_under_the_same_centroids(folder):
         assert recall(again, reference) > 0.95
 
 
+def test_lists_of_which_most_passages_were_deleted_are_written_again(folder):
+    reference = filled(MemoryIndex())
+    with opened(folder) as index:
+        filled(index)
+        recall(index, reference)
+        (before,), chosen = saved(folder), centroids(folder)
+        size = before.stat().st_size
+        for each in (index, reference):
+            each.delete([f"p{i}" for i in range(COUNT) if i % 3])
+        assert recall(index, reference) > 0.95
+        assert saved(folder)[0].stat().st_size < size
+        assert centroids(folder) == chosen
+
+
 def test_an_index_that_has_grown_fivefold_chooses_centroids_again(folder):
     reference = filled(MemoryIndex())
     with opened(folder) as index:

@@ -42,8 +42,8 @@ _CANDIDATES_PER_HIT = 20
 _MIN_REDUCTION = 4  # candidates are used if they are fewer than the rows by this factor
 _CENTROIDS_PER_ROOT = 8  # centroids per square root of the number of vectors
 _MAX_CENTROIDS = 1 << 16
-_SAMPLE_PER_CENTROID = 24
-_MAX_SAMPLE_VALUES = 1 << 27
+_SAMPLE_PER_CENTROID = 16
+_MAX_SAMPLE_VALUES = 1 << 26
 _BLOCK_VECTORS = 1 << 16
 _MAX_UNLISTED = 1 / 64
 _MIN_UNLISTED = 256
@@ -178,12 +178,13 @@ class LateInteractionSearcher:
         is_listed = is_allowed[view.rows]
         is_allowed[view.rows] = False
         others = np.flatnonzero(is_allowed)
+        mask = None if is_listed.all() else is_listed
         found = []
         for i, query in enumerate(queries.multi_vector):
             rows = allowed
             if len(query):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    best = view.lists.search(query, count, None if is_listed.all() else is_listed)
+                    best = view.lists.search(query, count, mask)
                 rows = np.sort(np.concatenate([view.rows[best], others]))
             found += generate_candidates(snapshot, "multi_vector", single_query(queries, i), k, rows)
         return found
@@ -219,7 +220,8 @@ class LateInteractionSearcher:
             return self._saved(build(snapshot), snapshot)
         updated = _ListsView.from_snapshot(known, snapshot)
         live, current = snapshot.live_count, updated.current_count
-        if live - current <= max(_MIN_UNLISTED, _MAX_UNLISTED * live):
+        has_few_outdated = len(updated.rows) - current <= max(_MIN_UNLISTED, live)
+        if has_few_outdated and live - current <= max(_MIN_UNLISTED, _MAX_UNLISTED * live):
             return updated
         # A purge removes the file, since a centroid may be a single vector: then it is not saved again.
         if saved < 0 or live > _MAX_GROWTH * min(known.trained, current):
