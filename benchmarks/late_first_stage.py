@@ -16,18 +16,20 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 from timing import ratios, side_by_side, timed
 
-from m3_integrations import Encoded, LocalIndex, M3Encoder, MultiVectors, Passage
+from m3_integrations import Encoded, Hit, LocalIndex, M3Encoder, MultiVectors, Passage
 from m3_integrations.core import Array
 from m3_integrations.data import read_beir
 
 BATCH, K, QUERIES, NOISE = 2000, 10, 60, 0.25
+Half = npt.NDArray[np.float16]
 WORLD = Path(__file__).parents[1] / "examples" / "world"
 
 
@@ -58,7 +60,7 @@ def main() -> None:
 class Runs:
     """Passages of consecutive vectors of a corpus, repeated with noise if there are too few."""
 
-    def __init__(self, values: Array, vectors: int, random: np.random.Generator) -> None:
+    def __init__(self, values: Half, vectors: int, random: np.random.Generator) -> None:
         self._runs = values[: len(values) // vectors * vectors].reshape(-1, vectors, values.shape[1])
         self._random, self._order = random, random.permutation(len(self._runs))
         self._taken = 0
@@ -74,7 +76,7 @@ class Runs:
         return Encoded(unit(values.mean(axis=1)), multi_vector=MultiVectors(flat, offsets(count, values.shape[1])))
 
 
-def encoded_folders(folders: Sequence[Path], from_each: int, cache: Path | None) -> tuple[Array, MultiVectors]:
+def encoded_folders(folders: Sequence[Path], from_each: int, cache: Path | None) -> tuple[Half, MultiVectors]:
     """Return the vectors of passages, in float16, and the queries."""
     file = cache / f"{'-'.join(folder.name for folder in folders)}-{from_each}.npz" if cache else None
     if file and file.exists():
@@ -95,7 +97,7 @@ def encoded_folders(folders: Sequence[Path], from_each: int, cache: Path | None)
     return values, asked
 
 
-def fill(folder: Path, values: Array, options: argparse.Namespace, random: np.random.Generator) -> None:
+def fill(folder: Path, values: Half, options: argparse.Namespace, random: np.random.Generator) -> None:
     """Fill an index."""
     runs = Runs(values, options.vectors, random)
     with LocalIndex.open(folder, precision={"multi_vector": options.precision}) as index:
@@ -111,7 +113,7 @@ def measure(folder: Path, index: LocalIndex, exact: LocalIndex, queries: MultiVe
     seconds, _ = timed(lambda: index.search("multi_vector", singles[0], K), time.process_time)
     grown = sum(path.stat().st_size for path in folder.glob("*.lists"))
     print(f"lists: built in {seconds:.1f} s of processor time; {grown / 1e6:.1f} MB, {grown / before:.2%} of the index")
-    calls = {
+    calls: dict[str, Callable[[], list[list[list[Hit]]]]] = {
         "dense": lambda: [index.search("dense", query, K) for query in singles],
         "lists": lambda: [index.search("multi_vector", query, K) for query in singles],
         "scan": lambda: [exact.search("multi_vector", query, K) for query in singles[:10]],

@@ -252,7 +252,7 @@ class LocalIndex(ClosableIndex):
                 scored = self._scored_candidates(snapshot, mode, by_mode[mode], count, allowed)
                 selected[mode] = search.select_top_k(transaction, snapshot, count, scored)
             rows = search.union_rows(selected.values())
-            late = {"multi_vector"} & (request.weights.keys() - selected.keys())
+            late = {"multi_vector"} & request.weights.keys()
             scores = {
                 mode: search.fill_scores(snapshot, mode, by_mode[mode], rows, selected.get(mode))
                 for mode in request.weights.keys() - late
@@ -262,7 +262,8 @@ class LocalIndex(ClosableIndex):
                 own, best = {mode: scores[mode][i] for mode in scores}, candidates
                 if late:
                     query = search.single_query(by_mode["multi_vector"], i)
-                    own, best = search.rescore_maxsim(snapshot, query, own, request.weights, k, candidates)
+                    known = selected["multi_vector"][i] if "multi_vector" in selected else None
+                    own, best = search.rescore_maxsim(snapshot, query, own, request.weights, k, candidates, known)
                 hits.append(search.to_hybrid_hits(transaction, snapshot, own, request.weights, k, best))
             return hits
 

@@ -43,6 +43,7 @@ _BLOCK_ROWS = 4096
 _FEW_QUERIES = 4
 _MIN_REDUCTION = 4  # candidates are used if they are fewer than the rows by this factor
 _NO_ROWS = np.empty(0, np.int64)
+_NO_SCORES = np.empty(0, np.float32)
 
 
 class ScoredRows(NamedTuple):
@@ -57,6 +58,11 @@ class ScoredRows(NamedTuple):
     rows: Longs
     scores: Array
     all_scores: Array | None = None
+
+    def among(self, rows: Longs) -> ScoredRows:
+        """Return those that are among ascending rows."""
+        is_among = np.isin(self.rows, rows)
+        return self._replace(rows=self.rows[is_among], scores=self.scores[is_among])
 
 
 def generate_candidates(snapshot: Snapshot, mode: Mode, queries: Encoded, k: int, allowed: Longs) -> list[Longs]:
@@ -197,7 +203,13 @@ def fill_scores(
 
 
 def rescore_maxsim(
-    snapshot: Snapshot, query: Encoded, scores: Mapping[Mode, Array], weights: Mapping[Mode, float], k: int, rows: Longs
+    snapshot: Snapshot,
+    query: Encoded,
+    scores: Mapping[Mode, Array],
+    weights: Mapping[Mode, float],
+    k: int,
+    rows: Longs,
+    selected: ScoredRows | None = None,
 ) -> tuple[dict[Mode, Array], Longs]:
     """Score by MaxSim the possible top k by the weighted sum.
 
@@ -207,7 +219,8 @@ def rescore_maxsim(
         scores: Scores of `rows` in all weighted modes except multi_vector.
         weights: Weight of each mode.
         k: Number of hits.
-        rows: Candidate rows.
+        rows: Candidate rows, ascending.
+        selected: Rows that were selected by late interaction, with their scores; None if it was not searched.
 
     Returns:
         Scores in all weighted modes of the rows that may be in the top k, and these rows.
@@ -218,7 +231,8 @@ def rescore_maxsim(
     if len(best) and len(best) < len(rows):
         rows, scores = rows[best], {mode: values[best] for mode, values in scores.items()}
         snapshot.locate_multi_vectors(rows).read_ahead()
-    return {**scores, "multi_vector": exact_scores(snapshot, "multi_vector", query, rows)[0]}, rows
+    known = ScoredRows(_NO_ROWS, _NO_SCORES) if selected is None else selected.among(rows)
+    return {**scores, "multi_vector": _fill_scores(snapshot, "multi_vector", query, rows, known)}, rows
 
 
 def to_hybrid_hits(
