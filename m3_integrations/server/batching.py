@@ -55,7 +55,7 @@ class BatchingEncoder:
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             job = EncodeJob(role, tuple(texts[start : start + TEXTS_AT_ONCE]), wanted)
             parts.append(await micro_batched(self._encode_jobs, job, len(job.texts)))
-        return parts[0].join(*parts[1:])
+        return parts[0].join(*parts[1:]) if len(parts) > 1 else parts[0]
 
     def _encode_jobs(self, jobs: list[EncodeJob]) -> list[Encoded]:
         encoded: dict[int, Encoded] = {}
@@ -106,7 +106,7 @@ def search_jobs(jobs: list[SearchJob]) -> list[list[Match]]:
     found: list[list[Match]] = [[] for _ in jobs]
     for places in groups.values():
         first, *rest = (jobs[place] for place in places)
-        queries = first.query.join(*(job.query for job in rest))
+        queries = first.query.join(*(job.query for job in rest)) if rest else first.query
         for place, matches in zip(places, first.retriever.retrieve_encoded(queries, first.k, first.where), strict=True):
             found[place] = matches
     return found

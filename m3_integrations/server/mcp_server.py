@@ -134,7 +134,8 @@ class IndexTools:
     def _head(self, passage: Passage) -> dict[str, str]:
         """Return id, title and URL: the passage's own, otherwise one that names index and id."""
         own = passage.metadata.get("url")
-        url = own if isinstance(own, str) and own else f"m3://{quote(self._name)}/{quote(passage.id, safe='')}"
+        name, id = (quote(each, safe="", errors="replace") for each in (self._name, passage.id))
+        url = own if isinstance(own, str) and own else f"m3://{name}/{id}"
         return {"id": passage.id, "title": title_of(passage), "url": url}
 
 
@@ -184,4 +185,9 @@ def create_mcp_app(server: MCPServer, settings: ServerSettings) -> ASGIApp:
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
+        return json.dumps(value)
+    return text

@@ -125,6 +125,15 @@ def test_a_busy_ledger_is_waited_for_and_then_called_busy(folder):
         other.close()
 
 
+def test_an_id_that_utf_8_cannot_encode_is_refused_by_name(tmp_path):
+    with LocalIndex.open(tmp_path / "index", ENCODER) as index:
+        index.add([Passage("half \ud800", "topic1")], ENCODER.encode_passages(["topic1"]))
+        with pytest.raises(IndexFolderError, match=r"nudges\.sqlite cannot hold 'half .ud800', which has half a surr"):
+            Feedback(ENCODER, index).add("ask", "half \ud800", is_useful=True)
+        with closing(Nudger(ENCODER, index)) as nudger, pytest.raises(IndexFolderError, match="repair such ids"):
+            nudger.add_queries([Query("half \ud800", "ask1", {"p1": 1.0})])
+
+
 def test_a_closed_nudger_is_named(folder):
     with LocalIndex.open(folder, ENCODER) as index:
         nudger = Nudger(ENCODER, index)

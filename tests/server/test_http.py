@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,12 @@ import numpy as np
 import openai
 import pytest
 from huggingface_hub import InferenceClient
+from mcp import Client
 
-from m3_integrations import Retriever, SearchPlan
+from m3_integrations import MemoryIndex, Passage, Retriever, SearchPlan
 from m3_integrations.encoders.wire_format import from_npz
 from m3_integrations.retrieval import rerank
-from m3_integrations.server import ServerSettings, create_app
+from m3_integrations.server import ServerSettings, create_app, create_mcp_server
 from m3_integrations.server.batching import BatchingEncoder
 from m3_integrations.server.metrics import ServerMetrics
 from m3_integrations.testing import HashEncoder
@@ -179,6 +181,20 @@ def test_a_match_is_explained_by_its_words(bge_m3, index):
             ("the bridge"[slice(*each.query_at)], "the bridge"[slice(*each.passage_at)]) for each in expected
         ]
         assert post(client, "/v1/embeddings", input="the bridge").json()["usage"]["total_tokens"] > 0
+
+
+async def test_what_utf_8_cannot_encode_and_long_integers_are_found_over_each_interface(hash_encoder):
+    index, settings = MemoryIndex(), ServerSettings(port=0)
+    half, metadata = "half \ud800 pair", {"title": "\ud801", "number": 10**17}
+    index.add([Passage(half, half, metadata)], hash_encoder.encode_passages(["half pair"]))
+    app = create_app(hash_encoder, {"notes": index}, settings)
+    with running(app, settings) as url, httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        (hit,) = client.post("/search", json={"query": "half"}).json()["hits"]
+        assert (hit["id"], hit["text"], hit["metadata"]) == (half, half, metadata)
+        assert " ? pair" in client.get("/", params={"q": "half"}).text
+    async with Client(create_mcp_server(hash_encoder, index, name="notes")) as client:
+        answer = json.loads((await client.call_tool("search", {"query": "half"})).content[0].text)
+        assert answer["results"][0]["id"] == half
 
 
 def test_passages_are_read_by_id_and_missing_ones_are_named(client):

@@ -1,4 +1,4 @@
-"""Eight processes over one folder, as agents use it: MCP servers, indexing, nudges, searches, purges; they are killed.
+"""Eight processes over one folder, killed at random: MCP servers, `m3 index`, nudges, searches, purges.
 
 python -m tests.soak.processes --seconds 300
 """
@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -30,8 +31,10 @@ from m3_integrations.index.filters import Field
 from m3_integrations.index.local.index import LocalIndex
 from m3_integrations.nudging.feedback import Feedback
 from m3_integrations.nudging.nudger import Nudger
-from m3_integrations.retrieval.ingestion import ingest
 from m3_integrations.testing import HashEncoder
+
+if TYPE_CHECKING:
+    from m3_integrations import M3Encoder
 
 ROOT = Path(__file__).parents[2]
 ENCODER = HashEncoder(8, 4, 64)
@@ -80,9 +83,22 @@ def writes(index: LocalIndex, place: Path, role: str) -> None:
             texts = [text_of(role, number)] * len(ids)
             index.add([Passage(id, texts[0], {"n": number}) for id in ids], ENCODER.encode_passages(texts))
         else:
-            ingest(ENCODER, index, [Passage(id, text_of(role, number), {"n": number}) for id in ids])
+            index_by_command(index, place, [Passage(id, text_of(role, number), {"n": number}) for id in ids])
         journal.write("done", number, is_deletion, ids)
         number += 1
+
+
+def index_by_command(index: LocalIndex, place: Path, passages: Sequence[Passage]) -> None:
+    """Write a file of passages and index it as `m3 index` does once the model is loaded."""
+    from m3_integrations.cli.commands.index import update_index  # slow to import
+    from m3_integrations.cli.output import terminal
+    from m3_integrations.cli.sources import Sources
+
+    file = place / "passages.jsonl"
+    lines = [{"_id": each.id, "text": each.text, "metadata": each.metadata} for each in passages]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    terminal.quiet = True
+    update_index(place / "index", index, cast("M3Encoder", ENCODER), Sources(files=[file], rows=len(passages)))
 
 
 async def serve_agent(index: LocalIndex, place: Path, role: str) -> None:

@@ -90,6 +90,11 @@ def translate_errors(path: Path, timeout: float, damaged: Callable[[str], Damage
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged name can make SQLite's message undecodable
         raise _translate(error, path, timeout, damaged) from error
+    except UnicodeEncodeError as error:
+        raise IndexFolderError(
+            f"{path} cannot hold {error.object!r:.80}, which has half a surrogate pair; repair such ids and texts with "
+            "text.encode('utf-8', 'replace').decode()"
+        ) from error
     except OSError as error:
         if isinstance(error, (FileNotFoundError, M3Error)):
             raise

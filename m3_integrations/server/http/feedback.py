@@ -79,7 +79,9 @@ class FeedbackEndpoints:
         html = learner.status.html
         if html is None:
             raise RefusedRequest(404, "there is no report; start with POST /learn")
-        return bytes_response(html.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": REPORT_POLICY})
+        return bytes_response(
+            html.encode("utf-8", "replace"), "text/html; charset=utf-8", {"Content-Security-Policy": REPORT_POLICY}
+        )
 
     async def undo(self, request: IndexRequest) -> Response:
         """Restore the original vectors."""

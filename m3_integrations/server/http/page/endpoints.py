@@ -188,7 +188,7 @@ class PageEndpoints:
     def _html(self, template: str, status: int = 200, **context: Any) -> Response:
         html = self._templates.get_template(template).render(**context)
         answer = bytes_response(
-            html.encode(),
+            html.encode("utf-8", "replace"),  # passages may hold halves of surrogate pairs
             "text/html; charset=utf-8",
             {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"},
         )

@@ -67,7 +67,7 @@ class SearchForm:
         percents = {str(mode): str(percent) for mode, percent in (self.percents or {}).items()}
         named = {"index": self.index, "id": selected}
         stated = {name: value for name, value in named.items() if value is not None}
-        return f"/?{urlencode({'q': self.query, **percents, **(self.filters or {}), **stated})}"
+        return f"/?{urlencode({'q': self.query, **percents, **(self.filters or {}), **stated}, errors='replace')}"
 
 
 class FilterOption(NamedTuple):
