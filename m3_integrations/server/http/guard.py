@@ -19,6 +19,7 @@ from m3_integrations.server.settings import ServerSettings
 # Without a key: for load balancers, the page's form to enter the key with its files, and the description of the
 # endpoints, which a browser cannot send a key for.
 OPEN_PATHS = ("/health", "/", "/page/style.css", "/page/script.js", "/page/icon.svg", "/docs", "/openapi.json")
+DISCARDED = 16 << 20  # bytes above the limit that are read, since a client that is still sending misses the answer
 CLIENT_CLOSED = 499  # nginx's status of a request whose client went away
 _JSON = "application/json"
 _log = logging.getLogger(__name__)
@@ -120,23 +121,28 @@ class RequestGuard:
         if has_body and headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
             raise RefusedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send the body as Content-Type: {_JSON}")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.settings.max_body:
+        if not length.isdecimal() or int(length) > self.settings.max_body + DISCARDED:
             raise self._too_large()
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         if scope["method"] in ("GET", "HEAD"):
             return b""
-        body = bytearray()
+        body, length, limit = bytearray(), 0, self.settings.max_body
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Disconnected
-                    body += message.get("body", b"")
-                    if len(body) > self.settings.max_body:
+                    part, has_more = message.get("body", b""), message.get("more_body", False)
+                    length += len(part)
+                    if length <= limit:
+                        body += part
+                    else:
+                        body.clear()
+                    if length > limit and (not has_more or length > limit + DISCARDED):
                         raise self._too_large()
-                    if not message.get("more_body", False):
+                    if not has_more:
                         return bytes(body)
         except TimeoutError:
             raise RefusedRequest(
