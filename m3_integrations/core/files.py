@@ -66,10 +66,10 @@ def open_regular_file(path: Path) -> FileIO:
         DamagedFolder: If it is no regular file.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = FileIO(os.open(path, flags))
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    opened = os.open(path, flags)
+    if stat.S_ISREG(os.fstat(opened).st_mode):
+        return FileIO(opened)
+    os.close(opened)
     raise DamagedFolder(f"{path} is no regular file; put back a copy of the whole folder")
 
 

@@ -221,6 +221,17 @@ def test_a_damaged_graph_is_removed_and_no_folder_is_made(folder, tmp_path):
     assert check_index(folder).is_whole
 
 
+def test_a_folder_in_the_place_of_a_file_is_damage(folder, tmp_path):
+    with LocalIndex.open(folder, ENCODER, exact_below=10) as index:
+        index.search("dense", ENCODER.encode_queries(["red"]), 3)
+    for path in (next(folder.glob("*.graph")), next(folder.glob("dense-*.segment"))):
+        path.unlink()
+        path.mkdir()
+        assert path.name in [each.file for each in check_index(folder).files]
+    with pytest.raises(IndexFolderError, match=r"\.graph"):
+        repair_index(folder, tmp_path / "new")
+
+
 def test_a_folder_with_files_is_no_target(folder, tmp_path):
     zero(next(folder.glob("dense-*")), 10_000, 300)
     with pytest.raises(IndexFolderError, match="is not empty; name a new folder"):

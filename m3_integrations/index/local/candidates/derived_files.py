@@ -42,8 +42,13 @@ class DerivedFile(NamedTuple):
     checksum: str
 
     def is_intact(self) -> bool:
-        """Return whether its content is as it was written."""
-        return checksum(self.path) == self.checksum
+        """Return whether its content is as it was written; one that cannot be read is not."""
+        try:
+            return checksum(self.path) == self.checksum
+        except FileNotFoundError:
+            raise
+        except (OSError, DamagedFolder):
+            return False
 
 
 def derived_files(folder: Path, kind: str | None = None) -> Iterator[DerivedFile]:

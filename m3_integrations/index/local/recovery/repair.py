@@ -14,7 +14,7 @@ import numpy as np
 
 from m3_integrations.core.encoded import Encoded
 from m3_integrations.core.errors import DamagedFolder, IndexFolderError
-from m3_integrations.core.files import sync_folder
+from m3_integrations.core.files import sync_folder, translate_write_errors
 from m3_integrations.index.base import Fingerprinted
 from m3_integrations.index.local.catalog import Catalog
 from m3_integrations.index.local.index import LocalIndex
@@ -73,7 +73,8 @@ def repair_index(
     report = check_index(source)
     derived = [each.file for each in report.files if each.is_derived]
     for name in derived:
-        (source / name).unlink(missing_ok=True)
+        with translate_write_errors(source / name):
+            (source / name).unlink(missing_ok=True)
     if not report.passages and all(each.is_derived for each in report.files):
         return RepairReport(None, report.intact, [], [], derived, report)
     if new.exists() and (not new.is_dir() or any(new.iterdir())):
