@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -36,6 +36,9 @@ class Corpus(Protocol):
     def multi_vector(self, rows: Ints) -> MultiVectors:
         """Return the multi-vectors of these passages, in this order."""
 
+    def each_multi_vector(self, rows: Ints) -> Iterable[Array]:
+        """Return the vectors of each of these passages, which are not copied if they are in memory."""
+
     def __len__(self) -> int: ...
 
 
@@ -59,6 +62,9 @@ class EncodedCorpus:
 
     def multi_vector(self, rows: Ints) -> MultiVectors:
         return self.encoded.multi_vector.take(rows)
+
+    def each_multi_vector(self, rows: Ints) -> Iterable[Array]:
+        return (self.encoded.multi_vector[row] for row in rows.tolist())
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -129,6 +135,9 @@ class IndexCorpus:
                 "copy of the ledger and the index"
             )
         return moved.put_into(vectors, rows)
+
+    def each_multi_vector(self, rows: Ints) -> Iterable[Array]:
+        return self.multi_vector(rows)
 
     def __len__(self) -> int:
         return len(self.ids)

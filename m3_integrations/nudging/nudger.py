@@ -66,6 +66,7 @@ from m3_integrations.nudging.report.outcomes import (
 from m3_integrations.nudging.report.report import NudgeReport
 from m3_integrations.nudging.report.values import Evaluation
 from m3_integrations.nudging.selection.cross_validation import Evidence
+from m3_integrations.nudging.selection.folds import distinct_queries
 
 _IN_MEMORY: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()
 ROLES: tuple[Role, ...] = ("train", "validation")
@@ -284,7 +285,8 @@ class Nudger:
                 "use refit() with those that count now, or revert() for the original vectors"
             )
         query_sets = self._query_sets(known.options, version)
-        train = self._judged(query_sets.train, corpus).judged.answered().merge_copies()
+        judged = (self._judged(each, corpus).judged for each in query_sets)
+        train, _ = distinct_queries(*judged, cross_fitted=True)
         moved = {mode: _restore_move(corpus, train, mode, move) for mode, move in known.moves.items()}
         self._write(version, moved, corpus, self._stored_plan(known))
 
@@ -325,10 +327,11 @@ class Nudger:
         result = _nudge(corpus, train.judged, validation.judged, options, config)
         version = self._new_version(options, result)
         test_set = self._judged(self._encode(test, options), corpus) if test else None
-        fitted = FittedNudge(train, validation, test_set, config, result.moved, result.weights, result.curves)
+        queries = train, validation, test_set
+        fitted = FittedNudge(*queries, result.pulling, config, result.moved, result.weights, result.curves)
         # The corpus reads from the index on demand: these come before the write.
         moves = {mode: displacement(corpus, mode, moved) for mode, moved in result.moved.items()}
-        coverage = coverage_of(corpus, train, [validation, *([test_set] if test_set else [])])
+        coverage = coverage_of(corpus, train, result.pulling, [validation, *([test_set] if test_set else [])])
         stored = self._stored_plan(version)
         self._write(version.number, result.moved, corpus, stored, version, query_sets if fresh else None)
         return NudgeReport(
@@ -338,8 +341,8 @@ class Nudger:
             moves=moves,
             before=result.before,
             after=result.after,
-            gain=result.gain,
-            error=result.error,
+            gain=result.evidence.gain,
+            error=result.evidence.error,
             curves=result.curves,
             coverage=coverage,
             seconds=time.perf_counter() - start,
@@ -593,11 +596,10 @@ class _Result(NamedTuple):
     weights: Mapping[Mode, float]
     before: float
     after: float
-    gain: float
-    error: float
     curves: Mapping[Mode, Curve]
     summary: str
-    evidence: Evidence | None
+    evidence: Evidence
+    pulling: Judged
 
 
 def open_ledger(index: Index, encoder: Fingerprinted, path: str | Path | None) -> Ledger:
@@ -625,12 +627,10 @@ def _nudge(corpus: IndexCorpus, train: Judged, validation: Judged, options: FitO
         evidence = nudged.choice.evidence if nudged.choice else Evidence(0.0, 0.0)
         levels = nudged.before, nudged.after
         curves: dict[Mode, Curve] = {"dense": nudged.curve}
-        return _Result(moved, config.weights, *levels, evidence.gain, evidence.error, curves, nudged.summary, evidence)
+        return _Result(moved, config.weights, *levels, curves, nudged.summary, evidence, nudged.pulling)
     fused = nudge_modes(corpus, train, validation, config)
-    evidence, levels = fused.choice.evidence, (fused.before, fused.after)
-    return _Result(
-        fused.moved, fused.weights, *levels, evidence.gain, evidence.error, fused.curves, fused.summary, evidence
-    )
+    levels, pulling = (fused.before, fused.after), fused.folds.train
+    return _Result(fused.moved, fused.weights, *levels, fused.curves, fused.summary, fused.choice.evidence, pulling)
 
 
 def _to_json(moved: ModeUpdate) -> dict[str, Any]:

@@ -99,6 +99,20 @@ def test_a_version_can_be_gone_back_to(index):
         nudger.revert(7)
 
 
+def test_a_version_that_left_answers_out_is_gone_back_to_as_well(index):
+    train, validation = (
+        [replace(query, relevant={**query.relevant, "p00": 1.0}) for query in queries]
+        for queries in (TRAIN, VALIDATION)
+    )
+    nudger = Nudger(ENCODER, index)
+    report = nudger.fit(train, validation, modes=MODES)
+    assert report.coverage.indiscriminate == 1  # every question names the passage
+    nudged = everything(index)
+    nudger.revert()
+    nudger.revert(1)
+    assert nothing_differs(everything(index), nudged)
+
+
 def test_a_version_from_before_sparse_scores_were_divided_keeps_its_sums_and_vectors(tmp_path):
     means = HashEncoder(sparse_score="mean")
     with LocalIndex.open(tmp_path, ENCODER) as index:
@@ -107,6 +121,7 @@ def test_a_version_from_before_sparse_scores_were_divided_keeps_its_sums_and_vec
         nudged = everything(index)
         nudger.close()
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as ledger, ledger:
+        ledger.execute("DROP TABLE checks")  # there were no checksums of rows either
         ledger.execute("UPDATE versions SET figures = json_remove(figures, '$.sparse_score')")
     with LocalIndex.open(tmp_path, means) as index:
         nudger = Nudger(means, index)

@@ -119,20 +119,34 @@ class PropagatedPulls:
     @classmethod
     def of(cls, pulled: Ints, pulls: Floats, neighbors: NearestPulled, propagation: Propagation) -> PropagatedPulls:
         """Build propagated pulls; `pulled` (m,) are ascending rows, some outside these passages, `pulls` (m, dim)."""
+        return cls.from_shares(pulls, propagated_shares(pulled, neighbors, propagation))
+
+    @classmethod
+    def from_shares(cls, pulls: Floats, shares: scipy.sparse.csr_array) -> PropagatedPulls:
+        """Build from the pulls of the pulled passages (m, dim) and `propagated_shares`."""
         sources = unit(pulls)
-        around = _around(neighbors, len(pulled), propagation.temperature)
-        keeps = np.zeros(len(neighbors.far), np.float32)
-        here = np.flatnonzero((pulled >= 0) & (pulled < len(keeps)))
-        keeps[pulled[here]] = propagation.self_weight
-        own = scipy.sparse.csr_array((keeps[pulled[here]], (pulled[here], here)), shape=around.shape)
-        shares = scipy.sparse.csr_array(scipy.sparse.diags_array(1 - keeps) @ around + own)
-        shares.eliminate_zeros()
-        shares.sort_indices()  # sums are then taken in one order, whichever passages are here
-        return cls(np.arange(len(keeps)), np.concatenate([sources, sources.sum(axis=0, keepdims=True)]), shares)
+        sources = np.concatenate([sources, sources.sum(axis=0, keepdims=True)])
+        return cls(np.arange(shares.shape[0]), sources, shares)
 
     def take(self, which: Ints) -> Floats:
         pulls: Floats = self.shares[which] @ self.sources
         return pulls
+
+
+def propagated_shares(pulled: Ints, neighbors: NearestPulled, propagation: Propagation) -> scipy.sparse.csr_array:
+    """Return the weight of each pull for each passage, shape (n, pulled + 1), the last column for the sum of all.
+
+    `pulled` are ascending rows, some outside these passages.
+    """
+    around = _around(neighbors, len(pulled), propagation.temperature)
+    keeps = np.zeros(len(neighbors.far), np.float32)
+    here = np.flatnonzero((pulled >= 0) & (pulled < len(keeps)))
+    keeps[pulled[here]] = propagation.self_weight
+    own = scipy.sparse.csr_array((keeps[pulled[here]], (pulled[here], here)), shape=around.shape)
+    shares = scipy.sparse.csr_array(scipy.sparse.diags_array(1 - keeps) @ around + own)
+    shares.eliminate_zeros()
+    shares.sort_indices()  # sums are then taken in one order, whichever passages are here
+    return shares
 
 
 def _around(neighbors: NearestPulled, pulled: int, temperature: float) -> scipy.sparse.csr_array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.closed_form import pulls_of_rows, shares_of_rows
-from m3_integrations.nudging.method.propagation import NearestPulled, PropagatedPulls, Propagation
+from m3_integrations.nudging.method.propagation import NearestPulled, PropagatedPulls, Propagation, propagated_shares
 from m3_integrations.nudging.method.variants import Variant
 
 
@@ -38,13 +39,27 @@ class PullField:
 
     def by(self, train: Judged, variant: Variant) -> Pulls:
         """Return the pulls of the training queries by a variant."""
-        _, vectors = pulls_of_rows(train, variant.center)
-        return self.pulls(vectors, variant.propagation)
+        return self.by_variant(train, [variant])[0]
+
+    def by_variant(self, train: Judged, variants: Sequence[Variant]) -> list[Pulls]:
+        """Return the pulls of the training queries by each variant; variants share what they can."""
+        vectors = {center: pulls_of_rows(train, center)[1] for center in {each.center for each in variants}}
+        propagations = {each.propagation for each in variants if each.propagation} if len(self.rows) else set()
+        shares = {each: propagated_shares(self.rows, self._neighbors, each) for each in propagations}
+        return [
+            PropagatedPulls.from_shares(vectors[each.center], shares[each.propagation])
+            if each.propagation in shares
+            else self._known(vectors[each.center])
+            for each in variants
+        ]
 
     def pulls(self, vectors: Floats, propagation: Propagation | None) -> Pulls:
         """Return the pulls of the passages, given those of the pulled ones, shape (m, dim)."""
         if propagation is not None and len(self.rows):
             return PropagatedPulls.of(self.rows, vectors, self._neighbors, propagation)
+        return self._known(vectors)
+
+    def _known(self, vectors: Floats) -> KnownPulls:
         here = slice(*np.searchsorted(self.rows, [0, len(self.passages)]))
         return KnownPulls(self.rows[here], vectors[here])
 

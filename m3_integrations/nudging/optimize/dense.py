@@ -63,6 +63,7 @@ class Nudged(FieldsDisplay):
         after: The same after the nudge.
         curve: The same over gamma.
         choice: How gamma was chosen, with the cross-validated gain; None if gamma was given.
+        pulling: The queries that pull: those of train with an answer that counts, each once.
         unanswered_train: Training queries without an answer or weight, which were left out.
         unanswered_validation: The same of the validation queries.
     """
@@ -79,6 +80,7 @@ class Nudged(FieldsDisplay):
     after: float
     curve: Curve
     choice: Choice | None
+    pulling: Judged
     unanswered_train: int
     unanswered_validation: int
 
@@ -364,6 +366,7 @@ class DenseNudgeProblem:
             after=swept.level(gamma),
             curve=Curve(*swept.curve()),
             choice=choice,
+            pulling=self.folds.train,
             unanswered_train=self.unanswered[0],
             unanswered_validation=self.unanswered[1],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from m3_integrations.nudging.corpus import Corpus, EncodedCorpus, replace_rows
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.late_interaction import MovedVectors, rotate_matched
 from m3_integrations.nudging.method.propagation import Propagation
+from m3_integrations.nudging.method.pulls import PullField
 from m3_integrations.nudging.method.variants import (
     MULTI_VECTOR_CENTERS,
     SPARSE_CENTERS,
@@ -56,6 +58,7 @@ from m3_integrations.nudging.selection.score_grids import (
     dense_curves,
     dense_pulls,
     multi_vector_grids,
+    pull_fields,
     sparse_curves,
     sparse_pulls,
 )
@@ -219,12 +222,16 @@ class _HybridNudgeProblem:
             folds=self.folds,
         )
 
+    @cached_property
+    def fields(self) -> list[PullField]:
+        return pull_fields(self.corpus.dense, self.folds)
+
     def _variants(self) -> Sequence[Variant]:
         if "dense" not in self.config.modes:
             return []
         counts = len(self.corpus), len(self.folds.train)
         variants = candidate_variants(self.config.method, self.config.propagate, None, *counts)
-        return promising_variants(self.corpus.dense, self.folds, self.pairs, variants, self.metric)
+        return promising_variants(self.corpus.dense, self.folds, self.pairs, variants, self.metric, self.fields)
 
     def _multi_vector_scores(self) -> MultiVectorScores | None:
         """Return the scores of multi-vectors, which a screening of centers computes for the grids as well."""
@@ -250,7 +257,7 @@ class _HybridNudgeProblem:
         moves = mode in self.config.modes
         if mode == "dense":
             tried = self.variants if moves else [Variant("nudge-m", None, 0.0)]
-            traced = dense_curves(self.corpus.dense, self.folds, self.pairs, tried)
+            traced = dense_curves(self.corpus.dense, self.folds, self.pairs, tried, fields=self.fields)
             gammas = [variant.gammas if moves else variant.gammas[:1] for variant in tried]
             return [
                 AnalyticScores(curves, variant.trajectory, g)
@@ -304,7 +311,7 @@ def multi_vector_move(corpus: Corpus, train: Judged, gamma: float, center: float
     pulled = PullIndex(train)
     moved: list[tuple[int, Ints, Array]] = []
     for block in blocks(np.unique(pulled.rows)):
-        for row, passage in zip(block.tolist(), corpus.multi_vector(block), strict=True):
+        for row, passage in zip(block.tolist(), corpus.each_multi_vector(block), strict=True):
             pulling = pulled.by(row, passage)
             if pulling is not None:
                 matched = pulling.matching.pulls(None, center)

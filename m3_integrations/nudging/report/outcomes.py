@@ -18,7 +18,7 @@ from m3_integrations.nudging.optimize.dense import Curve
 from m3_integrations.nudging.optimize.hybrid import ModeUpdate, NudgeConfig
 from m3_integrations.nudging.report.replay import cluster_queries, metric_curves, replay
 from m3_integrations.nudging.report.values import FEW_POPULAR, Coverage, Evaluation, Move, Outcome, in_steps
-from m3_integrations.nudging.selection.folds import CrossFitFolds, indiscriminate_answers
+from m3_integrations.nudging.selection.folds import CrossFitFolds
 from m3_integrations.nudging.selection.gamma_sweep import sweep
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.running_top_k import RunningTopK, unmoved_blocks
@@ -45,6 +45,7 @@ class FittedNudge(NamedTuple):
     train: EvaluatedQueries
     validation: EvaluatedQueries
     test: EvaluatedQueries | None
+    pulling: Judged
     config: NudgeConfig
     moved: Mapping[Mode, ModeUpdate]
     weights: Mapping[Mode, float]
@@ -88,21 +89,21 @@ def outcome_of(corpus: IndexCorpus, fitted: FittedNudge, queries: EvaluatedQueri
     rows = queries.answered()
     if not len(rows):
         return None
-    folds = _single_fold(fitted.train.judged, queries.judged.take(rows))
+    folds = _single_fold(fitted.pulling, queries.judged.take(rows))
     return _outcome(corpus, folds, [queries.queries[row] for row in rows.tolist()], fitted)
 
 
 def _single_fold(train: Judged, evaluated: Judged) -> CrossFitFolds:
-    return CrossFitFolds(
-        train.answered().merge_copies(), evaluated, np.zeros(len(evaluated), np.int64), [np.empty(0, np.int64)]
-    )
+    return CrossFitFolds(train, evaluated, np.zeros(len(evaluated), np.int64), [np.empty(0, np.int64)])
 
 
 def held_out_topics(corpus: IndexCorpus, fitted: FittedNudge) -> Outcome | None:
     """Compute the outcome of each cluster of training questions after a nudge by all other clusters."""
-    rows = fitted.train.answered()
-    rows = rows[np.argsort(fitted.train.judged.identities[rows], kind="stable")]  # the order of the log never matters
-    train = fitted.train.judged.take(rows)
+    judged = fitted.train.judged
+    judged = judged.with_answers(np.isin(judged.rows, fitted.pulling.rows))
+    rows = np.flatnonzero((judged.counts > 0) & (judged.weights > 0))
+    rows = rows[np.argsort(judged.identities[rows], kind="stable")]  # the order of the log never matters
+    train = judged.take(rows)
     clusters = cluster_queries(train)
     if not fitted.moved or clusters.max(initial=0) < 1:
         return None
@@ -138,13 +139,12 @@ def other_curves(corpus: IndexCorpus, fitted: FittedNudge) -> dict[Mode, dict[st
     They are exact where the curves of the maximized metric are, and sampled at the same gammas otherwise.
     """
     metrics = [metric for metric in METRICS if metric != fitted.config.metric]
-    train, evaluated, moved = fitted.train.judged, fitted.validation.judged.answered(), fitted.moved
+    train, evaluated, moved = fitted.pulling, fitted.validation.judged.answered(), fitted.moved
     if not moved:
         return {}
     if all(in_steps(curve) for curve in fitted.curves.values()):
         return {"dense": {metric: _exact_curve(corpus, train, evaluated, moved["dense"], metric) for metric in metrics}}
-    merged = train.answered().merge_copies()
-    folds = _single_fold(train, evaluated) if len(evaluated) else CrossFitFolds.k_fold(merged, evaluated)
+    folds = _single_fold(train, evaluated) if len(evaluated) else CrossFitFolds.k_fold(train, evaluated)
     gammas = {mode: fitted.curves[mode].edges for mode in moved}
     found = metric_curves(corpus, folds, fitted.config, moved, fitted.weights, gammas, metrics)
     return {
@@ -155,14 +155,16 @@ def other_curves(corpus: IndexCorpus, fitted: FittedNudge) -> dict[Mode, dict[st
 def _exact_curve(corpus: IndexCorpus, train: Judged, evaluated: Judged, update: ModeUpdate, name: str) -> Curve:
     """Compute a metric of the dense vectors alone at every gamma, as a step function."""
     variant, metric = Variant(update.method, update.propagation, update.center), RankMetric.of(name)
-    pulls = dense_pulls(corpus.dense, train.answered().merge_copies(), variant)
+    pulls = dense_pulls(corpus.dense, train, variant)
     unmoved = RunningTopK.empty(len(evaluated), metric.k)
     unmoved = unmoved.update(unmoved_blocks(corpus.dense, pulls.rows), evaluated.queries)
     return Curve(*sweep(corpus.dense, pulls, evaluated, metric, variant.trajectory, unmoved).curve())
 
 
-def coverage_of(corpus: IndexCorpus, train: EvaluatedQueries, others: Sequence[EvaluatedQueries]) -> Coverage:
-    """Count what the training questions cover, and how they overlap with the others, validation first."""
+def coverage_of(
+    corpus: IndexCorpus, train: EvaluatedQueries, pulling: Judged, others: Sequence[EvaluatedQueries]
+) -> Coverage:
+    """Count what the training questions cover, those with answers that pull, and how they overlap with the others."""
     texts = {normalize_question(query.text) for query in train.queries}
     return Coverage(
         passages=len(corpus),
@@ -172,9 +174,7 @@ def coverage_of(corpus: IndexCorpus, train: EvaluatedQueries, others: Sequence[E
         unknown=train.unknown + sum(each.unknown for each in others),
         repeated=sum(normalize_question(query.text) in texts for each in others for query in each.queries),
         concentration=_concentration(train.judged),
-        indiscriminate=len(
-            indiscriminate_answers(*(each.judged.answered().merge_copies() for each in (train, others[0])))
-        ),
+        indiscriminate=len(np.setdiff1d(train.judged.answered().rows, pulling.rows)),
     )
 
 

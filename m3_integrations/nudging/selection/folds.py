@@ -47,10 +47,11 @@ class CrossFitFolds(FieldsDisplay):
         if len(validation) >= few or len(train) < FOLDS:
             return folds
         rng = np.random.default_rng(SEED)
-        for held_out, _ in split(len(train)):
-            evaluated_rows = np.sort(rng.permutation(held_out)[: -(-(few - len(validation)) // FOLDS)])
-            folds = folds.with_fold(train.take(evaluated_rows), held_out)
-        return folds
+        held_out = [held_out for held_out, _ in split(len(train))]
+        rows = [np.sort(rng.permutation(each)[: -(-(few - len(validation)) // FOLDS)]) for each in held_out]
+        fold_of = np.repeat(np.arange(1 + len(rows)), [len(validation), *map(len, rows)])
+        eval_queries = _join(validation, train.take(np.concatenate(rows)))
+        return cls(train, eval_queries, fold_of, [*folds.held_out, *held_out])
 
     @classmethod
     def by_group(cls, train: Judged, groups: Ints, few: int = FEW_QUERIES) -> tuple[CrossFitFolds, Ints]:

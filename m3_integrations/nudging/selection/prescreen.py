@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from m3_integrations.nudging.judged import Floats, Ints, Judged
+from m3_integrations.nudging.method.pulls import PullField
 from m3_integrations.nudging.method.trajectories import ScoreCurves
 from m3_integrations.nudging.method.variants import Variant
 from m3_integrations.nudging.selection.coordinate_ascent import Configuration, FusedObjective, Selected
 from m3_integrations.nudging.selection.folds import CrossFitFolds, answers_of_similar_queries, control_answers
 from m3_integrations.nudging.selection.rank_metric import RankMetric
 from m3_integrations.nudging.selection.running_top_k import RunningTopK
-from m3_integrations.nudging.selection.score_grids import AnalyticScores, Pairs, dense_curves
+from m3_integrations.nudging.selection.score_grids import AnalyticScores, Pairs, dense_curves, pull_fields
 
 SAMPLE = 256  # evaluation queries that screen variants
 PROMISING = 5  # variants that all evaluation queries compare
@@ -47,8 +48,9 @@ def prescreen_variants(
     unmoved = every.rows >= n
     moving = Pairs(every.query_rows[~unmoved], every.rows[~unmoved])
     levels = _levels(best, every, unmoved)
-    variants = promising_variants(passages, folds, moving, variants, metric, total)
-    traced = dense_curves(passages, folds, moving, variants, total)
+    fields = pull_fields(passages, folds, total)
+    variants = promising_variants(passages, folds, moving, variants, metric, fields)
+    traced = dense_curves(passages, folds, moving, variants, fields=fields)
     grids = [
         AnalyticScores(_among(curves, unmoved, levels), variant.trajectory, variant.gammas)
         for curves, variant in zip(traced, variants, strict=True)
@@ -66,13 +68,13 @@ def promising_variants(
     pairs: Pairs,
     variants: Sequence[Variant],
     metric: RankMetric,
-    total: int | None = None,
+    fields: Sequence[PullField],
 ) -> Sequence[Variant]:
     """Return the variants that are best on a sample of the evaluation queries, PROMISING at most."""
     if len(variants) <= PROMISING or len(folds.eval_queries) <= SAMPLE:
         return variants
     some, few, _ = sample(folds, pairs)
-    traced = dense_curves(passages, some, few, variants, total)
+    traced = dense_curves(passages, some, few, variants, fields=fields)
     grids = [
         AnalyticScores(curves, variant.trajectory, variant.gammas)
         for curves, variant in zip(traced, variants, strict=True)

@@ -69,25 +69,37 @@ class TabulatedScores:
         return mixed
 
 
+def pull_fields(passages: Floats, folds: CrossFitFolds, total: int | None = None) -> list[PullField]:
+    """Return the pull field of each fold; `total` is the number of passages in all, if these are a part."""
+    return [PullField.of(passages, folds.train_queries_for(fold), total) for fold in range(len(folds.held_out))]
+
+
 def dense_curves(
-    passages: Floats, folds: CrossFitFolds, pairs: Pairs, variants: Sequence[Variant], total: int | None = None
+    passages: Floats,
+    folds: CrossFitFolds,
+    pairs: Pairs,
+    variants: Sequence[Variant],
+    total: int | None = None,
+    fields: Sequence[PullField] | None = None,
 ) -> list[ScoreCurves]:
     """Return score curves of the pairs by variant, each passage pulled without its query's held-out fold.
 
-    `total` is the number of passages in all, if these are a part.
+    Args:
+        passages: Passages, shape (n, dim).
+        folds: Evaluation queries and held-out pulls.
+        pairs: Pairs to score.
+        variants: Variants to trace.
+        total: Number of passages in all, if these are a part.
+        fields: `pull_fields` of these passages and folds, if there are.
     """
     unmoved, count = np.zeros(len(pairs.query_rows)), len(pairs.query_rows)
     every = [ScoreCurves(unmoved, *np.zeros((2, count))) for _ in variants]
     queries = np.asarray(folds.eval_queries.queries, np.float32)
-    for fold in range(len(folds.held_out)):
+    for fold, field in enumerate(fields or pull_fields(passages, folds, total)):
         here = np.flatnonzero(folds.fold_of[pairs.query_rows] == fold)
-        train = folds.train_queries_for(fold)
-        field = PullField.of(passages, train, total)
-        traced = [
-            (field.by(train, variant), variant.trajectory, curves)
-            for variant, curves in zip(variants, every, strict=True)
-        ]
-        _trace(passages, queries, pairs, here, traced)
+        pulls = field.by_variant(folds.train_queries_for(fold), variants)
+        trajectories = [variant.trajectory for variant in variants]
+        _trace(passages, queries, pairs, here, list(zip(pulls, trajectories, every, strict=True)))
     return every
 
 
@@ -248,7 +260,8 @@ class MultiVectorScores:
         for done, which in enumerate(blocks(numbers)):
             if on_fraction is not None:
                 on_fraction(done * PASSAGES_AT_ONCE / len(numbers))
-            for number, passage in zip(which.tolist(), self.corpus.multi_vector(self.rows[which]), strict=True):
+            passages = self.corpus.each_multi_vector(self.rows[which])
+            for number, passage in zip(which.tolist(), passages, strict=True):
                 if len(passage):
                     self._score(number, passage, place, tables, angles, centers)
         return [TabulatedScores(table, gammas) for table in tables]

@@ -133,7 +133,7 @@ def held_out(passages, a_query, b_query):
     config = NudgeConfig(modes=("dense",), weights={"dense": 1.0}, tune_weights=False, propose=("dense",))
     moved = {"dense": ModeUpdate(np.arange(2), passages, "nudge-n", 2.0, None, 0.0)}
     train = EvaluatedQueries(queries, judged, 0)
-    fitted = FittedNudge(train, train, None, config, moved, {"dense": 1.0}, {})
+    fitted = FittedNudge(train, train, None, judged, config, moved, {"dense": 1.0}, {})
     return held_out_topics(IndexCorpus(index, names, {}), fitted)
 
 
@@ -448,7 +448,7 @@ def test_questions_without_answers_make_no_outcome(office):
     _, index, _ = office
     unanswered = EvaluatedQueries([Query("q", "?")], Judged.of(Encoded(dense=np.ones((1, 32), np.float32)), [{}]), 0)
     config = NudgeConfig(modes=("dense",), weights={"dense": 1.0}, tune_weights=False)
-    fitted = FittedNudge(unanswered, unanswered, None, config, {}, {"dense": 1.0}, {})
+    fitted = FittedNudge(unanswered, unanswered, None, unanswered.judged, config, {}, {"dense": 1.0}, {})
     assert outcome_of(IndexCorpus(index, index.ids(), {}), fitted, unanswered) is None
 
 
