@@ -160,7 +160,8 @@ def _read(folder: Path, transaction: Transaction, *, is_salvaged: bool) -> Folde
         try:
             return read()
         except _FAILURES as error:
-            files.append(_damaged_catalog(error))
+            if _damaged_catalog(error) not in files:
+                files.append(_damaged_catalog(error))
             return default
 
     attempt(transaction.check_integrity, None)

@@ -39,7 +39,7 @@ class SqlitePages:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             is_empty = not path.stat().st_size
-            self._data = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._data: bytes | mmap.mmap = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         head = bytes(self._data[:_HEADER])
         (size,) = struct.unpack(">H", head[16:18]) if head.startswith(_MAGIC) else (0,)
         self._size = 1 << 16 if size == 1 else size or _DEFAULT_PAGE
@@ -53,7 +53,7 @@ class SqlitePages:
         Args:
             everywhere: Whether to look for rows at every byte, as is done in pages that are no longer recognized.
         """
-        free, continued, unknown = self._free_pages(), set[int](), []
+        free, continued, unknown = self._free_pages(), set[int](), list[int]()
         for number in range(1, self._count + 1):
             page, start = self._page(number), _HEADER if number == 1 else 0
             kind = page[start] if len(page) == self._size else None
@@ -142,7 +142,7 @@ def _values(record: bytes) -> tuple[Any, ...]:
     end, place = _varint(record, 0)
     if end > len(record):
         raise ValueError
-    kinds, values, at = [], list[Any](), end
+    kinds, values, at = list[int](), list[Any](), end
     while place < end:
         kind, place = _varint(record, place)
         kinds.append(kind)
