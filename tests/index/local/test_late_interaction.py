@@ -76,6 +76,13 @@ def test_lists_find_nearly_all_hits_and_score_them_exactly(folder):
         assert len(saved(folder)) == 1
 
 
+def test_more_candidates_than_are_scored_at_first(folder):
+    reference = filled(MemoryIndex(), count=5 * COUNT)
+    with opened(folder) as index:
+        filled(index, count=5 * COUNT)
+        assert recall(index, reference) > 0.95
+
+
 def test_few_passages_are_scanned_and_no_lists_are_built(folder):
     reference = filled(MemoryIndex())
     with LocalIndex.open(folder) as index:

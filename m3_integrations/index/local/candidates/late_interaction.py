@@ -32,15 +32,18 @@ from m3_integrations.index.local.candidates.derived_files import (
     save_derived,
 )
 from m3_integrations.index.local.metadata_columns import Mask
-from m3_integrations.index.local.search import generate_candidates, single_query
+from m3_integrations.index.local.search import exact_scores, generate_candidates, single_query
 from m3_integrations.index.local.segments import Longs
 from m3_integrations.index.local.snapshot import Snapshot
+from m3_integrations.index.top_k import top_k_with_ties
 
 _PROBES = 128
-_MIN_CANDIDATES = 1500
-_CANDIDATES_PER_HIT = 20
+_MIN_CANDIDATES = 4000
+_CANDIDATES_PER_HIT = 40
+_MIN_SCORED = 500  # candidates that are scored to estimate the errors of approximate scores
+_DEVIATIONS = 3.5  # standard deviations of these errors within which the others may be
 _MIN_REDUCTION = 4  # candidates are used if they are fewer than the rows by this factor
-_CENTROIDS_PER_ROOT = 8  # centroids per square root of the number of vectors
+_CENTROIDS_PER_ROOT = 10  # centroids per square root of the number of vectors
 _MAX_CENTROIDS = 1 << 16
 _SAMPLE_PER_CENTROID = 16
 _MAX_SAMPLE_VALUES = 1 << 26
@@ -76,7 +79,7 @@ class CentroidLists(NamedTuple):
     offsets: Longs
     listed: npt.NDArray[np.int32]
 
-    def search(self, query: Array, count: int, is_allowed: Mask | None) -> Ints:
+    def search(self, query: Array, count: int, is_allowed: Mask | None) -> tuple[Ints, Array]:
         """Find the passages with the highest approximate scores.
 
         Args:
@@ -85,17 +88,18 @@ class CentroidLists(NamedTuple):
             is_allowed: Which passages are allowed, shape (n,); None allows all.
 
         Returns:
-            Positions in `slots`; fewer than `count` only if fewer are allowed.
+            Positions in `slots` and their approximate scores, best first; fewer than `count` only if fewer are allowed.
         """
         scores = np.zeros(len(self.slots), np.float32)
         similarities = np.empty(len(self.slots), np.float32)
         for by_centroid in (query @ self.centroids.fine.T) * self.lengths:
             self._write_similarities(by_centroid, similarities)
             scores += similarities
-        if is_allowed is None:
-            return _highest(scores, count)
-        allowed = np.flatnonzero(is_allowed)
-        return allowed[_highest(scores[allowed], count)]
+        scores /= len(query)
+        allowed = np.arange(len(scores)) if is_allowed is None else np.flatnonzero(is_allowed)
+        found = allowed[_highest(scores[allowed], count)]
+        found = found[np.argsort(-scores[found], kind="stable")]
+        return found, scores[found]
 
     def _write_similarities(self, by_centroid: Array, similarities: Array) -> None:
         """Write the similarity of one query vector to each passage, given those to the centroids."""
@@ -181,12 +185,13 @@ class LateInteractionSearcher:
         mask = None if is_listed.all() else is_listed
         found = []
         for i, query in enumerate(queries.multi_vector):
-            rows = allowed
+            single, rows = single_query(queries, i), allowed
             if len(query):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    best = view.lists.search(query, count, mask)
-                rows = np.sort(np.concatenate([view.rows[best], others]))
-            found += generate_candidates(snapshot, "multi_vector", single_query(queries, i), k, rows)
+                    positions, approximate = view.lists.search(query, count, mask)
+                    listed = _possible_rows(snapshot, single, k, view.rows[positions], approximate)
+                rows = np.sort(np.concatenate([listed, others]))
+            found += generate_candidates(snapshot, "multi_vector", single, k, rows)
         return found
 
     def remove_saved(self) -> None:
@@ -232,6 +237,24 @@ class LateInteractionSearcher:
         with suppress(OSError):  # if they cannot be saved, the next process builds them again
             save_derived(self._folder, "multi_vector", "lists", lists.generation, _to_arrays(lists))
         return _ListsView.from_snapshot(lists, snapshot)
+
+
+def _possible_rows(snapshot: Snapshot, query: Encoded, k: int, rows: Longs, approximate: Array) -> Longs:
+    """Drop the rows that are hardly in the top k, judging by the errors of the first rows.
+
+    Args:
+        snapshot: The state to search.
+        query: One query.
+        k: Number of hits.
+        rows: Rows, best first by their approximate scores.
+        approximate: Approximate scores of the rows.
+    """
+    first = min(max(_MIN_SCORED, 2 * k), len(rows))
+    scores = exact_scores(snapshot, "multi_vector", query, rows[:first])[0]
+    errors = scores - approximate[:first]
+    best = top_k_with_ties(scores, k)
+    needed = scores[best].min() - errors.mean() - _DEVIATIONS * errors.std()
+    return np.concatenate([rows[best], rows[first:][~(approximate[first:] < needed)]])
 
 
 def build(snapshot: Snapshot) -> CentroidLists:
