@@ -43,8 +43,9 @@ _CANDIDATES_PER_HIT = 40
 _MIN_SCORED = 500  # candidates that are scored to estimate the errors of approximate scores
 _DEVIATIONS = 3.5  # standard deviations of these errors within which the others may be
 _MIN_REDUCTION = 4  # candidates are used if they are fewer than the rows by this factor
-_CENTROIDS_PER_ROOT = 10  # centroids per square root of the number of vectors
-_MAX_CENTROIDS = 1 << 16
+# Centroids of n vectors: as many as PLAID's 16 sqrt(n) for 160,000, and fewer for more, since a query reads them all.
+_CENTROIDS, _CENTROIDS_EXPONENT = 175, 0.3
+_MIN_VECTORS_PER_CENTROID = 4
 _SAMPLE_PER_CENTROID = 16
 _MAX_SAMPLE_VALUES = 1 << 26
 _BLOCK_VECTORS = 1 << 16
@@ -261,7 +262,7 @@ def build(snapshot: Snapshot) -> CentroidLists:
     """Choose centroids among the vectors of a snapshot, and list all live rows."""
     rows, random = np.flatnonzero(snapshot.live), np.random.default_rng(0)
     total = int(snapshot.locate_multi_vectors(rows).counts.sum())
-    count = int(min(_MAX_CENTROIDS, _CENTROIDS_PER_ROOT * total**0.5))
+    count = int(min(_CENTROIDS * total**_CENTROIDS_EXPONENT, total / _MIN_VECTORS_PER_CENTROID))
     sample = _sample(snapshot, rows, _SAMPLE_PER_CENTROID * count / max(1, total), random)
     centroids = find_centroids(sample, count, random)
     entries = _assign_rows(snapshot, rows, centroids)
