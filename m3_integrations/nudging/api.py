@@ -64,7 +64,8 @@ def nudge(
     Args:
         passages: Unit vectors of shape (n, dim), an array or a memory map ("nudge-m" takes any length); the answers of
             both query sets are their rows. Or an Encoded, with queries that are encoded too (`Judged.of(encoded,
-            answers)`): then dense vectors, sparse rows and multi-vectors move, evaluated on their fused ranking.
+            answers)`): then dense vectors, sparse rows and multi-vectors move, evaluated on their fused ranking. There
+            is no index, so the sparse score "idf" counts as "mean"; `Nudger` uses the idf of its index.
         train: Queries that pull the passages answering them.
         validation: Queries that choose the variant and the step size.
         modes: Modes of an Encoded to nudge; all by default.

@@ -117,7 +117,10 @@ class IndexCorpus:
         return sparse if known is None else replace_rows(sparse, known.rows, known.values)
 
     def idf(self, tokens: TokenIds) -> Array:
-        """Return the inverse document frequency of tokens among the original rows."""
+        """Return the inverse document frequency of tokens among the original rows.
+
+        A search after a nudge counts the terms that were added to sparse rows too, which a fit cannot know in advance.
+        """
         counts = np.bincount(self.sparse.indices, minlength=self.sparse.shape[1])
         return inverse_document_frequency(counts[tokens], len(self))
 

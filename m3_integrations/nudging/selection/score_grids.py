@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import scipy.sparse
 
-from m3_integrations.core.encoded import Array
+from m3_integrations.core.encoded import Array, MultiVectors
 from m3_integrations.nudging.corpus import Corpus
 from m3_integrations.nudging.judged import Floats, Ints, Judged
 from m3_integrations.nudging.method.closed_form import chord_angle, direction_to, shares_of_rows
@@ -292,13 +292,13 @@ class MultiVectorScores:
             pairs = mine[positions]
             best = self._unmoved.get((number, group)) if self._unmoved is not None else None
             if best is None:
-                vectors = every.take(self.pairs.query_rows[pairs]).values
+                vectors = _vectors_of(every, self.pairs.query_rows[pairs])
                 best = self._unmoved_best((number, group), passage, rotations, vectors)
             if rotations is not None:
                 wanted = place[pairs] >= 0
                 best = best[np.repeat(wanted, every.counts_of(self.pairs.query_rows[pairs]))]
                 pairs = pairs[wanted]
-                vectors = every.take(self.pairs.query_rows[pairs]).values
+                vectors = _vectors_of(every, self.pairs.query_rows[pairs])
                 best = rotations.best(group, passage, vectors, best, angles)
             self._fill(tables, place, pairs, best)
 
@@ -408,6 +408,13 @@ class _Rotations(NamedTuple):
                     along += np.multiply(tangent, np.sin(turn), out=across)
                     np.maximum(unmoved[part], along.max(axis=0, initial=-np.inf), out=best[center, step, part])
         return best
+
+
+def _vectors_of(queries: MultiVectors, rows: Ints) -> Array:
+    """Return the vectors of these queries in this order, shape (vectors, dim), with less work than `take`."""
+    counts = queries.counts_of(rows)
+    starts = queries.offsets[rows] - np.cumsum(counts) + counts
+    return np.take(queries.values, np.repeat(starts, counts) + np.arange(counts.sum()), axis=0)
 
 
 def _means(best: Array, counts: Ints) -> Array:
