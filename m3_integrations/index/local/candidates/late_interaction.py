@@ -41,7 +41,7 @@ _PROBES = 128
 _MIN_CANDIDATES = 4000
 _CANDIDATES_PER_HIT = 40
 _MIN_SCORED = 500  # candidates that are scored to estimate the errors of approximate scores
-_DEVIATIONS = 3.5  # standard deviations of these errors within which the others may be
+_DEVIATIONS = 3.0  # standard deviations of these errors within which the others may be
 _MIN_REDUCTION = 4  # candidates are used if they are fewer than the rows by this factor
 # Centroids of n vectors: as many as PLAID's 16 sqrt(n) for 160,000, and fewer for more, since a query reads them all.
 _CENTROIDS, _CENTROIDS_EXPONENT = 175, 0.3
