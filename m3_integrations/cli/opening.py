@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
+from m3_integrations.cli.options import UsageError
 from m3_integrations.cli.output import terminal
 from m3_integrations.cli.progress import has_bfloat16
 
@@ -34,6 +35,19 @@ def require_index(folder: Path) -> None:
     with LocalIndex.open(folder) as index:
         if not index.modes:
             raise FileNotFoundError(f"the index at {folder} holds no passages; add some with: m3 index {folder} SOURCE")
+
+
+def require_no_index_around(folder: Path) -> None:
+    """Check that a folder for a new index is not inside another index.
+
+    Raises:
+        UsageError: If it is.
+    """
+    from m3_integrations.index.local.catalog import FILE_NAME
+
+    around = next((each for each in folder.absolute().parents if (each / FILE_NAME).is_file()), None)
+    if around is not None and not folder.exists():
+        raise UsageError(f"{folder} would be inside the index {around}; name a folder outside it")
 
 
 def load_encoder(folder: Path, model: str | None, backend: Backend = "torch") -> M3Encoder:

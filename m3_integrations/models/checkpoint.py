@@ -405,6 +405,11 @@ def _require_embeddings(folder: Path, backbone: PreTrainedModel, tokenizer: PreT
 
 
 def _conventions(name: str, folder: Path, stated: Mapping[str, Any]) -> CheckpointConventions:
+    if "pooling" not in stated and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name!r} holds no model: config.json is missing; name a folder with config.json, weights and a "
+            "tokenizer, or a model of the Hugging Face Hub"
+        )
     if "pooling" not in stated:
         raise CheckpointError(
             f"{name!r} is a plain transformers folder and does not state its pooling; "

@@ -282,7 +282,7 @@ class Nudger:
         if not self._ledger.is_complete(version):
             raise ValueError(
                 f"version {version} cannot be computed again: some of its questions were forgotten; "
-                "use refit() with those that count now, or revert() for the original vectors"
+                "nudge again with those that count now, or go back to version 0, the original vectors"
             )
         query_sets = self._query_sets(known.options, version)
         judged = (self._judged(each, corpus).judged for each in query_sets)
@@ -509,7 +509,7 @@ class Nudger:
             if version.number == number:
                 return version
         known = [version.number for version in self._ledger.versions()]
-        raise ValueError(f"there is no version {number}; there are {known}, and revert() restores the original vectors")
+        raise ValueError(f"there is no version {number}; there are {known}, and 0, the original vectors")
 
     def _write(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m3_integrations.cli.opening import load_encoder, open_for_writing
+from m3_integrations.cli.opening import load_encoder, open_for_writing, require_no_index_around
 from m3_integrations.cli.options import Folder, IndexModel, UsageError
 from m3_integrations.cli.output import CommandResult, terminal
 from m3_integrations.cli.progress import estimate_encoding, ingest_progress
@@ -53,6 +53,7 @@ def index(
     model: IndexModel = None,
 ) -> CommandResult | None:
     """Index files and folders. Unchanged passages are skipped, so that the same call resumes after an interruption."""
+    require_no_index_around(folder)
     _check_chunk_tokens(chunk_tokens)
     named = _check_backend(backend)
     if watch:

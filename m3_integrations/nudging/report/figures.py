@@ -183,6 +183,6 @@ class NudgeFigures(FieldsDisplay):
         if topics is not None and topics.interval[1] < 0:
             warnings.append(
                 f"questions unlike the training questions lose: {topics.before:.3f} to {topics.after:.3f}; "
-                "if you expect such questions, add some of them, or go back with revert()"
+                "if you expect such questions, add some of them, or revert the nudge"
             )
         return warnings

@@ -38,6 +38,13 @@ def ids_of(folder):
         return index.ids()
 
 
+def test_an_index_inside_another_one_is_refused_before_anything_is_read(run, filled):
+    result = run("index", filled / "inner", "nowhere.jsonl")
+    assert result.exit_code == 2
+    assert f"would be inside the index {filled}; name a folder outside it" in result.stderr
+    assert not (filled / "inner").exists()
+
+
 def test_unchanged_passages_are_skipped(run, bge_m3, tmp_path):
     file = write_lines(tmp_path / "texts.jsonl", {"_id": "a", "text": "the bridge"}, {"_id": "b", "text": "волга"})
     filled = run("index", tmp_path / "index", file, "--model", bge_m3())

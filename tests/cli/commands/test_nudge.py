@@ -116,7 +116,7 @@ def test_a_nudge_by_queries_and_qrels_of_trec(run, bge_m3, office, tmp_path):
         (("--forget-before", "soon"), 2, "--forget-before 'soon' is no date; write it as 2026-01-31"),
         (("nowhere",), 1, "there is no nowhere; name a BEIR folder"),
         (("{index}",), 1, "has no qrels/train.tsv to train with"),
-        (("--to", "7"), 1, "there is no version 7"),
+        (("--to", "7"), 1, "there is no version 7; there are [], and 0, the original vectors"),
         (("{world}/queries.tsv.gz",), 1, "there is no"),
         (("{world}/qrels/train.tsv",), 1, "its first line is query,passage,weight,time"),
     ],
