@@ -23,7 +23,7 @@ import torch
 from mode_weights import ndcg, weighted
 from ranking_sets import Array, Scores
 
-from m3_integrations import Encoded, M3Encoder
+from m3_integrations import M3Encoder
 from m3_integrations.core import MODES
 from m3_integrations.data import JudgedCollection
 from m3_integrations.encoders.base import EncoderConfig
@@ -79,14 +79,16 @@ def interpolate(start: Checkpoint, end: Checkpoint, share: float) -> Checkpoint:
 
 def score_sets(name: str, encoder: M3Encoder, options: argparse.Namespace) -> Iterator[tuple[str, Scores]]:
     """Yield the scores of each collection, read from the cache or computed."""
-    encoded: dict[tuple[str, ...], Encoded] = {}  # the pairs of XQuAD's languages share passages and questions
+    once = ranking_sets.EncodedOnce(encoder)
     for each, make in ranking_sets.collections(options.data, options.split):
         path = options.cache / name / f"{options.split}-{each.replace('/', '-').replace(' ', '-')}.npz"
         if options.sets and each not in options.sets:
             continue
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(path, **score_set(smaller(make(), options), encoder, encoded))
+            collection = smaller(make(), options)
+            scores: dict[str, Any] = ranking_sets.mode_scores(*once(collection))
+            np.savez_compressed(path, grades=ranking_sets.grades(collection), **scores)
             print(f"scored {name} {each}", flush=True)
         yield each, dict(np.load(path))
 
@@ -101,18 +103,6 @@ def smaller(collection: JudgedCollection, options: argparse.Namespace) -> Judged
     chosen = set(rng.permutation(answers)[: options.passages].tolist())
     queries = [query for query in collection.queries if query.relevant.keys() & chosen]
     return JudgedCollection([each for each in collection.passages if each.id in chosen], queries[: options.queries])
-
-
-def score_set(
-    collection: JudgedCollection, encoder: M3Encoder, encoded: dict[tuple[str, ...], Encoded]
-) -> dict[str, Any]:
-    queries = tuple(query.text for query in collection.queries)
-    passages = tuple(passage.text for passage in collection.passages)
-    if queries not in encoded:
-        encoded[queries] = encoder.encode_queries(queries)
-    if passages not in encoded:
-        encoded[passages] = encoder.encode_passages(passages)
-    return {"grades": ranking_sets.grades(collection), **ranking_sets.mode_scores(encoded[queries], encoded[passages])}
 
 
 def figures(scores: Scores, encoder: M3Encoder) -> list[float]:

@@ -45,7 +45,25 @@ CODE_PASSAGES = 400
 
 def load_sets(data: Path, split: str, encoder: M3Encoder, cache: Path) -> dict[str, Scores]:
     """Return the scores of each collection, read from the cache or computed."""
-    return {name: _load(name, split, make, encoder, cache) for name, make in collections(data, split)}
+    once = EncodedOnce(encoder)
+    return {name: _load(name, split, make, once, cache) for name, make in collections(data, split)}
+
+
+class EncodedOnce:
+    """Encodings of the queries and passages of collections; the pairs of XQuAD's languages share them."""
+
+    def __init__(self, encoder: M3Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[tuple[str, ...], Encoded] = {}
+
+    def __call__(self, collection: JudgedCollection) -> tuple[Encoded, Encoded]:
+        queries = tuple(query.text for query in collection.queries)
+        passages = tuple(passage.text for passage in collection.passages)
+        if queries not in self._known:
+            self._known[queries] = self._encoder.encode_queries(queries)
+        if passages not in self._known:
+            self._known[passages] = self._encoder.encode_passages(passages)
+        return self._known[queries], self._known[passages]
 
 
 def collections(data: Path, split: str) -> Iterator[tuple[str, Callable[[], JudgedCollection]]]:
@@ -99,14 +117,12 @@ def standard_library(split: str) -> JudgedCollection:
     return JudgedCollection(list(found.values()), queries)
 
 
-def _load(name: str, split: str, make: Callable[[], JudgedCollection], encoder: M3Encoder, cache: Path) -> Scores:
+def _load(name: str, split: str, make: Callable[[], JudgedCollection], once: EncodedOnce, cache: Path) -> Scores:
     path = cache / f"{split}-{name.replace('/', '-').replace(' ', '-')}.npz"
     if path.is_file():
         return dict(np.load(path))
     collection = make()
-    queries = encoder.encode_queries([query.text for query in collection.queries])
-    passages = encoder.encode_passages([passage.text for passage in collection.passages])
-    scores = {"grades": grades(collection), "bm25": bm25_scores(collection), **mode_scores(queries, passages)}
+    scores = {"grades": grades(collection), "bm25": bm25_scores(collection), **mode_scores(*once(collection))}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **scores)
     print(f"scored {split} {name}: {scores['grades'].shape}", flush=True)
