@@ -648,5 +648,5 @@ def _restore_move(corpus: IndexCorpus, train: Judged, mode: Mode, move: Mapping[
     gamma, center = move["gamma"], move["centre"]
     if mode == "dense":
         return dense_move(corpus, train, Variant(from_stored(move["method"]), propagation, center), gamma)
-    move = sparse_move if mode == "sparse" else multi_vector_move
-    return move(corpus, train, gamma, center)
+    compute = sparse_move if mode == "sparse" else multi_vector_move
+    return compute(corpus, train, gamma, center)
