@@ -38,6 +38,8 @@ SECTION_NUMBERS = {
     **{"list_offsets": 55, "listed": 56},
 }
 _BLOCK_BYTES = 1 << 16
+_CALLS_BEFORE_REST = 32
+_MOST_OF_REST = 1 << 25  # bytes, verified in some milliseconds
 _SMALL_BLOCK_BYTES = 1 << 14  # of arrays that queries read some rows of
 _READ_BY_ROWS = frozenset({"values", "columns", "weights", "posted", "posted_weights", "common_weights"})
 _NAMES = {number: name for name, number in SECTION_NUMBERS.items()}
@@ -81,6 +83,7 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
         self._file = file
         self._sections: dict[str, _StoredArray] = {}
         self._unverified: dict[str, Flags] = {}
+        self._calls: dict[str, int] = {}
 
     def add(
         self, name: str, array: npt.NDArray[Any], offset: int, checksums: Checksums | None, block: int = _BLOCK_BYTES
@@ -159,12 +162,27 @@ class MappedArrays(Mapping[str, npt.NDArray[Any]]):
         else:
             section = self._sections[name]
             blocks = _blocks_of(section.array, section.block, begins, ends, unverified)
+            self._verify_rest(name, unverified, section)
+        if not len(blocks):
+            return
         for block in self._differing(name, blocks):
             begin, end = self._span(name, block)
             raise damaged_file_error(self._path, f"differs from what was written in bytes {begin} to {end}")
         unverified[blocks] = False
         if not unverified.any():
             self._unverified.pop(name, None)
+
+    def _verify_rest(self, name: str, unverified: Flags, section: _StoredArray) -> None:
+        """Verify an array whose rows are used often, so that later calls need not look for their blocks.
+
+        Blocks that differ stay unverified, and are an error when they are used.
+        """
+        self._calls[name] = self._calls.get(name, 0) + 1
+        if self._calls[name] == _CALLS_BEFORE_REST and section.array.nbytes <= _MOST_OF_REST:
+            rest = np.flatnonzero(unverified)
+            unverified[np.setdiff1d(rest, self._differing(name, rest))] = False
+            if not unverified.any():
+                self._unverified.pop(name, None)
 
     def offset(self, name: str) -> int:
         """Return where an array begins in the file, in bytes."""

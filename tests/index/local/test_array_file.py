@@ -112,3 +112,19 @@ def test_a_damaged_table_is_read_from_its_copy_on_request(path, offset):
     with pytest.raises(DamagedFolder, match="is not a file of arrays"):
         opened(path, by_copy=is_copy)
     assert np.array_equal(opened(path, by_copy=not is_copy)["values"], ARRAYS["values"])
+
+
+def test_rows_that_are_used_often_are_verified_with_the_rest_and_damage_there_is_an_error_when_it_is_used(tmp_path):
+    path = tmp_path / "a"
+    values = np.arange(40_000, dtype=np.float32).reshape(-1, 4)
+    write_arrays(path, {"values": values})
+    data = bytearray(path.read_bytes())
+    data[map_arrays(path, len(data)).offset("values") + 100_000] ^= 1
+    for content, is_damaged in ((path.read_bytes(), False), (bytes(data), True)):
+        path.write_bytes(content)
+        arrays = map_arrays(path, len(content))
+        for row in range(40):
+            assert np.array_equal(arrays.rows("values", np.array([row])), values[[row]])
+        assert arrays.is_verified("values") != is_damaged
+    with pytest.raises(DamagedFolder):
+        arrays.rows("values", np.array([100_000 // 16]))
