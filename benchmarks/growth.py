@@ -11,6 +11,7 @@ first query and timed separately; its recall is that of the 100 nearest. The pic
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -27,6 +28,12 @@ from m3_integrations import Encoded, LocalIndex, Passage, Retriever, SearchPlan
 SIZES = (2_000, 10_000, 100_000, 300_000, 1_000_000)
 VECTORS, DIM, ENTRIES, QUERIES, NEAREST = 2, 64, 30, 60, 100
 EXACT_BELOW = 200_000
+DARK = """
+<style>@media (prefers-color-scheme: dark) {
+[id^="text_"], [id^="text_"] * { fill: #e8eaf0 } [style*="stroke: #000000"] { stroke: #c3c7d1 !important }
+[style*="fill: #ffffff"] { fill: #1e2129 !important } [style*="stroke: #1f77b4"] { stroke: #7aa7ff !important }
+[style*="fill: #1f77b4"] { fill: #7aa7ff !important }
+}</style>"""
 
 
 class Row(NamedTuple):
@@ -107,6 +114,12 @@ def recall(index: LocalIndex, query: Encoded, dense: np.ndarray) -> float:
     return len(ids & {f"p{i:08d}" for i in best}) / len(best)
 
 
+def add_dark_colors(path: Path) -> None:
+    """Make a picture of matplotlib follow the reader's color scheme."""
+    svg = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"(<svg [^>]*>)", lambda tag: tag[1] + DARK, svg, count=1), encoding="utf-8")
+
+
 def draw(rows: list[Row], path: Path) -> None:
     import matplotlib as mpl
 
@@ -126,6 +139,7 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.legend(loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+    add_dark_colors(path)
     print(f"saved {path}")
 
 

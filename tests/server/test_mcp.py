@@ -11,6 +11,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from m3_integrations import LocalIndex, M3Encoder, MemoryIndex, ingest
+from m3_integrations.cli.commands.servers.options import open_indexes
 from m3_integrations.nudging import Feedback
 from m3_integrations.server import ServerSettings, create_mcp_app, create_mcp_server
 from tests.server.conftest import PASSAGES, running
@@ -112,17 +113,26 @@ async def test_the_official_client_searches_over_http(hash_encoder, index, key):
             assert (await call(client, "feedback", id="bridge", useful=True))["query"] == "old bridge"
 
 
-async def test_the_command_serves_a_folder_over_stdin_and_stdout(bge_m3, tmp_path):
-    encoder = M3Encoder.from_pretrained(str(bge_m3()))
-    with LocalIndex.open(tmp_path / "notes", encoder) as index:
-        ingest(encoder, index, PASSAGES)
+async def test_the_command_creates_a_memory_and_serves_it_over_stdin_and_stdout(bge_m3, tmp_path):
     words = ["-m", "m3_integrations.cli", "mcp", str(tmp_path / "notes"), "--model", str(bge_m3()), "--write"]
     async with Client(StdioServerParameters(command=sys.executable, args=words)) as client:
         assert len((await client.list_tools()).tools) == 5
+        assert (await call(client, "search", query="bridge"))["results"] == []
+        for passage in PASSAGES:
+            await call(client, "remember", text=passage.text, id=passage.id)
         assert (await call(client, "fetch", id="heron"))["text"] == "herons nest in tall trees"
         assert len((await call(client, "search", query="bridge"))["results"]) == 3
         await call(client, "remember", text="the tide turns", id="tide")
         await call(client, "feedback", id="bridge", useful=True)
+    encoder = M3Encoder.from_pretrained(str(bge_m3()))
     with LocalIndex.open(tmp_path / "notes", encoder) as index:
         assert Feedback(encoder, index).counts().useful == 1
         assert index.ids() == ["bridge", "heron", "house", "tide"]
+        index.delete(index.ids())
+    with open_indexes([tmp_path / "notes"], str(bge_m3()), can_be_empty=True) as (_, indexes):
+        assert len(indexes["notes"]) == 0
+
+
+def test_a_missing_index_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="create one with: m3 index"), open_indexes([tmp_path / "none"], None):
+        pass

@@ -22,7 +22,10 @@ def mcp(
     folder: Folder,
     write: Annotated[
         bool,
-        typer.Option("--write", help="Let the assistant add, delete and judge passages (remember, forget, feedback)."),
+        typer.Option(
+            "--write",
+            help="Let the assistant add, delete and judge passages (remember, forget, feedback); creates a missing index.",
+        ),
     ] = False,
     http: Annotated[
         bool, typer.Option("--http", help="Serve streamable HTTP at /mcp instead of stdin and stdout.")
@@ -42,7 +45,7 @@ def mcp(
     import_optional("mcp", extra="serve")
     from m3_integrations.server import create_mcp_app, create_mcp_server, serve
 
-    with open_indexes([folder], model) as (encoder, indexes):
+    with open_indexes([folder], model, can_be_empty=write) as (encoder, indexes):
         ((name, index),) = indexes.items()
         server = create_mcp_server(encoder, index, name=name, k=k, can_write=write)
         if not http:

@@ -53,10 +53,18 @@ def server_settings(
 
 
 @contextmanager
-def open_indexes(folders: Sequence[Path], model: str | None) -> Iterator[tuple[M3Encoder, dict[str, LocalIndex]]]:
+def open_indexes(
+    folders: Sequence[Path], model: str | None, *, can_be_empty: bool = False
+) -> Iterator[tuple[M3Encoder, dict[str, LocalIndex]]]:
     """Open indexes of one model, by the names of their folders.
 
+    Args:
+        folders: Folders of the indexes.
+        model: Name of the model; None for that of the first index.
+        can_be_empty: Also open indexes without passages, and create those that are missing.
+
     Raises:
+        FileNotFoundError: If an index is missing or holds no passages.
         UsageError: If two folders have the same name.
         WrongEncoder: If they have different models.
     """
@@ -66,8 +74,9 @@ def open_indexes(folders: Sequence[Path], model: str | None) -> Iterator[tuple[M
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two folders are named {twice!r}; rename one, since clients choose an index by its name")
-    for folder in folders:
-        require_index(folder)
+    if not can_be_empty:
+        for folder in folders:
+            require_index(folder)
     encoder = load_encoder(folders[0], model) if folders else M3Encoder.from_pretrained(model or DEFAULT_MODEL)
     with ExitStack() as stack:
         opened = [stack.enter_context(LocalIndex.open(folder, encoder)) for folder in folders]
