@@ -107,7 +107,7 @@ class Sources:
         try:
             self.documents[name] = read_sections(file)
             if not self.documents[name]:
-                terminal.warn(f"{file} holds no text")
+                terminal.warn(f"{file} holds no text; if it is scanned, run OCR on it first")
         except MissingExtra as error:
             missing.add(str(error))
             self.unsupported.add(name)

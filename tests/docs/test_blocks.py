@@ -11,12 +11,10 @@ import pytest
 from docs.generators.notebooks import FOLDER
 from tests.docs.blocks import NOT_RUN, ROOT, blocks_of, checkout, read_page, run
 
-# These pages show single calls and commands, and have tests of their own: tests/cli, tests/server, tests/models.
-ELSEWHERE = {"capacity.md", "cli.md", "indexes.md", "models.md", "nudging.md", "qdrant.md", "serving.md"}
 DOCS = ROOT / "docs"
 FILES = [*sorted(DOCS.rglob("*.md")), *sorted(FOLDER.glob("*.ipynb"))]
 PAGES = {path.relative_to(ROOT).as_posix().removeprefix("docs/"): read_page(path) for path in FILES}
-RUN = [name for name, text in PAGES.items() if name not in ELSEWHERE and [*blocks_of(text)]]
+RUN = [name for name, text in PAGES.items() if [*blocks_of(text)]]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -27,7 +25,7 @@ def test_the_blocks_of_a_page_print_the_outputs_shown(name):
             assert run(block, names) == block.output, block.code
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name not in ELSEWHERE])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_gives_a_reason_for_each_block_that_is_not_run(name):
     before = re.compile(rf"^{NOT_RUN}.+ -->\n+\Z", flags=re.MULTILINE)
     shells = list(re.finditer(r"^ *```(?:sh|bash)$", PAGES[name], flags=re.MULTILINE))

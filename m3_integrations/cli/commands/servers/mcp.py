@@ -24,7 +24,7 @@ def mcp(
         bool,
         typer.Option(
             "--write",
-            help="Let the assistant add, delete and judge passages (remember, forget, feedback); creates a missing index.",
+            help="Let the assistant add, delete and judge passages (remember, forget, feedback); create a new index.",
         ),
     ] = False,
     http: Annotated[
