@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 
@@ -131,6 +132,18 @@ async def test_the_command_creates_a_memory_and_serves_it_over_stdin_and_stdout(
         index.delete(index.ids())
     with open_indexes([tmp_path / "notes"], str(bge_m3()), can_be_empty=True) as (_, indexes):
         assert len(indexes["notes"]) == 0
+
+
+def test_a_client_that_stops_reading_is_no_fault_of_the_server(bge_m3, tmp_path):
+    words = ["-m", "m3_integrations.cli", "mcp", str(tmp_path / "notes"), "--model", str(bge_m3()), "--write"]
+    about = {"protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about})
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, *words], encoding="utf-8", **pipes) as server:
+        server.stdout.close()
+        server.stdin.write(request + "\n")
+        server.stdin.close()
+        assert server.stderr.read() == "0 passages of notes; serving MCP on stdin and stdout\n"
 
 
 def test_a_missing_index_that_cannot_be_written_is_refused(tmp_path):

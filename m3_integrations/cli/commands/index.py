@@ -140,7 +140,7 @@ def _summary(
         if report.superseded:
             terminal.warn(f"{report.superseded} passages were superseded by later ones with the same id")
         if unreadable:
-            count = f"{len(unreadable)} files or folders"
+            count = "1 file or folder" if len(unreadable) == 1 else f"{len(unreadable)} files or folders"
             terminal.warn(f"{count} could not be read; passages that the index has of them are kept")
 
     data = {"index": str(folder), **counts, **others, "unreadable": list(unreadable), "passages": total}

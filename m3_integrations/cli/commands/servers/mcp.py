@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -50,7 +53,8 @@ def mcp(
         server = create_mcp_server(encoder, index, name=name, k=k, can_write=write)
         if not http:
             terminal.note(f"{len(index):,} passages of {name}; serving MCP on stdin and stdout")
-            server.run("stdio")
+            with _client_may_leave():
+                server.run("stdio")
             return
 
         def announce(url: str) -> None:
@@ -59,3 +63,14 @@ def mcp(
             terminal.note("stop with Ctrl-C")
 
         serve(create_mcp_app(server, settings), settings, announce)
+
+
+@contextmanager
+def _client_may_leave() -> Iterator[None]:
+    """Raise BrokenPipeError alone, without its group of tasks, if the client stops reading."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if group.split(BrokenPipeError)[1] is not None:
+            raise
+        raise BrokenPipeError(errno.EPIPE, "the client stopped reading") from group
