@@ -475,11 +475,13 @@ class LocalIndex(ClosableIndex):
         self._catalog.rewrite()
         # Rewriting waited for all readers of earlier states, so none can save another graph or other lists of them.
         self._read(lambda _, snapshot: self._hnsw.remove_outdated(snapshot))
-        self._late_interaction.remove_saved()
-        for ledger in ledgers(self.folder):
-            forget_passages(ledger, ids, self.write_timeout)
         former = self.folder.with_name(f"{self.folder.name}.previous")  # kept by a re-encoding
-        if (former / FILE_NAME).is_file():
+        with translate_write_errors(self.folder):
+            self._late_interaction.remove_saved()
+            for ledger in ledgers(self.folder):
+                forget_passages(ledger, ids, self.write_timeout)
+            has_former = (former / FILE_NAME).is_file()
+        if has_former:
             with LocalIndex.open(former, write_timeout=self.write_timeout) as kept:
                 kept.delete(ids, purge=True)
 
