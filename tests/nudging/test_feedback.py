@@ -86,6 +86,7 @@ def test_a_forged_judgement_is_damage_at_worst(index, column, value):
     feedback = fill(index)
     feedback.add("ask", "p1", True)
     with closing(sqlite3.connect(index.folder / FILE_NAME, isolation_level=None)) as ledger:
+        ledger.execute("DROP TABLE checks")  # a forger writes checksums too
         ledger.execute(f"UPDATE feedback SET {column} = {value}")
     with suppress(M3Error):
         feedback.counts()

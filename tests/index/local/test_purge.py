@@ -144,6 +144,7 @@ def test_a_ledger_elsewhere_forgets_passages_when_it_is_told_to(tmp_path):
 def test_questions_older_than_a_date_are_forgotten(tmp_path):
     with LocalIndex.open(tmp_path, ENCODER) as index, closing(nudged(tmp_path, index)) as nudger:
         with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as ledger, ledger:
+            ledger.execute("DROP TABLE checks")
             ledger.execute("UPDATE queries SET added = '2020-05-01T00:00:00+00:00' WHERE id LIKE 's%'")
         assert nudger.forget_queries(date(2020, 5, 1)) == 0
         assert nudger.forget_queries(datetime(2020, 5, 1, 12, tzinfo=UTC)) == 4
